@@ -1,0 +1,19 @@
+"""What every layer of one forward pass is told besides its input and its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    start: Tensor
+    """Tokens already in each sequence's state: (B,), or (N,) for packed documents."""
+    positions: Tensor
+    """Place of every token in its own document, counted from its first token ever: (B, T)."""
+    cu_seqlens: Tensor | None
+    """Boundaries of packed documents (N+1,), or None."""
+    shared: Tensor | None
+    """What the model computes once for all layers, first axis the layer; HGRN2: its lower bounds (L, D)."""

@@ -1,0 +1,109 @@
+"""Softmax attention: LLaMA's mixer, and the one that a hybrid keeps in some of its layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from linscale.layers.context import Context
+from linscale.ops import angles, rotate_half
+
+
+class KeyValues(NamedTuple):
+    """What softmax attention remembers: every key and value so far.
+
+    k, v (B, S, H, K); of sequence b the first `position[b]` places are filled (position: see LanguageModel's State).
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+class SoftmaxAttention(nn.Module):
+    """o_proj(softmax(q kᵀ / sqrt(K) + causal) v) with RoPE on q and k; q, k, v (B, T, H, K) are projections of x."""
+
+    def __init__(self, d_model: int, n_heads: int, rope_base: float) -> None:
+        super().__init__()
+        self.n_heads, self.rope_base = n_heads, rope_base
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
+        """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
+        q, k, v = (proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        channels = torch.arange(0, q.shape[-1], 2, device=x.device, dtype=torch.float64)
+        frequencies = self.rope_base ** (-channels / q.shape[-1])  # (K/2,)
+        cos, sin = angles(context.positions, frequencies)
+        q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+        if context.cu_seqlens is None:
+            o, state = _attend(q, k, v, state, context.start)
+        else:
+            o, state = _attend_packed(q, k, v, state, context)
+        return self.o_proj(o.flatten(2)), state
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor) -> tuple[Tensor, KeyValues]:
+    """Causal attention of T new steps (B, T, H, K) over `past` and themselves; start (B,) says how long the past is."""
+    if past is None:
+        o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        return o.transpose(1, 2), KeyValues(k, v)
+    steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps
+    places = steps[:, :, None, None].expand_as(k)
+    k, v = (
+        pad(old, (0, 0, 0, 0, 0, q.shape[1])).scatter(1, places, new) for old, new in zip(past, (k, v), strict=True)
+    )
+    visible = torch.arange(k.shape[1], device=q.device) <= steps[:, None, :, None]  # (B, 1, T, S)
+    o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible)
+    return o.transpose(1, 2), KeyValues(k, v)
+
+
+def _attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
+) -> tuple[Tensor, KeyValues]:
+    """One document after the other; the states (N, S, H, K) are padded to the longest."""
+    assert context.cu_seqlens is not None
+    lengths = context.cu_seqlens.diff().tolist()
+    outputs, states = [], []
+    rows = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), context.start.split(1), strict=True)
+    for document, (q_row, k_row, v_row, start) in enumerate(rows):
+        before = None if past is None else KeyValues(*(x[document : document + 1, : int(start)] for x in past))
+        o, state = _attend(q_row, k_row, v_row, before, start)
+        outputs.append(o)
+        states.append(state)
+    longest = max(state.k.shape[1] for state in states)
+    joined = (
+        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs]) for xs in zip(*states, strict=True)
+    )
+    return torch.cat(outputs, dim=1), KeyValues(*joined)
+
+
+def going_through_a_book(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention as an additive recurrence that every query runs afresh over the whole past.
+
+        s_tʲ = s_tʲ⁻¹ + exp(q_t · k_j / sqrt(K))
+        o_tʲ = (s_tʲ⁻¹ / s_tʲ) o_tʲ⁻¹ + (1 - s_tʲ⁻¹ / s_tʲ) v_j,     o_t = o_tᵗ
+
+    The reference form of softmax attention ("Going Through a Book", arXiv 2406.16690), with the running maximum
+    taken out of the exponent for stability. q, k (B, T, H, K), v (B, T, H, V) -> (B, T, H, V)
+    """
+    length = q.shape[1]
+    o = torch.zeros_like(v)
+    total = q.new_zeros(q.shape[:3])  # s, relative to exp(largest): (B, T, H)
+    largest = torch.full_like(total, -torch.inf)
+    for j in range(length):
+        readers = slice(j, length)  # the queries that may see page j
+        score = (q[:, readers] * k[:, j : j + 1]).sum(-1) / q.shape[-1] ** 0.5
+        top = torch.maximum(largest[:, readers], score)
+        before = total[:, readers] * (largest[:, readers] - top).exp()
+        after = before + (score - top).exp()
+        keep = (before / after)[..., None]
+        seen = keep * o[:, readers] + (1 - keep) * v[:, j : j + 1]
+        o, total, largest = (
+            torch.cat([x[:, :j], new], dim=1) for x, new in ((o, seen), (total, after), (largest, top))
+        )
+    return o

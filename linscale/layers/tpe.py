@@ -1,0 +1,78 @@
+"""TPE: a causal Toeplitz filter over the embeddings that tells cosFormer2 where it is.
+
+Each channel c is filtered by a sum of e exponentials with shared rates:
+
+    hₜ[c, j] = λ_j hₜ₋₁[c, j] + xₜ[c]
+    yₜ[c]    = Σ_j b[c, j] hₜ[c, j]  =  Σ_{s<=t} F[c, t-s] x_s[c],   F[c, m] = Σ_j b[c, j] λ_j^m
+
+The cosFormer2 paper gives its size (D·e parameters) and its cost (up, recurrence and down, 2nDe + nDe + nDe) but not
+its form. This one matches both: b is learned and λ is not, for the count leaves no room for it. λ_j = exp(-1/τ_j)
+with τ log-spaced over 1 to 1000 steps; b starts small and then shifted so that F[c, 0] = 1: at first the embedding
+passes through with unit weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from linscale.ops.linear_scan import exclusive_linear_scan
+from linscale.ops.packing import ChunkLayout
+
+CHUNK = 32
+LONGEST = 1000.0  # steps, the largest τ
+
+
+class ToeplitzEncoding(nn.Module):
+    """y, state = TPE(x, state, cu_seqlens):  x (B, T, D), state (B, D, e) or (N, D, e) when packed -> y (B, T, D)."""
+
+    log_rate: Tensor
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_model, width))  # b
+        self.register_buffer("log_rate", torch.empty(width), persistent=False)  # log λ_j = -1/τ_j
+        self.reset_parameters(0.0)
+
+    def reset_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
+        """b ~ N(0, std²/e), then shifted so that Σ_j b[c, j] = 1 for every channel c."""
+        width = self.weight.shape[1]
+        with torch.no_grad():
+            self.log_rate.copy_(-(LONGEST ** -torch.linspace(0, 1, width, dtype=torch.float64)))
+            noise = torch.randn(self.weight.shape, generator=generator) * (std / width**0.5)
+            self.weight.copy_(noise + (1 - noise.sum(1, keepdim=True)) / width)
+
+    def forward(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        # In chunks of C steps: a Toeplitz product inside the chunk, the e-fold state between chunks.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        size = min(CHUNK, x.shape[1])
+        layout = None if cu_seqlens is None else ChunkLayout(cu_seqlens, x, size)
+        empty = -x.shape[1] % size
+        spread = pad(x, (0, 0, 0, empty)) if layout is None else layout.spread(x)
+        chunks = spread.unflatten(1, (-1, size)).transpose(2, 3).to(dtype)  # (B, N, D, C)
+        steps = torch.arange(size + 1, device=x.device, dtype=dtype)
+        powers = (steps[:, None] * self.log_rate.to(dtype)).exp()  # λ_j^m: (C + 1, e)
+        weight = self.weight.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            near = self._within_chunks(chunks, weight @ powers[:-1].mT)
+            update = chunks @ powers[:-1].flip(0)  # (B, N, D, e)
+            cu_chunks = None if layout is None else layout.cu_chunks
+            start = None if state is None else state.to(dtype)
+            decay = powers[-1].view(1, 1, 1, -1)
+            before, final = exclusive_linear_scan(update, decay, state=start, cu_seqlens=cu_chunks)
+            y = near + (before * weight) @ powers[1:].mT
+        # The empty steps at the end of a sequence decayed its state: λ >= 1/e, so 31 steps are undone safely.
+        extra = torch.tensor([empty], device=x.device) if layout is None else layout.empty
+        final = final * (-extra.to(dtype)[:, None, None] * self.log_rate.to(dtype)).exp()
+        y = y.transpose(2, 3).flatten(1, 2).to(x.dtype)
+        return (y[:, : x.shape[1]] if layout is None else layout.gather(y)), final
+
+    @staticmethod
+    def _within_chunks(chunks: Tensor, taps: Tensor) -> Tensor:
+        """Σ_{s<=r} F[c, r-s] x_s[c]:  chunks (B, N, D, C), taps F (D, C) -> (B, N, D, C)."""
+        size = taps.shape[1]
+        lag = torch.arange(size, device=taps.device)[:, None] - torch.arange(size, device=taps.device)
+        toeplitz = taps[:, lag.clamp(min=0)].tril()  # (D, C, C)
+        columns = chunks.permute(2, 3, 0, 1).flatten(2)  # (D, C, B N)
+        return (toeplitz @ columns).unflatten(2, chunks.shape[:2]).permute(2, 3, 0, 1)

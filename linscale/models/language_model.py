@@ -1,0 +1,212 @@
+"""The skeleton that all architectures share: embed, blocks, norm, head. An architecture is a mixer put into it.
+
+x = embed(tokens)                        cosFormer2 alone then filters x with its TPE
+for each block:
+    x = x + mixer(norm(x))               moves information through time
+    x = x + mlp(norm(x))                 works on each token alone
+logits = norm(x) · embedᵀ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from linscale.config import config
+from linscale.layers import GLU, LRPE, Context, RMSNorm, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
+from linscale.ops import linear_cross_entropy
+from linscale.ops.packing import document_lengths, document_positions
+
+
+@config
+class LanguageModelConfig:
+    """The shape of a language model, for every architecture."""
+
+    vocab_size: PositiveInt = 100_280
+    "Rows of the embedding; at least the tokenizer's vocabulary."
+    d_model: PositiveInt
+    "Width D; a multiple of head_dim."
+    n_layers: PositiveInt
+    "Number of blocks L."
+    head_dim: PositiveInt = 128
+    "Width of a head; even. The number of heads is d_model / head_dim."
+    d_ff: PositiveInt | None = None
+    "Inner width of the GLU; by default 8/3 · d_model rounded up to a multiple of 256."
+    softmax_every: NonNegativeInt = 0
+    "A hybrid: m > 0 makes layers m, 2m, 3m, ... softmax attention with RoPE. 0 keeps the architecture pure."
+    rope_base: PositiveFloat = 10_000.0
+    "Base of RoPE's frequencies in softmax layers."
+    norm_eps: PositiveFloat = 1e-6
+    "Added to the mean square in norms."
+    init_std: PositiveFloat = 0.02
+    "Standard deviation of freshly initialised matrices."
+    tie_embeddings: bool = True
+    "Whether the head is the embedding."
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.head_dim:
+            raise ValueError(f"d_model = {self.d_model} is not a multiple of head_dim = {self.head_dim}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even: positions rotate pairs of channels")
+        return self
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.head_dim
+
+    @property
+    def glu_width(self) -> int:
+        """d_ff, or 8/3 · d_model rounded up to a multiple of 256."""
+        return self.d_ff if self.d_ff is not None else 256 * -(-8 * self.d_model // (3 * 256))
+
+    def is_softmax(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, is a softmax layer of a hybrid."""
+        return self.softmax_every > 0 and (layer + 1) % self.softmax_every == 0
+
+
+class State(NamedTuple):
+    """A model's whole memory of the past. A forward pass returns a new one and leaves the old one as it was."""
+
+    position: Tensor
+    """Tokens read so far, (B,) int64; (N,) for packed documents."""
+    embedding: Tensor | None
+    """State of the position encoder (cosFormer2's TPE), or None."""
+    layers: tuple[Any, ...]
+    """State of every mixer: (B, H, K, V) float32 for linear attention, KeyValues for softmax attention."""
+
+
+class Output(NamedTuple):
+    logits: Tensor | None
+    """(B, T, vocab), or None when targets were given."""
+    loss: Tensor | None
+    """Cross-entropy of every target, (B, T) in nats, not reduced; or None."""
+    state: State
+
+
+class Mixer(Protocol):
+    """How a layer moves information through time: x (B, T, D) and its state in, y (B, T, D) and its new state out."""
+
+    def __call__(self, x: Tensor, state: Any, context: Context) -> tuple[Tensor, Any]: ...
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x). x (B, T, D)."""
+
+    def __init__(self, config: LanguageModelConfig, mixer: nn.Module, norm: type[SRMSNorm], mlp: GLU) -> None:
+        super().__init__()
+        self.mixer_norm, self.mixer = norm(config.d_model, config.norm_eps), mixer
+        self.mlp_norm, self.mlp = norm(config.d_model, config.norm_eps), mlp
+
+    def forward(self, x: Tensor, state: Any, context: Context) -> tuple[Tensor, Any]:
+        y, state = self.mixer(self.mixer_norm(x), state, context)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), state
+
+
+class LanguageModel(nn.Module):
+    """Base of every architecture, which hands over its mixer, its norm and its GLU's activation.
+
+    mixer  (config, layer) -> module; the softmax layers of a hybrid are made here
+    """
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        mixer: Callable[[Any, int], nn.Module],
+        norm: type[SRMSNorm],
+        activation: Literal["silu"] | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_encoder: ToeplitzEncoding | None = None
+        self.blocks = nn.ModuleList()
+        for layer in range(config.n_layers):
+            softmax = config.is_softmax(layer)
+            chosen = (
+                SoftmaxAttention(config.d_model, config.n_heads, config.rope_base) if softmax else mixer(config, layer)
+            )
+            self.blocks.append(Block(config, chosen, norm, GLU(config.d_model, config.glu_width, activation)))
+        self.norm = norm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def shared(self) -> Tensor | None:
+        """What is computed once a pass for all layers, first axis the layer; see Context.shared."""
+        return None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        state: State | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Output:
+        """Read T more tokens of every sequence: training, prefill and decoding alike.
+
+        tokens      (B, T) int64
+        targets     (B, T) int64: the loss of each instead of logits; -100 gives 0
+        state       what an earlier pass returned; None starts afresh
+        cu_seqlens  (N+1,) documents packed into one row (B = 1): nothing crosses a boundary; state is per document
+        """
+        context = self._context(tokens, state, cu_seqlens)
+        x = self.embedding(tokens)
+        encoder_state = None
+        if self.position_encoder is not None:
+            x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens)
+        states = []
+        for block, before in zip(self.blocks, state.layers if state else [None] * len(self.blocks), strict=True):
+            x, after = block(x, before, context)
+            states.append(after)
+        x = self.norm(x)
+        read = tokens.shape[1] if cu_seqlens is None else cu_seqlens.diff()
+        new_state = State(context.start + read, encoder_state, tuple(states))
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        if targets is None:
+            return Output(linear(x, weight), None, new_state)
+        return Output(None, linear_cross_entropy(x, weight, targets), new_state)
+
+    def _context(self, tokens: Tensor, state: State | None, cu_seqlens: Tensor | None) -> Context:
+        sequences = tokens.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, tokens))
+        start = tokens.new_zeros(sequences) if state is None else state.position
+        if start.shape != (sequences,):
+            raise ValueError(f"state holds {start.shape[0]} sequences, the input {sequences}")
+        if cu_seqlens is None:
+            positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        else:
+            documents, places = document_positions(cu_seqlens, tokens.shape[1])
+            positions = (start[documents] + places)[None]
+        return Context(start, positions, cu_seqlens, self.shared())
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> Self:
+        """Give every tensor its first value, the same for the same seed on every device.
+
+        nn.Linear, nn.Embedding   N(0, init_std²)    released TNL and HGRN2 code: 0.02; no scaling of embeddings
+        RMSNorm                   1
+        LRPE θ                    10000^(-2m/D), see LRPE
+        TPE b, λ                  see ToeplitzEncoding
+        HGRN2 Γ                   1: lower bounds rise evenly with depth
+        TNL decay rates           see tnl.decay_rates (a buffer)
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                values = torch.randn(module.weight.shape, generator=generator) * self.config.init_std
+                module.weight.copy_(values)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, LRPE):
+                module.reset_parameters()
+            elif isinstance(module, ToeplitzEncoding):
+                module.reset_parameters(self.config.init_std, generator)
+        self.reset_own_parameters()
+        return self
+
+    def reset_own_parameters(self) -> None:
+        """First values of the tensors that only one architecture has."""

@@ -1,0 +1,96 @@
+"""Linear attention with decay: one recurrence, the operator of every linear-attention model here.
+
+    Sₜ = diag(exp gₜ) Sₜ₋₁ + kₜ vₜᵀ        S in R^{K x V},  g = log_decay <= 0
+    oₜ = scale · Sₜᵀ qₜ
+
+reference.py steps through time and is the definition; chunk.py computes the same C steps at a time with
+matrix products, and is how a CPU trains. `decay_attention_step` is one step of it, for decoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linscale.ops.backend import Backend, resolve_backend
+from linscale.ops.decay_attention.chunk import chunk_decay_attention
+from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
+from linscale.ops.packing import document_lengths
+
+
+def decay_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float = 1.0,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend causally through a decaying K x V memory, in time linear in T.
+
+    q, k        (B, T, H, K)
+    v           (B, T, H, V)
+    log_decay   None            no decay                 cosFormer2
+                (H,)            constant per head        TNL, SUPRA
+                (B, T, H)       per token and head
+                (B, T, H, K)    per channel              HGRN2
+                every entry <= 0
+    state       (B, H, K, V), zeros if None; (N, H, K, V) with cu_seqlens
+    cu_seqlens  (N+1,) packed documents (B = 1): nothing crosses a boundary
+
+    Returns o (B, T, H, V) in the dtype of v, and the final state, float32 (float64 for float64 inputs).
+    Everything is differentiable, the state both ways. Any T is accepted.
+    Raises ValueError when shapes do not fit together.
+    """
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    documents = q.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, q))
+    _check(q, k, v, log_decay, state, (documents, *q.shape[2:], v.shape[-1]))
+    if state is None:
+        state = q.new_zeros(documents, *q.shape[2:], v.shape[-1], dtype=dtype)
+    run = reference_decay_attention if resolve_backend(backend) == "reference" else chunk_decay_attention
+    decay = None if log_decay is None else log_decay.to(dtype)
+    query = q.to(dtype) if scale == 1.0 else q.to(dtype) * scale
+    # The recurrence accumulates: under autocast its products would fall back to bf16.
+    with torch.autocast(q.device.type, enabled=False):
+        o, final = run(query, k.to(dtype), v.to(dtype), decay, state.to(dtype), cu_seqlens)
+    return o.to(v.dtype), final
+
+
+def decay_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, *, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One token of `decay_attention`: what decoding runs.
+
+    q, k (B, H, K), v (B, H, V), log_decay None, (H,), (B, H) or (B, H, K), state (B, H, K, V).
+    Returns o (B, H, V) in the dtype of v, and the new state; the old one is left as it was.
+    """
+    if log_decay is not None and log_decay.ndim > 1:
+        log_decay = log_decay[:, None]
+    _check(q[:, None], k[:, None], v[:, None], log_decay, state, (*q.shape, v.shape[-1]))
+    if log_decay is not None:
+        log_decay = log_decay.to(state.dtype) if log_decay.ndim == 1 else log_decay[:, 0].to(state.dtype)
+    o, state = reference_step(q.to(state.dtype) * scale, k.to(state.dtype), v.to(state.dtype), log_decay, state)
+    return o.to(v.dtype), state
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, state_shape: tuple[int, ...]
+) -> None:
+    """Raise ValueError naming the tensor whose shape does not fit. q, k (B, T, H, K), v (B, T, H, V)."""
+    if q.ndim != 4 or k.shape != q.shape or v.shape[:-1] != q.shape[:-1]:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"expected q, k (B, T, H, K) and v (B, T, H, V), got {shapes}")
+    accepted = (q.shape[2:3], q.shape[:3], q.shape)
+    if log_decay is not None and log_decay.shape not in accepted:
+        names = ", ".join(str(tuple(shape)) for shape in accepted)
+        raise ValueError(
+            f"log_decay is {tuple(log_decay.shape)}, expected None, or (H,), (B, T, H), (B, T, H, K) = {names}"
+        )
+    if state is not None and state.shape != state_shape:
+        raise ValueError(f"state is {tuple(state.shape)}, expected {state_shape}")
+
+
+__all__ = ["decay_attention", "decay_attention_step"]

@@ -1,0 +1,37 @@
+"""Positions as rotations: RoPE for softmax attention, LRPE for linear attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * frequency, computed in float64: at position 10^6 float32 would be 0.06 rad off.
+
+    positions (..., T) integers, frequencies (...) -> cos, sin (*positions.shape, *frequencies.shape) in float32,
+    or float64 for float64 frequencies.
+    """
+    shape = (*positions.shape, *(1,) * frequencies.ndim)
+    angle = positions.double().reshape(shape) * frequencies.double()
+    dtype = torch.float64 if frequencies.dtype == torch.float64 else torch.float32
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE (Su et al. 2021) with the halves convention of released LLaMA weights: channel m turns with m + K/2.
+
+    x (B, T, H, K), cos and sin (B, T, K/2) -> (B, T, H, K) in the dtype of x.
+    """
+    cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)  # (B, T, 1, K/2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rotate_lrpe(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """LRPE of complex type (Qin et al., TMLR 2023): [x cos(tθ), x sin(tθ)], so that a product of two such vectors is
+    Σ_c q_c k_c cos((t - s) θ_c).
+
+    x (B, T, H, K), cos and sin (B, T, H, K) -> (B, T, H, 2K) in the dtype of x.
+    """
+    return torch.cat([x * cos.to(x.dtype), x * sin.to(x.dtype)], dim=-1)
