@@ -72,9 +72,12 @@ class HGRN2(LanguageModel):
 
 
 def lower_bounds(logits: Tensor) -> Tensor:
-    """β (L, D) from Γ (L, D), at least float32: 0 in the first layer, rising with depth, below 1."""
+    """β (L, D) from Γ (L, D), at least float32: 0 in the first layer, rising with depth, below 1.
+
+    Above the first layer β keeps a hair's breadth from 0 and 1, where rounding would make log β or log(1 - β) infinite.
+    """
     p = (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=0)
-    return torch.cat([torch.zeros_like(p[:1]), p[1:].cumsum(dim=0)])
+    return torch.cat([torch.zeros_like(p[:1]), p[1:].cumsum(dim=0).clamp(1e-12, 1 - 2**-20)])
 
 
 def forget_gate(f: Tensor, lower_bound: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,9 @@ and backwards, from do and dS' (the chunks in reverse, for dS of one chunk is dS
     dG        = q * dq - k * dk, and at the last step of the chunk also
                 Σ_r k_r * (the part of dk_r that came from dS') + exp(G_C) * rowsum(dS' * S)
 
+The terms with no decay in them, r = c in the scores and the last step in dS', would cancel in dG. They are left out of
+it: under strong decay the rounding of what cancels is far larger than what remains.
+
 Every exponent is a sum of log decays over a stretch of time, hence <= 0: nothing can overflow. Cost per token is
 O(C (K + V) + K V) whatever T is: a long sequence is worked on in segments that stay in cache, and the backward pass
 keeps only the state before each segment and computes the rest again.
@@ -127,24 +130,29 @@ class _Segment:
         products = self.q @ self.k.mT
         return products.tril() if self.triangle is None else products * self.triangle
 
-    def scores_backward(self, dscores: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients for q and k through the scores."""
+    def below_diagonal_backward(self, dscores: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients for q and k through the scores r > c."""
         if self.total is not None and self.per_channel:
             return decayed_scores_backward(self.q, self.k, self.total, dscores)
-        dproducts = dscores.tril() if self.triangle is None else dscores * self.triangle
+        dproducts = (dscores if self.triangle is None else dscores * self.triangle).tril(-1)
         return dproducts @ self.k, dproducts.mT @ self.q
 
     def backward(self, do: Tensor, dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """do (B, N, H, C, V), dfinal like final -> dq, dk, dv, dG, each (B, N, H, C, K or V), and dS at the start."""
         dafter, dstate = _pass_back(self.q_past.mT @ do, self.decay, dfinal, self.cu_chunks)
-        dq, dk = self.scores_backward(do @ self.v.mT)
+        dscores = do @ self.v.mT
+        dq, dk = self.below_diagonal_backward(dscores)
         dq_past, dk_future = do @ self.before.mT, self.v @ dafter.mT
         if self.total is not None:
             dq_past, dk_future = dq_past * self.past, dk_future * self.future
-        dq, dk = dq + dq_past, dk + dk_future
+        dq = dq + dq_past
+        through_end = self.k * dk_future
+        through_end[..., -1, :] = 0
+        dtotal = self.q * dq - self.k * dk - through_end
+        dtotal[..., -1, :] += through_end.sum(-2) + self.decay[..., 0] * (dafter * self.before).sum(-1)
+        diagonal = dscores.diagonal(dim1=-2, dim2=-1)[..., None]
+        dq, dk = dq + diagonal * self.k, dk + diagonal * self.q + dk_future
         dv = self.scores().mT @ do + self.k_future @ dafter
-        dtotal = self.q * dq - self.k * dk
-        dtotal[..., -1, :] += (self.k * dk_future).sum(-2) + self.decay[..., 0] * (dafter * self.before).sum(-1)
         return dq, dk, dv, dtotal, dstate
 
 

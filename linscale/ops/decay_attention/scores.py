@@ -39,14 +39,14 @@ def decayed_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
 
 
 def decayed_scores_backward(q: Tensor, k: Tensor, total: Tensor, dscores: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `decayed_scores` for q and k, (..., C, K). The one for G is q * dq - k * dk, elementwise and
-    exactly, because every term of the sum carries q_r k_c exp(G_r - G_c)."""
+    """Gradients for q and k, (..., C, K), through the scores below the diagonal, r > c. The one for G is
+    q * dq - k * dk, elementwise and exactly, because every term carries q_r k_c exp(G_r - G_c)."""
     size = dscores.shape[-1]
     q, k, total = _padded(q, k, total)
     extra = q.shape[-2] - size
     dscores = pad(dscores, (0, extra, 0, extra)) if extra else dscores
     dq, dk = torch.zeros_like(q), torch.zeros_like(k)
-    for offset in range(BASE):
+    for offset in range(1, BASE):
         rows, columns, decay = _near(q, k, total, offset)
         weight = _near_scores(dscores, offset)[..., None] * decay
         _blocks(dq)[..., offset:, :].addcmul_(weight, columns)
