@@ -1,0 +1,343 @@
+"""Prepare: from text files to a folder of token shards, in parallel, in bounded memory, resumable.
+
+One process reads documents and hands them out in batches; workers tokenize; the first one writes them in the
+order they were read, so the corpus is the same byte for byte with any number of workers. `journal.json` holds, as
+of the last closed shard, the position in the input and the length of every open file; a run that was killed goes
+on from there. The last thing written is the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from linscale.config import UserError, config, fingerprint, parse, to_dict
+from linscale.data import shards
+from linscale.data.shards import Manifest, SourceRecord, SplitRecord, SplitState, SplitWriter, TokenDataset
+from linscale.data.sources import Source, find_sources, read_documents
+from linscale.data.tokenizer import FILE as TOKENIZER_FILE
+from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
+from linscale.run_folder import code_version, locked, read_json, write_json
+
+POOL_BYTES = 16 << 20
+"""Inputs smaller than this are tokenized before worker processes would have started."""
+BATCH_CHARACTERS = 1 << 20
+
+Progress = Callable[[int, int, int, int], None]
+"""Called with bytes read, bytes in total, documents and tokens written (since the beginning, not the resume)."""
+
+
+@config
+class PrepareOptions:
+    """How text becomes a corpus."""
+
+    text_field: str = "text"
+    """The field of a .jsonl line, or the column of a .parquet file, that holds the text."""
+    document_bytes: Annotated[int, Field(ge=16)] | None = None
+    """Cut documents longer than this many bytes into several, at line ends. Without it a .txt file is one document."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The share of documents that goes to the validation split, chosen by a hash of their text."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that tokenize; by default one for each core. The corpus does not depend on it."""
+    shard_tokens: Annotated[int, Field(ge=1)] = 100_000_000
+    """A shard is closed at the end of the document that brings it to this many tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Another seed draws another validation split."""
+    bpe_sample_bytes: Annotated[int, Field(ge=1)] = 50_000_000
+    """With tokenizer bpe:SIZE, train it on this much text, taken from the start of every file in proportion to size."""
+
+
+@config
+class Journal:
+    """Where an unfinished preparation stands."""
+
+    settings: dict[str, Any]
+    inputs_fingerprint: str
+    position: tuple[int, int] = (0, 0)
+    """Source and document in it, from which reading goes on."""
+    splits: dict[str, SplitState]
+
+
+class Encoded(NamedTuple):
+    """A tokenized document and the split it belongs to."""
+
+    split: str
+    tokens: np.ndarray
+    text_bytes: int
+
+
+class Batch(NamedTuple):
+    """Documents in order, each with its source and its number in it; `bytes_read` counts all input so far."""
+
+    positions: list[tuple[int, int]]
+    texts: list[str]
+    bytes_read: int
+
+
+def prepare(
+    inputs: Sequence[str],
+    *,
+    tokenizer: str = "byte",
+    out: str | Path,
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Tokenize `inputs` (files, folders, 'builtin:NAME') into the folder `out`; returns its manifest.
+
+    `tokenizer` is 'byte', 'bpe:SIZE' (trained on the inputs), or the path of a tokenizer.json. Killed and called
+    again it continues; finished and called again it does nothing. Worker processes are spawned: a script that calls
+    this needs `if __name__ == "__main__":`. Raises UserError for bad input, for a split without documents, for a
+    full disk (what is there is kept), and when `out` holds another corpus.
+    """
+    out, options = Path(out), options or PrepareOptions()
+    sources, left_out = find_sources(inputs)
+    given = None if bpe_size(tokenizer) else load_tokenizer(tokenizer)
+    settings = {"tokenizer": given.name if given else tokenizer, "tokenizer_fingerprint": given and given.fingerprint}
+    settings |= {name: value for name, value in to_dict(options).items() if name != "workers"}
+    inputs_fingerprint = fingerprint([source.identity for source in sources])
+    empty = {name: SplitState() for name in shards.SPLITS}
+    journal = Journal(settings=settings, inputs_fingerprint=inputs_fingerprint, splits=empty)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out = {out}: is a file; expected a folder")
+    with _disk_errors(out), locked(out):
+        if (out / shards.MANIFEST).exists():
+            manifest = TokenDataset.open(out).manifest
+            _require_same(out, manifest, journal)
+        else:
+            journal = _resume_or_begin(out, journal)
+            chosen = given or _trained(out, tokenizer, sources, options)
+            chosen.save(out)
+            splits = _write(out, sources, chosen, options, journal, progress)
+            manifest = Manifest(
+                code_version=code_version(),
+                dtype="uint16" if chosen.dtype.itemsize == 2 else "uint32",
+                tokenizer=shards.tokenizer_record(chosen),
+                settings=settings,
+                inputs_fingerprint=inputs_fingerprint,
+                sources=tuple(SourceRecord(name=source.name, bytes=source.size) for source in sources),
+                left_out=tuple(left_out),
+                splits=splits,
+            )
+            write_json(out / shards.MANIFEST, to_dict(manifest))
+        for left in (out / shards.JOURNAL, *out.glob(".*.tmp")):
+            left.unlink(missing_ok=True)
+    return to_dict(manifest)
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or out
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some space and run the same command again: it continues where it stopped"
+            raise UserError(f"{place}: the disk is full or over quota ({error.strerror}); {remedy}") from None
+        raise UserError(f"{place}: {error.strerror or error}") from None
+
+
+def _require_same(out: Path, found: Journal | Manifest, wanted: Journal) -> None:
+    """Raises UserError when `out` was made, or begun, from other inputs or with other settings."""
+    names = {*found.settings, *wanted.settings}
+    pairs = {name: (found.settings.get(name), wanted.settings.get(name)) for name in sorted(names)}
+    changes = [f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new]
+    if found.inputs_fingerprint != wanted.inputs_fingerprint:
+        changes.append("other or changed input files")
+    if changes:
+        raise UserError(f"out = {out}: holds another corpus ({'; '.join(changes)}); choose another --out or delete it")
+
+
+def _resume_or_begin(out: Path, journal: Journal) -> Journal:
+    """The journal of a preparation that was interrupted, or `journal`, written, in an empty folder.
+
+    A journal that records no closed shard holds nothing worth keeping: with other settings it is begun again.
+    """
+    path = out / shards.JOURNAL
+    if path.exists():
+        found: Journal = parse(Journal, read_json(path), source=str(path))
+        if found.position == (0, 0) and found != journal:
+            write_json(path, to_dict(journal))
+            for left in (out / TOKENIZER_FILE, *out.glob("*.bin"), *out.glob("*.docs"), *out.glob(".*.part")):
+                left.unlink(missing_ok=True)
+            return journal
+        _require_same(out, found, journal)
+        return found
+    if any(not file.name.startswith(".") for file in out.iterdir()):
+        raise UserError(f"out = {out}: holds files that are not a linscale corpus; choose an empty or new folder")
+    write_json(path, to_dict(journal))
+    return journal
+
+
+def _trained(out: Path, spec: str, sources: list[Source], options: PrepareOptions) -> Tokenizer:
+    """The tokenizer an interrupted run trained, or one trained now on a sample of the training documents."""
+    if (out / TOKENIZER_FILE).exists():
+        return load_tokenizer(out)
+    size = bpe_size(spec)
+    assert size is not None
+    return train_bpe(_sample(sources, options), size)
+
+
+def _sample(sources: list[Source], options: PrepareOptions) -> Iterator[str]:
+    """The start of every source, as far as its share of `bpe_sample_bytes`, without validation documents."""
+    total = sum(source.size for source in sources)
+    for source in sources:
+        left = -(-options.bpe_sample_bytes * source.size // total)
+        for document in read_documents(source, text_field=options.text_field, document_bytes=options.document_bytes):
+            if split_of(document.text.encode(), options.seed, options.val_fraction) == "train":
+                yield document.text[:left]
+                left -= len(document.text.encode())
+            if left <= 0:
+                break
+
+
+def split_of(text: bytes, seed: int, val_fraction: float) -> str:
+    """'val' for a share `val_fraction` of all texts, 'train' for the rest: a function of text and seed alone."""
+    digest = hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
+
+
+def _write(
+    out: Path,
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    options: PrepareOptions,
+    journal: Journal,
+    progress: Progress | None,
+) -> dict[str, SplitRecord]:
+    """Tokenize from the journal's position to the end, keeping the journal; returns the finished splits."""
+    writers = {name: SplitWriter(out, name, tokenizer, state) for name, state in journal.splits.items()}
+    total = sum(source.size for source in sources)
+    encode = Encoder(tokenizer, options.seed, options.val_fraction)
+    batches = _batches(sources, options, journal.position)
+    try:
+        with contextlib.closing(_encoded(batches, encode, _workers(tokenizer, total, options))) as encoded:
+            for batch, documents in encoded:
+                for position, document in zip(batch.positions, documents, strict=True):
+                    writer = writers[document.split]
+                    if writer.open_tokens >= options.shard_tokens:
+                        writer.close_shard()
+                        splits = {name: each.checkpoint() for name, each in writers.items()}
+                        journal = dataclasses.replace(journal, position=position, splits=splits)
+                        write_json(out / shards.JOURNAL, to_dict(journal))
+                    writer.add(document.tokens, document.text_bytes)
+                if progress:
+                    documents_done = sum(each.documents for each in writers.values())
+                    progress(batch.bytes_read, total, documents_done, sum(each.tokens for each in writers.values()))
+        _require_documents(writers, options)
+        return {name: writer.finish() for name, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.release()
+
+
+def _require_documents(writers: dict[str, SplitWriter], options: PrepareOptions) -> None:
+    total = sum(writer.documents for writer in writers.values())
+    for name, writer in writers.items():
+        if writer.documents == 0:
+            remedy = {"val": "raise val_fraction", "train": "lower val_fraction"}[name]
+            raise UserError(
+                f"the {name} split is empty: val_fraction = {options.val_fraction} of {total} documents; "
+                f"set document_bytes (now {options.document_bytes}) to cut them into more, {remedy}, or give more input"
+            )
+
+
+def _batches(sources: list[Source], options: PrepareOptions, start: tuple[int, int]) -> Iterator[Batch]:
+    """The documents from position `start` on, about a megabyte of text at a time."""
+    positions: list[tuple[int, int]] = []
+    texts: list[str] = []
+    size = bytes_before = 0
+    for number, source in enumerate(sources):
+        documents = read_documents(source, text_field=options.text_field, document_bytes=options.document_bytes)
+        for position, document in enumerate(documents if number >= start[0] else ()):
+            if (number, position) < start:
+                continue
+            positions.append((number, position))
+            texts.append(document.text)
+            size += len(document.text)
+            if size >= BATCH_CHARACTERS:
+                yield Batch(positions, texts, bytes_before + document.bytes_read)
+                positions, texts, size = [], [], 0
+        bytes_before += source.size
+    yield Batch(positions, texts, bytes_before)
+
+
+class Encoder:
+    """Tokenizes texts and draws their split; what a worker process runs."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, val_fraction: float) -> None:
+        self.tokenizer, self.seed, self.val_fraction = tokenizer, seed, val_fraction
+
+    def __call__(self, texts: list[str]) -> list[Encoded]:
+        encoded = []
+        for text, tokens in zip(texts, self.tokenizer.encode_batch(texts), strict=True):
+            data = text.encode()
+            encoded.append(Encoded(split_of(data, self.seed, self.val_fraction), tokens, len(data)))
+        return encoded
+
+
+def _workers(tokenizer: Tokenizer, total: int, options: PrepareOptions) -> int:
+    """1 means in this process: bytes are encoded faster than they are sent, and small inputs before workers start."""
+    if not isinstance(tokenizer, SubwordTokenizer) or total < POOL_BYTES:
+        return 1
+    return options.workers or os.cpu_count() or 1
+
+
+def _encoded(batches: Iterator[Batch], encode: Encoder, workers: int) -> Generator[tuple[Batch, list[Encoded]]]:
+    """Every batch with its documents encoded, in order; at most two batches a worker are under way."""
+    if workers == 1:
+        yield from ((batch, encode(batch.texts)) for batch in batches)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encode,))
+    pending: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(_encode, batch.texts)))
+            if len(pending) >= 2 * workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
+    except BrokenProcessPool:
+        remedy = "run the same command again to continue, with fewer workers if memory is short"
+        raise UserError(f"a worker process died (killed, or out of memory); {remedy}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_encoder: Encoder | None = None
+
+
+def _start_worker(encoder: Encoder) -> None:
+    """Set up a worker process. It ends with its parent: the pool alone would leave it waiting for work forever."""
+    global _encoder
+    _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _encode(texts: list[str]) -> list[Encoded]:
+    assert _encoder is not None
+    return _encoder(texts)
