@@ -116,6 +116,15 @@ def latest_records(path: Path, keys: tuple[str, ...] = ("step", "task", "metric"
     return list(latest.values())
 
 
+def is_locked(run: Path) -> bool:
+    """Whether a process is writing this run; a status of "running" without one was left by a process that was killed."""
+    try:
+        with locked(run):
+            return False
+    except UserError:
+        return True
+
+
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder: one writer at a time, released by the system when the process dies.

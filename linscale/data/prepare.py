@@ -13,10 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,6 +30,7 @@ from linscale.data.shards import Manifest, SourceRecord, SplitRecord, SplitState
 from linscale.data.sources import Source, find_sources, read_documents
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
+from linscale.distributed import follow_parent
 from linscale.run_folder import code_version, locked, read_json, write_json
 
 POOL_BYTES = 16 << 20
@@ -324,18 +322,9 @@ _encoder: Encoder | None = None
 
 
 def _start_worker(encoder: Encoder) -> None:
-    """Set up a worker process. It ends with its parent: the pool alone would leave it waiting for work forever."""
     global _encoder
     _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    follow_parent()
 
 
 def _encode(texts: list[str]) -> list[Encoded]:

@@ -72,7 +72,7 @@ def test_hgrn2_lower_bounds_rise_from_zero_and_stay_below_one():
     extreme = torch.tensor([[-200.0, 200.0], [0.0, 0.0], [200.0, -200.0]], requires_grad=True)
     for layer, bound in enumerate(lower_bounds(extreme)):
         log_f, k = forget_gate(torch.tensor([-50.0, 50.0]), bound, first=layer == 0)
-        (gradient,) = torch.autograd.grad((log_f + k).sum(), extreme, retain_graph=True)
+        (gradient,) = torch.autograd.grad((log_f + k + bound).sum(), extreme, retain_graph=True)
         assert torch.cat([log_f.detach(), gradient.flatten()]).isfinite().all()
     torch.testing.assert_close(lower_bounds(torch.ones(4, 1))[:, 0], torch.tensor([0.0, 0.25, 0.5, 0.75]))
 

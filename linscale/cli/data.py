@@ -1,0 +1,78 @@
+"""linscale data: from text to token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from linscale.cli.output import Json, print_json, print_table, stderr_console
+from linscale.config import human
+from linscale.data import PrepareOptions, TokenDataset
+from linscale.data import prepare as prepare_corpus
+
+DEFAULTS = PrepareOptions()
+
+
+def prepare(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    out: Path,
+    tokenizer: str = "byte",
+    options: Annotated[PrepareOptions, tyro.conf.OmitArgPrefixes] = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Turn text into a folder of memory-mapped token shards with a validation split.
+
+    Reads .txt, .jsonl and .parquet, plain or .gz/.zst/.xz, files or folders, and builtin:tinyshakespeare. Killed and
+    called again it continues; finished and called again it does nothing.
+
+    Args:
+        inputs: Files, folders, or builtin:NAME.
+        out: The folder to make.
+        tokenizer: byte, bpe:SIZE (trained on the inputs), or the path of a tokenizer.json.
+        options: How text becomes a corpus.
+    """
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[counts]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=stderr_console()) as bars:
+        bar = bars.add_task("reading", total=None, counts="")
+
+        def show(read: int, total: int, documents: int, tokens: int) -> None:
+            counts = f"{human(documents)} documents, {human(tokens)} tokens"
+            bars.update(bar, completed=read, total=total, counts=counts)
+
+        manifest = prepare_corpus(inputs, tokenizer=tokenizer, out=out, options=options, progress=show)
+    if json:
+        print_json(manifest)
+        return
+    rows = [
+        (name, human(split["documents"]), human(split["tokens"]), f"{split['bytes_per_token']:.3f}")
+        for name, split in manifest["splits"].items()
+    ]
+    name = manifest["tokenizer"]["name"]
+    print_table(f"{out}: tokenizer {name}", ("split", "documents", "tokens", "bytes/token"), rows)
+
+
+def verify(folder: Annotated[Path, tyro.conf.Positional], *, json: Json = False) -> None:
+    """Read every shard of a prepared folder and compare it with its checksum.
+
+    Args:
+        folder: Folder made by `linscale data prepare`.
+    """
+    TokenDataset.open(folder, verify=True)
+    if json:
+        print_json({"folder": str(folder), "ok": True})
+    else:
+        print(f"{folder}: every file is as it was written")

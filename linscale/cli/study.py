@@ -1,0 +1,211 @@
+"""linscale study: plan, run, watch and report a ladder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from linscale.cli.output import Json, duration, file_size, print_json, print_table, stderr_console, stdout_console
+from linscale.config import UserError, human
+
+if TYPE_CHECKING:
+    from linscale.study.ladder import Outcome
+    from linscale.study.plan import PlannedRun, Probe, StudyConfig
+
+StudyFile = Annotated[Path, tyro.conf.Positional]
+
+
+def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) -> None:
+    """Print the bill of a study: runs, parameters, tokens, FLOPs, disk and time. Trains and allocates nothing.
+
+    The time is estimated from a probe: models small enough are tried for one step each, others are priced by the
+    machine's matrix rate at the utilisation of those tried (or at 40%).
+
+    Args:
+        study: The study file, e.g. configs/study/demo.toml.
+        workers: Runs trained at a time; by default one for each core.
+    """
+    from linscale.study.plan import Probe, load_study, planned_runs
+
+    count = _workers(workers)
+    config = load_study(study)
+    runs = planned_runs(config, vocab_size=_vocab_size(config), data_path=config.data.path or "-")
+    at_a_time = min(count, len(runs))
+    bill = _bill(config, runs, Probe(threads=max(1, (os.cpu_count() or 1) // at_a_time)), at_a_time)
+    if json:
+        print_json(bill)
+        return
+    _print_bill(bill)
+
+
+def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = None, json: Json = False) -> int:
+    """Train what is missing of a study, evaluate every checkpoint, fit the laws and write the report.
+
+    Killed at any moment and called again it continues; finished and called again it does nothing.
+
+    Args:
+        study: The study file, e.g. configs/study/demo.toml.
+        out: Where studies live; this one in <out>/<name>.
+        workers: Runs trained at a time; by default one for each core.
+    """
+    from linscale.study.executors import LocalExecutor
+    from linscale.study.ladder import run_study
+    from linscale.study.plan import load_study
+    from linscale.study.watch import StudyWatcher
+
+    config = load_study(study)
+    with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
+        outcome = run_study(config, out, LocalExecutor(_workers(workers)), watcher)
+    return _conclude(outcome, json)
+
+
+def status(study: StudyFile, *, out: Path = Path("runs"), json: Json = False) -> None:
+    """Show where every run of a study stands.
+
+    Args:
+        study: The study file.
+        out: Where studies live.
+    """
+    from linscale.study.plan import load_study, planned_runs
+    from linscale.study.results import read_summaries
+
+    config = load_study(study)
+    folder = out / config.name
+    known = {}
+    with contextlib.suppress(UserError):
+        known = {summary.run: asdict(summary) for summary in read_summaries(folder)}
+    planned = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
+    missing = {"state": "not started", "step": 0, "validation_loss": None, "bits_per_byte": None, "tokens_per_s": None}
+    rows = [known.get(item.name, {"run": item.name, **missing, "steps": item.config.train.steps}) for item in planned]
+    if json:
+        print_json(rows)
+        return
+    columns = ("run", "state", "step", "validation loss", "bits/byte", "tokens/s")
+    print_table(f"{folder}", columns, [_status_row(row) for row in rows], left=2)
+
+
+def report(study: StudyFile, *, out: Path = Path("runs"), json: Json = False) -> int:
+    """Fit the laws and write the report again from what is trained so far.
+
+    Args:
+        study: The study file.
+        out: Where studies live.
+    """
+    from linscale.study.ladder import Outcome, finish_study
+    from linscale.study.plan import load_study
+    from linscale.study.watch import StudyWatcher
+
+    config = load_study(study)
+    outcome = Outcome(out / config.name)
+    with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
+        finish_study(config, outcome.study, watcher, outcome)
+    return _conclude(outcome, json)
+
+
+def _conclude(outcome: Outcome, json: bool) -> int:
+    """Print what a study found, and the runs that failed."""
+    from linscale.study.ladder import REPORT
+    from linscale.study.report import print_summary, summary
+
+    page = (outcome.study / REPORT).resolve()
+    if json:
+        found = summary(outcome.study)
+        print_json(found | {"report": str(page), "failed": outcome.failed, "changed": outcome.changed})
+    else:
+        console = stdout_console()
+        print_summary(outcome.study, console)
+        if not outcome.changed:
+            console.print("\nNothing to do: every run is trained and reported.")
+        console.print(f"\nReport: {page}", soft_wrap=True)
+    for name, error in outcome.failed.items():
+        stderr_console().print(f"[red]failed[/red] {name}: {error}", soft_wrap=True, highlight=False)
+    return 1 if outcome.failed else 0
+
+
+def _bill(config: StudyConfig, runs: list[PlannedRun], probe: Probe, workers: int) -> dict[str, Any]:
+    seconds = [probe.seconds(item) for item in runs]
+    rows: list[dict[str, Any]] = [
+        {
+            "run": item.name,
+            "arch": item.arch,
+            "size": item.config.size,
+            "params": item.total_params,
+            "non_embedding": item.params,
+            "tokens": item.config.train.steps * item.config.train.batch_tokens,
+            "steps": item.config.train.steps,
+            "pflop_s_days": item.pflop_s_days,
+            "flops": item.exact_flops,
+            "disk_bytes": item.disk_bytes,
+            "seconds": time,
+        }
+        for item, time in zip(runs, seconds, strict=True)
+    ]
+    summed = ("tokens", "pflop_s_days", "flops", "disk_bytes", "seconds")
+    return {
+        "study": config.name,
+        "runs": rows,
+        "total": {key: sum(row[key] for row in rows) for key in summed},
+        "workers": workers,
+        "wall_seconds": max(max(seconds), sum(seconds) / workers),
+        "probe": {"device": probe.device, "matrix_flops_per_s": probe.matrix_rate, "runs_tried": probe.tried},
+    }
+
+
+def _print_bill(bill: dict[str, Any]) -> None:
+    total, probe = bill["total"], bill["probe"]
+    columns = ("run", "params", "N", "tokens", "steps", "PFLOP/s-days", "matrix FLOPs", "disk", "time")
+    rows = [
+        (
+            row["run"],
+            human(row["params"]),
+            human(row["non_embedding"]),
+            human(row["tokens"]),
+            f"{row['steps']:,}",
+            *_costs(row),
+        )
+        for row in bill["runs"]
+    ]
+    rows.append((f"{len(rows)} runs", "", "", human(total["tokens"]), "", *_costs(total)))
+    print_table(f"The bill of {bill['study']}", columns, rows)
+    rate = human(probe["matrix_flops_per_s"], "FLOP/s")
+    print(
+        f"About {duration(bill['wall_seconds'])} with {bill['workers']} at a time.\n"
+        "N and PFLOP/s-days are the paper's: without embeddings, by its closed form.\n"
+        f"Time by a probe of this machine ({probe['device']}, {rate} in matrix products): "
+        f"{probe['runs_tried']} of {len(bill['runs'])} runs tried for a step, the others priced by that rate."
+    )
+
+
+def _costs(row: dict[str, Any]) -> tuple[str, ...]:
+    compute, flops = f"{row['pflop_s_days']:.3g}", human(row["flops"], "FLOP")
+    return compute, flops, file_size(row["disk_bytes"]), duration(row["seconds"])
+
+
+def _status_row(row: dict[str, Any]) -> tuple[str, ...]:
+    numbers = [row["validation_loss"], row["bits_per_byte"]]
+    shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
+    speed = "-" if row["tokens_per_s"] is None else human(row["tokens_per_s"])
+    return row["run"], row["state"], f"{row['step']}/{row['steps'] or '?'}", *shown, speed
+
+
+def _vocab_size(config: StudyConfig) -> int:
+    """The vocabulary of a study whose data may not be there yet."""
+    from linscale.data import TokenDataset, load_tokenizer
+    from linscale.data.tokenizer import bpe_size
+
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    if config.data.path is not None:
+        return TokenDataset.open(config.data.path).vocab_size
+    return bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
+
+
+def _workers(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise UserError(f"workers = {workers}: expected at least 1")
+    return workers or os.cpu_count() or 1

@@ -1,0 +1,152 @@
+"""Validation loss: nats per token and bits per byte on held-out text."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linscale.checkpoint import list_checkpoints, load_model, step_of
+from linscale.config import UserError
+from linscale.data.loader import validation_batches
+from linscale.data.shards import TokenDataset
+from linscale.models import LanguageModel
+from linscale.run_folder import (
+    CONFIG,
+    EVALUATIONS,
+    RecordWriter,
+    code_version,
+    latest_records,
+    locked,
+    read_json,
+)
+
+PROTOCOL = 1  # to be raised when the same model on the same data would get another value
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss over the tokens of a split."""
+
+    loss: float
+    """Nats per token."""
+    se: float | None
+    """Standard error of `loss` over windows, whose tokens are correlated; None for a single window."""
+    count: int
+    """Tokens scored."""
+    bits_per_byte: float
+    """loss / ln 2 / bytes per token: comparable between tokenizers."""
+    bits_per_byte_se: float | None
+    """Standard error of `bits_per_byte`."""
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: "bf16" is mixed precision, "fp32" leaves everything as it is."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def validation_loss(
+    model: LanguageModel,
+    dataset: TokenDataset,
+    *,
+    length: int,
+    sequences: int,
+    max_tokens: int,
+    split: str = "val",
+    documents: bool = False,
+    precision: str = "fp32",
+) -> Score:
+    """Score the first `max_tokens` tokens of a split, in windows of `length`, `sequences` of them at a time.
+
+    Every window starts without context. The result does not depend on `sequences` beyond rounding.
+    """
+    device = next(model.parameters()).device
+    batches = validation_batches(
+        dataset, split, length=length, sequences=sequences, max_tokens=max_tokens, documents=documents
+    )
+    training = model.training
+    model.eval()
+    windows = []
+    with torch.no_grad(), autocast(precision, device):
+        for batch in batches:
+            bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+            output = model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
+            windows.append(output.loss.view(-1, length).double().mean(1).cpu())
+    model.train(training)
+    means = torch.cat(windows)
+    loss = means.mean().item()
+    se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
+    to_bits = 1.0 / math.log(2.0) / dataset.bytes_per_token(split)
+    return Score(loss, se, len(means) * length, loss * to_bits, None if se is None else se * to_bits)
+
+
+def task_version(dataset: TokenDataset, train: Mapping[str, Any]) -> str:
+    """What two validation losses must share to be comparable: protocol, data, window length, tokens, packing."""
+    packing = "-documents" if train["documents"] else ""
+    return f"{PROTOCOL}-{dataset.fingerprint}-length{train['length']}-tokens{train['validation_tokens']}{packing}"
+
+
+def missing_steps(run: Path, version: str, steps: list[int]) -> list[int]:
+    """Those of `steps` without a validation record of this task version in the run folder."""
+    keys = ("step", "task", "task_version", "metric")
+    found = {tuple(record.get(key) for key in keys) for record in latest_records(run / EVALUATIONS, keys)}
+    metrics = ("loss", "bits_per_byte")
+    return [step for step in steps if any((step, "validation", version, metric) not in found for metric in metrics)]
+
+
+def record_validation(
+    run: Path, settings: Mapping[str, Any], step: int, model: LanguageModel, dataset: TokenDataset
+) -> Score:
+    """Evaluate the model of one step and append its records to the run's evaluations.
+
+    `settings` is the content of the run's config.json. The caller holds the run folder's lock.
+    """
+    train = settings["train"]
+    score = validation_loss(
+        model,
+        dataset,
+        length=train["length"],
+        sequences=train["micro_batch"] or train["batch_tokens"] // train["length"],
+        max_tokens=train["validation_tokens"],
+        documents=train["documents"],
+        precision=settings["precision"],
+    )
+    tokens = step * train["batch_tokens"]
+    head = {"run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"]}
+    head |= {"task": "validation", "task_version": task_version(dataset, train)}
+    tail = {"count": score.count, "code": code_version()}
+    try:
+        with contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
+            writer.write(
+                {**head, "metric": "loss", "value": score.loss, "se": score.se, **tail},
+                {**head, "metric": "bits_per_byte", "value": score.bits_per_byte, "se": score.bits_per_byte_se, **tail},
+            )
+    except OSError as error:
+        raise UserError(f"{run / EVALUATIONS}: cannot write ({error}); free space, then run again") from None
+    return score
+
+
+def evaluate_run(run: Path) -> int:
+    """Make the validation records that a run's checkpoints lack, under the run's lock; returns how many it evaluated.
+
+    Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
+    """
+    settings = read_json(run / CONFIG)
+    with locked(run):
+        dataset = TokenDataset.open(Path(settings["data"]["path"]))
+        if dataset.fingerprint != settings["data"]["fingerprint"]:
+            raise UserError(
+                f"{settings['data']['path']}: holds data {dataset.fingerprint}, "
+                f"but {run} was trained on {settings['data']['fingerprint']}; restore that data"
+            )
+        paths = {step_of(path): path for path in list_checkpoints(run)}
+        missing = missing_steps(run, task_version(dataset, settings["train"]), list(paths))
+        device = "cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu"
+        for step in missing:
+            record_validation(run, settings, step, load_model(paths[step]).to(device), dataset)
+    return len(missing)

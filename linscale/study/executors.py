@@ -1,0 +1,96 @@
+"""Executors: how the runs of a ladder are spread over processes. Here: over those of this machine."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Protocol
+
+from linscale.config import UserError, parse, to_dict
+from linscale.distributed import follow_parent
+from linscale.train.config import RunConfig
+
+POLL_S = 0.5
+ATTEMPTS = 3  # of a run whose process died under it; each goes on from the run's newest checkpoint
+
+
+class Executor(Protocol):
+    """Trains runs in their folders and returns what went wrong: run folder -> error, empty when all is well."""
+
+    def run(self, runs: Mapping[Path, RunConfig], poll: Callable[[], None]) -> dict[Path, str]:
+        """Train every run, in the order given. `poll` is called about twice a second meanwhile."""
+
+
+class LocalExecutor:
+    """`workers` processes on this machine, which share its cores and end when this process does, however it ends."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, runs: Mapping[Path, RunConfig], poll: Callable[[], None]) -> dict[Path, str]:
+        waiting, errors = dict(runs), dict[Path, str]()
+        for attempt in range(ATTEMPTS):
+            died = self._attempt(waiting, errors, poll)
+            waiting = {path: waiting[path] for path in died}
+            if not waiting:
+                break
+            if attempt == ATTEMPTS - 1:
+                errors |= dict.fromkeys(waiting, f"its process died {ATTEMPTS} times (out of memory?)")
+        return errors
+
+    def _attempt(self, runs: Mapping[Path, RunConfig], errors: dict[Path, str], poll: Callable[[], None]) -> list[Path]:
+        """Train `runs` in one pool; adds to `errors` and returns the runs whose process died."""
+        count = max(1, min(self.workers, len(runs)))
+        threads = max(1, (os.cpu_count() or 1) // count)
+        pool = ProcessPoolExecutor(
+            count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
+        )
+        futures: dict[Future[str | None], Path] = {}
+        died = []
+        try:
+            futures = {pool.submit(_train, str(path), to_dict(config)): path for path, config in runs.items()}
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        died.append(futures[future])
+                    elif (error := future.result()) is not None:
+                        errors[futures[future]] = error
+                poll()
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return died
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    follow_parent()
+    logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
+    torch.set_num_threads(threads)
+
+
+def _train(path: str, config: dict[str, Any]) -> str | None:
+    """Train one run; returns what went wrong in one line, with the traceback in the run folder if it is our fault."""
+    from linscale.train.trainer import train
+
+    try:
+        train(Path(path), parse(RunConfig, config))
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        trace = Path(path) / "traceback.txt"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (see {trace})"
+    return None

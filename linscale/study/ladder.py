@@ -1,0 +1,171 @@
+"""The ladder: from a study file to trained runs, fitted laws and a report, doing only what is missing.
+
+Each stage reads the study's folder and stops where nothing is left to do, so a study that was killed anywhere goes on
+from its newest checkpoints, and a finished one is left alone.
+
+    <out>/<study>/data/           the prepared corpus, when the study file names text
+                  <run>/          one folder a run, see linscale/run_folder.py
+                  samples.json    a continuation by each architecture's best run
+                  fits.json       the laws
+                  report.html     the page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from linscale import checkpoint
+from linscale.config import UserError, fingerprint, to_dict
+from linscale.data.prepare import prepare
+from linscale.data.shards import TokenDataset
+from linscale.evaluate.perplexity import evaluate_run
+from linscale.generate.sample import sample
+from linscale.run_folder import code_version, locked, read_json, write_json
+from linscale.study.executors import Executor
+from linscale.study.fit import fit_study
+from linscale.study.plan import PlannedRun, StudyConfig, planned_runs
+from linscale.study.report import write_report
+from linscale.study.results import read_study, read_summaries
+from linscale.train.config import RunConfig
+from linscale.train.metrics import read_status
+from linscale.train.trainer import require_same_config
+
+FITS, REPORT, SAMPLES, DATA = "fits.json", "report.html", "samples.json", "data"
+
+
+class Watcher(Protocol):
+    """Told what a study is doing; the command line shows it."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins."""
+
+    def prepared(self, read: int, total: int) -> None:
+        """Bytes of text prepared so far."""
+
+    def plan(self, study: Path, runs: Sequence[PlannedRun]) -> None:
+        """The runs of the study, known once its vocabulary is."""
+
+    def progress(self) -> None:
+        """Called about twice a second while runs train."""
+
+
+@dataclass
+class Outcome:
+    """What running a study came to."""
+
+    study: Path
+    trained: list[str] = field(default_factory=list)
+    "Runs trained by this call."
+    failed: dict[str, str] = field(default_factory=dict)
+    "Run -> what went wrong."
+    changed: bool = False
+    "Whether there was anything to do."
+
+
+def run_study(study: StudyConfig, out: Path, executor: Executor, watcher: Watcher) -> Outcome:
+    """Do what is missing of a study in the folder out/<name>. Raises UserError when it cannot go on at all."""
+    folder = out / study.name
+    with locked(folder):
+        outcome = Outcome(folder)
+        dataset = open_data(study, folder, watcher)
+        runs = planned_runs(study, vocab_size=dataset.vocab_size, data_path=str(dataset.folder))
+        watcher.plan(folder, runs)
+        _train(runs, dataset, executor, watcher, outcome)
+        finish_study(study, folder, watcher, outcome)
+        return outcome
+
+
+def finish_study(study: StudyConfig, folder: Path, watcher: Watcher, outcome: Outcome) -> None:
+    """Samples, laws and report from what is trained; each only if it is missing or older than what it shows."""
+    inputs = results_fingerprint(study, folder)
+    if _fits_inputs(folder) == inputs and (folder / REPORT).exists():
+        return
+    outcome.changed = True
+    watcher.stage("sampling from the best runs")
+    write_json(folder / SAMPLES, best_samples(study, folder))
+    watcher.stage("fitting the laws")
+    fits = fit_study(read_study(folder, loss=study.fit.loss), study.fit)
+    write_json(folder / FITS, {**fits, "inputs": inputs})
+    watcher.stage("writing the report")
+    write_report(folder, folder / REPORT)
+
+
+def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDataset:
+    """The study's corpus, prepared first if the study file names text."""
+    if study.data.path is not None:
+        return TokenDataset.open(study.data.path)
+    if not (folder / DATA / "manifest.json").exists():
+        watcher.stage("preparing the corpus")
+    prepare(
+        list(study.data.inputs),
+        tokenizer=study.data.tokenizer,
+        out=folder / DATA,
+        options=study.data.options,
+        progress=lambda read, total, documents, tokens: watcher.prepared(read, total),
+    )
+    return TokenDataset.open(folder / DATA)
+
+
+def _train(
+    runs: Sequence[PlannedRun], dataset: TokenDataset, executor: Executor, watcher: Watcher, outcome: Outcome
+) -> None:
+    missing: dict[Path, RunConfig] = {}
+    for run in sorted(runs, key=lambda run: -run.exact_flops):  # the longest first, so that none is left at the end
+        path = outcome.study / run.name
+        require_same_config(path, run.config, dataset)
+        if read_status(path).get("state") != "done":
+            missing[path] = run.config
+    if missing:
+        outcome.changed = True
+        watcher.stage(f"training {len(missing)} of {len(runs)} runs")
+        errors = executor.run(missing, watcher.progress)
+        outcome.failed = {path.name: error for path, error in errors.items()}
+        outcome.trained = [path.name for path in missing if path not in errors]
+    for run in runs:
+        path = outcome.study / run.name
+        if run.name not in outcome.failed and evaluate_run(path):
+            outcome.changed = True
+
+
+def results_fingerprint(study: StudyConfig, folder: Path) -> str:
+    """Of all that laws, samples and report are made from: the same for a study that did not change."""
+    runs = [dataclasses.asdict(summary) for summary in read_summaries(folder)]
+    return fingerprint([runs, to_dict(study.fit), to_dict(study.sample), code_version().split("+")[0]])
+
+
+def _fits_inputs(folder: Path) -> str | None:
+    with contextlib.suppress(UserError):
+        inputs: str | None = read_json(folder / FITS).get("inputs")
+        return inputs
+    return None
+
+
+def best_samples(study: StudyConfig, folder: Path) -> dict[str, Any]:
+    """What each architecture's run with the lowest validation loss makes of the study's prompt."""
+    best: dict[str, Any] = {}
+    for summary in read_summaries(folder):
+        loss = summary.validation_loss
+        if loss is not None and (summary.arch not in best or loss < best[summary.arch].validation_loss):
+            best[summary.arch] = summary
+    samples = {}
+    for arch, summary in best.items():
+        model, tokenizer = checkpoint.load(folder / summary.run)
+        text = sample(
+            model,
+            tokenizer,
+            study.sample.prompt,
+            max_tokens=study.sample.max_tokens,
+            temperature=study.sample.temperature,
+        )
+        samples[arch] = {
+            "run": summary.run,
+            "step": summary.step,
+            "prompt": study.sample.prompt,
+            "continuation": text,
+        }
+    return samples

@@ -1,0 +1,280 @@
+"""The plan of a study: which runs a study file asks for, and the bill, before anything is trained or allocated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from linscale.config import config, load_toml, parse, to_dict
+from linscale.data.prepare import PrepareOptions
+from linscale.models import SIZES, ModelConfig, build_model, preset
+from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
+from linscale.study.fit import FitConfig
+from linscale.study.laws import PFLOP_S_DAY
+from linscale.train.config import DataConfig, RunConfig, TrainConfig, checkpoint_steps
+
+Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+MASTER_BYTES = 4  # weights are kept in fp32
+OPTIMIZER_BYTES = 8  # AdamW's two moments in fp32; kept in the two newest checkpoints while training
+PROBE_TOKENS = 1024  # of a trial pass
+PROBE_LIMIT_S = 2.0  # a step expected to take longer is priced by the matrix rate instead of being tried
+ASSUMED_UTILISATION = 0.4  # of the matrix rate, where nothing could be tried
+
+
+@config
+class SizeConfig:
+    """One rung of the ladder, for all architectures or for some."""
+
+    name: Name
+    "Label of the rung; names the runs."
+    shape: str | None = None
+    "A published size such as 160M or 1B-2048x18. Instead of d_model and n_layers."
+    d_model: PositiveInt | None = None
+    "Width."
+    n_layers: PositiveInt | None = None
+    "Depth."
+    head_dim: PositiveInt = 128
+    "Width of a head."
+    d_ff: PositiveInt | None = None
+    "Inner width of the GLU; by default 8/3 · d_model rounded up to a multiple of 256."
+    archs: tuple[Arch, ...] | None = None
+    "The architectures that have this rung; by default all of the study."
+    tokens: PositiveInt | None = None
+    "Tokens for this rung, instead of train.tokens."
+    length: PositiveInt | None = None
+    "Tokens per sequence for this rung, instead of train.length; batch_tokens stays."
+    lr: PositiveFloat | None = None
+    "Learning rate for this rung, instead of train.lr."
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if self.shape is not None and self.shape not in SIZES:
+            raise ValueError(f"shape = {self.shape!r}: expected one of {', '.join(SIZES)}")
+        explicit = self.d_model is not None and self.n_layers is not None
+        if (self.shape is None) != explicit:
+            raise ValueError(f"size {self.name!r} needs either shape, or d_model and n_layers")
+        return self
+
+
+@config
+class ModelOptions:
+    """What all models of the study share."""
+
+    vocab_size: PositiveInt | None = None
+    "Rows of the embedding; by default the tokenizer's vocabulary."
+    softmax_every: NonNegativeInt = 0
+    "A hybrid: one layer in this many is softmax attention."
+    init_std: PositiveFloat = 0.02
+    "Standard deviation of fresh matrices."
+
+
+@config
+class StudyData:
+    """Where the text comes from: a prepared folder, or inputs that the study prepares into its own folder."""
+
+    path: str | None = None
+    "Folder made by `linscale data prepare`."
+    inputs: tuple[str, ...] = ()
+    "Text files, folders, or builtin:tinyshakespeare; prepared once into <study>/data."
+    tokenizer: str = "byte"
+    "For inputs: byte, bpe:SIZE, or the path of a tokenizer.json."
+    options: PrepareOptions = PrepareOptions()
+    "For inputs: how text becomes a corpus."
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (not self.inputs):
+            raise ValueError("data needs either path, a folder made by `linscale data prepare`, or inputs")
+        return self
+
+
+@config
+class SampleConfig:
+    """The continuation that each architecture's best run writes at the end."""
+
+    prompt: Annotated[str, Field(min_length=1)] = "The "
+    "The text to continue."
+    max_tokens: PositiveInt = 200
+    "Length of the continuation."
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    "0 is greedy."
+
+
+@config
+class StudyConfig:
+    """What a study file holds: every architecture at every size, on the same data, by the same recipe."""
+
+    name: Name
+    "Names the study's folder."
+    archs: tuple[Arch, ...] = ("llama", "tnl", "hgrn2", "cosformer2")
+    "Architectures."
+    sizes: tuple[SizeConfig, ...]
+    "The ladder."
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    "Every rung is trained once with each."
+    data: StudyData
+    "The corpus."
+    train: TrainConfig
+    "The recipe of every run; train.seed is replaced by `seeds`."
+    model: ModelOptions = ModelOptions()
+    "What all models share."
+    fit: FitConfig = FitConfig()
+    "How the laws are fitted."
+    sample: SampleConfig = SampleConfig()
+    "The samples at the end."
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for field, values in (("archs", self.archs), ("sizes", [s.name for s in self.sizes]), ("seeds", self.seeds)):
+            if not values:
+                raise ValueError(f"{field} is empty: expected at least one")
+            twice = [value for value in dict.fromkeys(values) if list(values).count(value) > 1]
+            if twice:
+                raise ValueError(f"{field} names {twice[0]!r} twice")
+        return self
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study with its price."""
+
+    config: RunConfig
+    params: int
+    """N without embeddings, by the paper's formula."""
+    total_params: int
+    compute: float
+    """Training FLOPs by the paper's closed form, which the laws use."""
+    exact_flops: float
+    """Training FLOPs of every matrix product, head included."""
+    disk_bytes: int
+    """Checkpoints at their most: weights of all, optimizer states of two."""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def arch(self) -> str:
+        return self.config.model.arch
+
+    @property
+    def pflop_s_days(self) -> float:
+        return self.compute / PFLOP_S_DAY
+
+
+def load_study(path: str | Path) -> StudyConfig:
+    """Read a study file. Raises UserError naming every problem in it, and shapes that do not fit an architecture."""
+    study: StudyConfig = load_toml(path, StudyConfig)
+    planned_runs(study, vocab_size=study.model.vocab_size or 256, data_path="-")
+    return study
+
+
+def planned_runs(study: StudyConfig, *, vocab_size: int, data_path: str) -> list[PlannedRun]:
+    """Every run of the study, by architecture, size and seed. Builds no model.
+
+    vocab_size  what study.model.vocab_size leaves open
+    """
+    runs = []
+    for arch in study.archs:
+        for size in study.sizes:
+            if size.archs is None or arch in size.archs:
+                runs += [_planned_run(study, arch, size, seed, vocab_size, data_path) for seed in study.seeds]
+    return runs
+
+
+def _planned_run(
+    study: StudyConfig, arch: str, size: SizeConfig, seed: int, vocab_size: int, data_path: str
+) -> PlannedRun:
+    model = _model_config(study.model, arch, size, vocab_size)
+    given = {"tokens": size.tokens, "length": size.length, "lr": size.lr}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = {**to_dict(study.train), "seed": seed, **changes}
+    train: TrainConfig = parse(TrainConfig, recipe, source=f"size {size.name!r}: train")
+    name = f"{arch}-{size.name}" + (f"-s{seed}" if len(study.seeds) > 1 else "")
+    data = DataConfig(path=data_path)
+    run = RunConfig(name=name, study=study.name, size=size.name, model=model, data=data, train=train)
+    total, tokens = count_parameters(model).total, train.steps * train.batch_tokens
+    optimizers = len(checkpoint_steps(train)) if train.keep_optimizer == "all" else 2
+    return PlannedRun(
+        config=run,
+        params=paper_parameters(model),
+        total_params=total,
+        compute=paper_flops_per_step(model, train.sequences, train.length) * train.steps,
+        exact_flops=flops_per_token(model, "train", train.length) * tokens,
+        disk_bytes=total * (MASTER_BYTES * len(checkpoint_steps(train)) + OPTIMIZER_BYTES * optimizers),
+    )
+
+
+def _model_config(options: ModelOptions, arch: str, size: SizeConfig, vocab_size: int) -> ModelConfig:
+    if size.shape is not None:
+        shape = to_dict(preset(arch, size.shape))
+    else:
+        names = ("d_model", "n_layers", "head_dim", "d_ff")
+        shape = {"arch": arch, **{name: getattr(size, name) for name in names}}
+    shared = {**to_dict(options), "vocab_size": options.vocab_size or vocab_size}
+    model: ModelConfig = parse(ModelConfig, {**shape, **shared}, source=f"size {size.name!r}")
+    return model
+
+
+class Probe:
+    """Prices runs by what this machine does: trial passes of models that are small enough, else its matrix rate."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """threads: how many a run will have on the CPU; by default what torch takes."""
+        torch.set_num_threads(threads or torch.get_num_threads())
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.matrix_rate = _matrix_rate(self.device)  # FLOP/s
+        self._utilisation = ASSUMED_UTILISATION
+        self.tried = 0
+
+    @torch.enable_grad()
+    def seconds(self, run: PlannedRun) -> float:
+        """Training time of a run, alone on this device."""
+        train = run.config.train
+        length = min(train.length, PROBE_TOKENS)
+        sequences = min(train.micro_sequences, max(1, PROBE_TOKENS // length))
+        flops = flops_per_token(run.config.model, "train", length) * sequences * length
+        if flops / (ASSUMED_UTILISATION * self.matrix_rate) < PROBE_LIMIT_S:
+            self._utilisation = flops / (_trial(run.config.model, sequences, length, self.device) * self.matrix_rate)
+            self.tried += 1
+        return run.exact_flops / (self._utilisation * self.matrix_rate)
+
+
+def _matrix_rate(device: str) -> float:
+    """FLOP/s of a square matrix product in the precision that training uses there."""
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / _fastest(lambda: a @ a, device, repeats=3)
+
+
+def _trial(model_config: ModelConfig, sequences: int, length: int, device: str) -> float:
+    """Seconds of one forward and backward pass."""
+    model = build_model(model_config).to(device)
+    tokens = torch.zeros(sequences, length, dtype=torch.long, device=device)
+
+    def step() -> None:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            loss = model(tokens, targets=tokens).loss
+        loss.mean().backward()
+
+    return _fastest(step, device, repeats=2)
+
+
+def _fastest(work: Callable[[], object], device: str, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,164 @@
+"""What a training run is: the model, the data, the recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from linscale.config import config, human
+from linscale.models import ModelConfig
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+Natural = Annotated[int, pydantic.Field(ge=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+
+LOG_SPACING_START = 0.02  # of the run: the first checkpoint of log spacing, 1.7 decades of compute before the last
+
+
+@config
+class TrainConfig:
+    """The recipe of one run, in tokens: steps, accumulation and warm-up steps are derived.
+
+    The defaults are those of arXiv 2406.16690 (AdamW, constant rate 3e-4, weight decay 0.1) with the betas, eps
+    and clipping of the code it was trained with.
+    """
+
+    tokens: Positive
+    """Tokens to train on; the run takes tokens // batch_tokens steps."""
+    batch_tokens: Positive
+    """Tokens per optimizer step; a multiple of `length`."""
+    length: Positive
+    """Tokens per sequence."""
+    micro_batch: Positive | None = None
+    """Sequences per forward pass; divides batch_tokens / length. Unset: the whole batch at once."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights and of the order of the data."""
+    lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
+    """Peak learning rate."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
+    eps: Annotated[float, pydantic.Field(gt=0.0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, pydantic.Field(ge=0.0)] = 0.1
+    """Decoupled weight decay, on the matrices of linear maps and embeddings only."""
+    grad_clip: Annotated[float, pydantic.Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient, longer ones are scaled down; 0 turns clipping off."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Learning rate after warm-up: constant, half a cosine down, or constant and then linearly down (wsd)."""
+    warmup_tokens: Natural = 0
+    """Tokens over which the learning rate rises linearly to its peak."""
+    decay_fraction: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.2
+    """wsd: the part of the run, at its end, over which the learning rate falls."""
+    min_lr_ratio: Fraction = 0.1
+    """cosine and wsd: the last learning rate over the peak."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the forward and backward pass; weights stay in fp32. auto: bf16 autocast on CUDA, fp32 on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto: CUDA when there is a device, else the CPU."""
+    documents: bool = False
+    """Keep documents apart: no information crosses from one to the next inside a sequence."""
+    checkpoints: Positive = 20
+    """Checkpoints, the last step included; each is evaluated on the validation split. Fewer where steps coincide."""
+    checkpoint_spacing: Literal["linear", "log"] = "log"
+    """Where they lie: evenly over the steps, or evenly over the logarithm of compute, from 2% of the run."""
+    validation_tokens: Positive = 1_048_576
+    """Tokens of the validation split to evaluate each checkpoint on; all of it when it has fewer."""
+    keep_optimizer: Literal["last", "all"] = "last"
+    """Checkpoints that keep their optimizer state. last: the two newest while training, the last one afterwards."""
+    log_every: Positive = 10
+    """Steps between two readings of the device (sooner when a second has passed); every step is recorded."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.batch_tokens % self.length:
+            raise ValueError(f"batch_tokens = {self.batch_tokens} must be a multiple of length = {self.length}")
+        if self.micro_batch and self.sequences % self.micro_batch:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} must divide batch_tokens / length = {self.sequences} sequences"
+            )
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens = {self.tokens} must be at least batch_tokens = {self.batch_tokens}")
+        if self.validation_tokens < self.length:
+            raise ValueError(f"validation_tokens = {self.validation_tokens} must be at least length = {self.length}")
+        if self.warmup_tokens >= self.tokens:
+            raise ValueError(f"warmup_tokens = {self.warmup_tokens} must be fewer than tokens = {self.tokens}")
+        if self.schedule == "wsd" and self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"decay_fraction = {self.decay_fraction} and warmup_tokens = {human(self.warmup_tokens)} overlap: "
+                f"together they take {self.warmup_steps + self.decay_steps} of {self.steps} steps"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per optimizer step."""
+        return self.batch_tokens // self.length
+
+    @property
+    def micro_sequences(self) -> int:
+        """Sequences per forward pass."""
+        return self.micro_batch or self.sequences
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.batch_tokens // (self.length * self.micro_sequences)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the learning rate is at its peak."""
+        return math.ceil(self.warmup_tokens / self.batch_tokens)
+
+    @property
+    def decay_steps(self) -> int:
+        """wsd: steps of the final decay, at least one."""
+        return max(1, round(self.decay_fraction * self.steps))
+
+
+@config
+class DataConfig:
+    """The data of a run."""
+
+    path: Annotated[str, pydantic.Field(min_length=1)]
+    """Folder prepared by `linscale data prepare`."""
+
+
+@config
+class RunConfig:
+    """One run: what a training TOML holds."""
+
+    name: Annotated[str, pydantic.Field(min_length=1)]
+    """Name of the run in its records."""
+    study: str | None = None
+    """Study the run belongs to."""
+    size: str | None = None
+    """Label of the model's size, such as 160M."""
+    model: ModelConfig
+    """The architecture (`arch`) and its shape."""
+    data: DataConfig
+    """Where the tokens come from."""
+    train: TrainConfig
+    """The recipe."""
+
+
+def checkpoint_steps(train: TrainConfig) -> list[int]:
+    """The steps after which a checkpoint is written, ascending; the last step is always among them.
+
+    Log spacing is what a curve of loss against log compute wants: as many points in each decade.
+    """
+    steps, count = train.steps, min(train.checkpoints, train.steps)
+    if count == 1:
+        return [steps]
+    if train.checkpoint_spacing == "linear":
+        return [round(steps * k / count) for k in range(1, count + 1)]
+    first = max(1.0, LOG_SPACING_START * steps)
+    ratio = steps / first
+    return sorted({round(first * ratio ** (k / (count - 1))) for k in range(count)})

@@ -1,0 +1,143 @@
+"""What a run says about itself while it trains: metrics.jsonl, status.json, throughput and time left."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linscale.config import UserError
+from linscale.run_folder import METRICS, STATUS, RecordWriter, code_version, read_json, write_json
+
+INTERVAL_S = 1.0  # between two updates of status.json, and the longest wait for a reading of a fast run
+
+
+class RunLog:
+    """Collects the metrics of each step on the device, and writes them whenever it reads the device."""
+
+    def __init__(self, run: Path, settings: Mapping[str, Any], checkpoints: list[int], start: int) -> None:
+        """`settings` is the content of config.json, `start` the step from which this process goes on.
+
+        `checkpoints` are the run's checkpoint steps, the last of them its last step.
+        """
+        self._run, self._settings, self._start = run, settings, start
+        self._checkpoints = [step for step in checkpoints if step > start]
+        self._batch_tokens, self._log_every = settings["train"]["batch_tokens"], settings["train"]["log_every"]
+        self._writer = RecordWriter(run / METRICS)
+        self._pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
+        self._began = self._reading_began = time.monotonic()
+        self._training_s = self._checkpoint_s = 0.0
+        self._status_written = -math.inf
+        earlier = read_status(run)
+        self._earlier_s = float(earlier.get("elapsed_s") or 0.0)
+        self.status: dict[str, Any] = {
+            "state": "running",
+            "step": start,
+            "steps": checkpoints[-1],
+            "tokens": start * self._batch_tokens,
+            "tokens_per_s": None,
+            "loss": earlier.get("loss") if earlier.get("step") == start else None,
+            "elapsed_s": self._earlier_s,
+            "eta_s": None,
+            "pid": os.getpid(),
+            "updated": None,
+            "error": None,
+        }
+        self._write_status()
+
+    def add(self, step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """Note a step's metrics without waiting for the device: `loss` and `grad_norm` are scalars on it."""
+        self._pending.append((step, lr, loss, grad_norm))
+
+    def due(self) -> bool:
+        """Whether it is time to read the device."""
+        return len(self._pending) >= self._log_every or time.monotonic() - self._reading_began >= INTERVAL_S
+
+    def flush(self) -> None:
+        """Read the device once, record every pending step, and update the status.
+
+        Raises UserError naming the first step whose loss or gradient is not finite; steps before it are recorded.
+        """
+        if not self._pending:
+            return
+        values = torch.stack([torch.stack((loss, norm)) for _, _, loss, norm in self._pending]).tolist()
+        now = time.monotonic()
+        seconds = max(now - self._reading_began, 1e-9)
+        rate = len(self._pending) * self._batch_tokens / seconds
+        for (step, lr, _, _), (loss, grad_norm) in zip(self._pending, values, strict=True):
+            self._require_finite(step, loss=loss, grad_norm=grad_norm)
+            self._record(step, {"loss": loss, "grad_norm": grad_norm, "learning_rate": lr, "tokens_per_s": rate})
+        self._pending.clear()
+        self._training_s += seconds
+        self.status |= {"step": step, "tokens": step * self._batch_tokens, "tokens_per_s": rate, "loss": loss}
+        if now - self._status_written >= INTERVAL_S:
+            self._write_status()
+        self._reading_began = now
+
+    def checkpoint_done(self) -> None:
+        """Book the time since the last reading as that of a checkpoint and its evaluation, not of training."""
+        now = time.monotonic()
+        self._checkpoint_s += now - self._reading_began
+        self._reading_began = now
+
+    def finish(self) -> None:
+        """The run is complete."""
+        self.status |= {"state": "done", "eta_s": 0.0}
+        self._write_status()
+
+    def fail(self, message: str) -> None:
+        """The run stopped; where even that cannot be written, the reason still reaches the caller."""
+        self.status |= {"state": "failed", "error": message}
+        with contextlib.suppress(OSError):
+            self._write_status()
+
+    def close(self) -> None:
+        """Close metrics.jsonl."""
+        self._writer.close()
+
+    def _require_finite(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"step {step}: {name} = {value} is not finite; lower train.lr, or lengthen train.warmup_tokens"
+                )
+
+    def _record(self, step: int, metrics: Mapping[str, float]) -> None:
+        tokens = step * self._batch_tokens
+        flops = tokens * self._settings["flops_per_token"]
+        head = {"run": self._settings["run"], "step": step, "tokens": tokens, "flops": flops}
+        code = code_version()
+        self._writer.write(*({**head, "metric": name, "value": value, "code": code} for name, value in metrics.items()))
+
+    def _write_status(self) -> None:
+        elapsed = self._earlier_s + time.monotonic() - self._began
+        self.status |= {"elapsed_s": round(elapsed, 2), "updated": round(time.time(), 2)}
+        if self.status["state"] == "running":
+            self.status["eta_s"] = self._eta()
+        write_json(self._run / STATUS, self.status)
+        self._status_written = time.monotonic()
+
+    def _eta(self) -> float | None:
+        """Seconds left: steps and checkpoints to come at the mean time of those this process has done."""
+        step = self.status["step"]
+        if step == self._start:
+            return None
+        saved = sum(at < step for at in self._checkpoints)
+        training = (self.status["steps"] - step) * self._training_s / (step - self._start)
+        saving = (len(self._checkpoints) - saved) * self._checkpoint_s / saved if saved else 0.0
+        return round(training + saving, 1)
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """The content of status.json; empty when there is none or it is damaged, as it says nothing that must be kept."""
+    with contextlib.suppress(UserError):
+        status = read_json(run / STATUS)
+        if isinstance(status, dict):
+            return status
+    return {}

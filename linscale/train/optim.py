@@ -1,0 +1,62 @@
+"""AdamW over parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from linscale.train.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decoupled weight decay on the matrices of linear maps and embeddings."""
+    groups = parameter_groups(model, train.weight_decay)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups that cover every parameter exactly once: decayed and not.
+
+    Decayed are the weights of Linear and Embedding modules: their scale is free, since a norm follows or precedes
+    them, and decay keeps their effective learning rate up. Not decayed is what has a meaning of its own at a given
+    value, whatever its number of dimensions: norm gains, biases, lower bounds of gates, angles, decay rates.
+    """
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Embedding))}
+    parameters = list(model.parameters())
+    decayed = [parameter for parameter in parameters if id(parameter) in matrices]
+    others = [parameter for parameter in parameters if id(parameter) not in matrices]
+    covered = [id(parameter) for parameter in decayed + others]
+    assert len(set(covered)) == len(covered) == len(parameters), "every parameter belongs to exactly one group"
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """The learning rate of step 1, 2, ..., train.steps.
+
+    Warm-up is linear and reaches the peak at its last step; a decay reaches `min_lr_ratio` at the last step.
+    """
+    if step < train.warmup_steps:
+        return train.lr * step / train.warmup_steps
+    if train.schedule == "constant":
+        return train.lr
+    if train.schedule == "cosine":
+        done = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+        share = 0.5 * (1.0 + math.cos(math.pi * done))
+    else:
+        share = min(1.0, (train.steps - step) / train.decay_steps)
+    return train.lr * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * share)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` in the next step, in every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradient(model: nn.Module, grad_clip: float) -> torch.Tensor:
+    """Scale the gradient to a norm of at most `grad_clip` (0: leave it) and return the norm it had, on its device."""
+    return nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)

@@ -1,0 +1,227 @@
+"""The training loop: one process, one device, one run folder.
+
+    train(run, config)   creates the run folder or goes on from its newest checkpoint; a finished run is left alone
+
+The batch of a step is a pure function of (seed, step) and a checkpoint holds weights and optimizer state, so on a CPU
+a run that was killed and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linscale import checkpoint
+from linscale.config import UserError, fingerprint, to_dict
+from linscale.data.loader import Loader, count_windows
+from linscale.data.shards import TokenDataset
+from linscale.evaluate.perplexity import autocast, missing_steps, record_validation, task_version
+from linscale.models import LanguageModel, build_model
+from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
+from linscale.run_folder import CONFIG, code_version, locked, read_json, write_json
+from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
+from linscale.train.metrics import RunLog, read_status
+from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+
+logger = logging.getLogger(__name__)
+QUICK_BYTES = 1 << 30  # a corpus up to this size is compared with its checksums at every start: a second or two
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Run:
+    """What one process holds of a run while it trains."""
+
+    path: Path
+    settings: dict[str, Any]
+    train: TrainConfig
+    dataset: TokenDataset
+    loader: Loader
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+
+
+def train(path: Path, config: RunConfig, *, on_step: OnStep | None = None) -> dict[str, Any]:
+    """Train a run to its end in the folder `path` and return its final status.
+
+    Resumes what is there, and does nothing when the run is finished. `on_step` gets a copy of the status whenever
+    the device is read: every `log_every` steps or every second, whichever is sooner, and once at the end.
+    Raises UserError when the folder belongs to another config or another process, the data does not fit,
+    the folder cannot be written, or the loss is no longer finite.
+    """
+    try:
+        with locked(path):
+            checkpoint.clean(path)
+            dataset = TokenDataset.open(Path(config.data.path))
+            dataset.verify(at_most=QUICK_BYTES)
+            settings = require_same_config(path, config, dataset)
+            status = read_status(path)
+            saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
+            if status.get("state") == "done" and config.train.steps in saved:
+                return status
+            return _train(path, config, settings, dataset, on_step or (lambda status: None))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path}: {error.strerror or error}; free space or make the folder writable, "
+            "then run again: training goes on from the newest checkpoint"
+        ) from None
+
+
+def run_settings(config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
+    """The content of config.json: the resolved config with what was derived from it and from the machine.
+
+    Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
+    """
+    vocabulary = dataset.vocab_size
+    if config.model.vocab_size < vocabulary:
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}: the tokenizer of {config.data.path} has {vocabulary} "
+            f"tokens; expected at least {vocabulary}"
+        )
+    device = resolve_device(config.train.device)
+    settings = {
+        "run": config.name,
+        "study": config.study,
+        "size": config.size,
+        "model": to_dict(config.model),
+        "data": {"path": Path(config.data.path).resolve().as_posix(), "fingerprint": dataset.fingerprint},
+        "train": to_dict(config.train),
+        "params": {
+            "non_embedding": paper_parameters(config.model),
+            "total": count_parameters(config.model).total,
+        },
+        "flops_per_token": paper_flops_per_step(config.model, 1, config.train.length) / config.train.length,
+        "precision": resolve_precision(config.train.precision, device),
+        "device": device,
+        "torch": torch.__version__,
+    }
+    return {**settings, "fingerprint": fingerprint(_identity(settings)), "code": code_version()}
+
+
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda"; "auto" is CUDA where there is a device. Raises UserError when CUDA is asked for in vain."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("train.device = 'cuda': torch finds no CUDA device; expected 'cpu' or 'auto' on this machine")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 on CUDA and fp32 on the CPU."""
+    return {"cuda": "bf16", "cpu": "fp32"}[device] if precision == "auto" else precision
+
+
+def _train(
+    path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, on_step: OnStep
+) -> dict[str, Any]:
+    run = _build(path, config, settings, dataset)
+    _write_config(path, settings)
+    dataset.tokenizer.save(path)
+    newest = checkpoint.newest(path, resumable=True, report=logger.warning)
+    start = checkpoint.restore(newest, run.model, run.optimizer) if newest else 0
+    log = RunLog(path, settings, checkpoint_steps(config.train), start)
+    try:
+        if start and missing_steps(path, task_version(dataset, settings["train"]), [start]):
+            record_validation(path, settings, start, run.model, dataset)
+        _loop(run, log, start, on_step)
+        if config.train.keep_optimizer == "last":
+            checkpoint.prune_optimizers(path, keep=1)
+        log.finish()
+    except BaseException as error:
+        log.fail(str(error) or type(error).__name__)
+        raise
+    finally:
+        log.close()
+    on_step(dict(log.status))
+    return log.status
+
+
+def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset) -> Run:
+    recipe = config.train
+    count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
+    windows = {"length": recipe.length, "sequences": recipe.micro_sequences}
+    loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)
+    model = build_model(config.model, seed=recipe.seed).to(settings["device"])
+    return Run(path, settings, recipe, dataset, loader, model, build_optimizer(model, recipe))
+
+
+def _loop(run: Run, log: RunLog, start: int, on_step: OnStep) -> None:
+    checkpoints = set(checkpoint_steps(run.train))
+    for step in range(start + 1, run.train.steps + 1):
+        lr = learning_rate(run.train, step)
+        set_learning_rate(run.optimizer, lr)
+        loss = _accumulate(run, step)
+        grad_norm = clip_gradient(run.model, run.train.grad_clip)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        log.add(step, lr, loss, grad_norm)
+        if step in checkpoints or log.due():
+            log.flush()  # before a checkpoint, so that none holds what is not finite
+            on_step(dict(log.status))
+        if step in checkpoints:
+            _save(run, step)
+            log.checkpoint_done()
+
+
+def _accumulate(run: Run, step: int) -> torch.Tensor:
+    """Add up the gradient of the mean loss over the batch of a step, micro-batch by micro-batch; returns that mean."""
+    device, accumulation = torch.device(run.settings["device"]), run.train.grad_accum_steps
+    total = torch.zeros((), device=device)
+    for micro_step in range((step - 1) * accumulation, step * accumulation):
+        batch = run.loader.batch(micro_step)
+        bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+        with autocast(run.settings["precision"], device):
+            output = run.model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
+        loss = output.loss.sum() / run.train.batch_tokens
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _save(run: Run, step: int) -> None:
+    """Write the checkpoint of a step, then its validation record: the record never speaks of weights that are lost."""
+    extra = {"tokens": step * run.train.batch_tokens, "tokenizer": run.dataset.tokenizer.fingerprint}
+    checkpoint.save(run.path, step, run.model, run.optimizer, extra)
+    if run.train.keep_optimizer == "last":
+        checkpoint.prune_optimizers(run.path, keep=2)  # two, so that training survives damage to the newest
+    record_validation(run.path, run.settings, step, run.model, run.dataset)
+
+
+def require_same_config(path: Path, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
+    """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
+    settings = run_settings(config, dataset)
+    if not (path / CONFIG).exists():
+        return settings
+    stored = read_json(path / CONFIG)
+    if stored.get("fingerprint") != settings["fingerprint"]:
+        there, here = _flatten(_identity(stored)), _flatten(_identity(settings))
+        fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        differences = ", ".join(f"{name} = {there.get(name)!r} there, {here.get(name)!r} here" for name in fields)
+        raise UserError(f"{path}: made with another config ({differences}); choose another folder or delete this one")
+    return settings
+
+
+def _write_config(path: Path, settings: dict[str, Any]) -> None:
+    """Write config.json once; afterwards only what may change between two sessions of a run."""
+    stored = read_json(path / CONFIG) if (path / CONFIG).exists() else settings
+    write_json(path / CONFIG, {**stored, **{key: settings[key] for key in ("data", "train", "device")}})
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    free = ("device", "precision", "log_every", "keep_optimizer")  # the precision that was used counts instead
+    same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
+    same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
+    same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}
+    return same
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

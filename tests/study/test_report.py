@@ -1,0 +1,195 @@
+"""The page opens without a network, shows what was found and escapes what a model wrote; the table fits 80 columns."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from linscale.config import UserError
+from linscale.run_folder import RecordWriter, write_json
+from linscale.study.fit import FitConfig, fit_study
+from linscale.study.report import print_summary, summary, write_report
+from linscale.study.results import read_study
+
+HOSTILE = "</script><script>alert(1)</script> & \x1b[31mred [bold]not markup[/bold]"
+ARCHITECTURES = ("cosformer2", "hgrn2", "llama", "tnl")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Four architectures; hgrn2 has too few sizes to fit, and the model of llama writes hostile text."""
+    folder = tmp_path / "shakespeare"
+    for arch in ARCHITECTURES:
+        for i, params in enumerate(np.geomspace(2e7, 6e8, 4)[: 2 if arch == "hgrn2" else 4]):
+            write_run(folder / f"{arch}-{i}", arch, float(params))
+    write_json(folder / "fits.json", fit_study(read_study(folder), FitConfig(bootstrap=100)))
+    sample = {"run": "llama-3", "step": 12, "prompt": "ROMEO:", "continuation": HOSTILE}
+    write_json(folder / "samples.json", {"llama": sample})
+    return folder
+
+
+def write_run(run: Path, arch: str, params: float, name: str | None = None) -> None:
+    values = {
+        "run": name or run.name,
+        "study": "shakespeare",
+        "size": run.name,
+        "model": {"arch": arch},
+        "code": "0.1.0+abc",
+    }
+    values |= {"params": {"non_embedding": params}, "flops_per_token": 6 * params, "data": {"fingerprint": "f00dcafe"}}
+    write_json(run / "config.json", values)
+    write_json(run / "status.json", {"state": "done", "step": 12, "steps": 12, "tokens": 1e11})
+    writer = RecordWriter(run / "evaluations.jsonl")
+    for step, tokens in enumerate(np.geomspace(1e9, 1e11, 12), start=1):
+        loss = 406.4 / params**0.34 + 410.7 / tokens**0.28
+        record = {"run": run.name, "step": step, "tokens": tokens, "task": "validation", "task_version": "v1"}
+        writer.write(
+            record | {"metric": "loss", "value": loss}, record | {"metric": "bits_per_byte", "value": loss / 3}
+        )
+    writer.close()
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and text, outside of scripts and styles; the JSON of the figures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.figures, self._inside = "", "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = str(dict(attrs).get("id", tag))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "figures":
+            self.figures += data
+        elif not self._inside:
+            self.text += data
+
+
+def test_the_page_is_whole_refers_to_nothing_outside_and_is_the_same_twice(study: Path, tmp_path: Path) -> None:
+    out = write_report(study, tmp_path / "new" / "report.html")
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    loading = [(tag, a) for tag, a in page.tags if tag in ("link", "img", "iframe", "base") or {"src", "href"} & set(a)]
+    assert loading == []
+    assert "@import" not in text.split("</style>")[0]
+    assert "url(" not in text.split("</style>")[0]
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "Plotly" in text
+    assert out.stat().st_size < 6_000_000
+    assert list(out.parent.iterdir()) == [out]
+    assert write_report(study, tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+def test_what_a_model_or_a_config_says_stays_text(study: Path, tmp_path: Path) -> None:
+    write_run(study / "tnl-0", "tnl", 2e7, name="</script><b>run</b>")
+    page = Page(write_report(study, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "alert(1)</script> & " in page.text
+    assert "\x1b" not in page.text
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 3  # plotly, the data, the drawing
+    assert "<" not in page.figures
+    assert json.loads(page.figures)[0]["groups"][3]["curves"][0]["run"] == "</script><b>run</b>"
+    assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_the_page_shows_laws_runs_warnings_and_where_numbers_come_from(study: Path, tmp_path: Path) -> None:
+    page = Page(write_report(study, tmp_path / "report.html").read_text(encoding="utf-8"))
+    exponent = summary(study)["architectures"][3]["fit"]["parameters"]["l_exponent"]
+    for value in (exponent["value"], exponent["low"], exponent["high"], -0.0768):  # the last one is the paper's
+        assert f"{value:.4f}".replace("-", "−") in page.text
+    for words in ("f00dcafe", "0.1.0+abc", "tnl-2", "few_sizes", "2 size(s)", "8.64 × 10", "ROMEO:"):
+        assert words in page.text
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table") == 2
+    assert all(a.get("scope") for tag, a in page.tags if tag == "th")
+    assert all(a.get("tabindex") == "0" for _, a in page.tags if a.get("class") == "scroll")
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_the_figures_hold_every_curve_and_only_fitted_lines(study: Path, tmp_path: Path) -> None:
+    page = Page(write_report(study, tmp_path / "report.html").read_text(encoding="utf-8"))
+    loss, params, tokens = json.loads(page.figures)
+    assert [len(group["curves"]) for group in loss["groups"]] == [4, 2, 4, 4]
+    assert [group["name"] for group in params["groups"]] == ["cosFormer2", "LLaMA", "TNL"]
+    for figure in (loss, params, tokens):
+        for group in figure["groups"]:
+            if group["name"] == "HGRN2":
+                assert group["line"] is None
+                continue
+            line, band = np.array(group["line"]["y"]), group["band"]
+            assert (np.array(band["low"]) <= line * 1.001).all()
+            assert (line <= np.array(band["high"]) * 1.001).all()
+
+
+def test_a_study_without_fits_still_has_a_page_and_a_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "study" / "tnl-0", "tnl", 1e7)
+    page = Page(write_report(tmp_path / "study", tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "not fitted yet" in page.text
+    assert "not fitted yet" in printed(tmp_path / "study", 80)
+
+
+def test_damaged_results_and_unwritable_targets_give_one_line(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the report"):
+        write_report(study, tmp_path / "file" / "report.html")
+    write_json(study / "fits.json", {"version": 2})
+    with pytest.raises(UserError, match="version = 2"):
+        summary(study)
+    (study / "fits.json").write_text("{")
+    with pytest.raises(UserError, match="damaged JSON"):
+        write_report(study, tmp_path / "report.html")
+
+
+def printed(study: Path, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(study, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_is_complete_at_any_width(study: Path, width: int) -> None:
+    text = printed(study, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    for item in summary(study)["architectures"]:
+        assert item["name"] in text
+        assert f"{item['bits_per_byte']:.3f} bits/B" in text
+        for name, row in (item["fit"] or {"parameters": {}})["parameters"].items():
+            if name.endswith("exponent"):
+                assert f"C^{row['value']:.4f}" in text
+                assert f"{row['low']:.4f} to {row['high']:.4f}" in text
+    assert "\x1b" not in text
+    assert "[bold]not markup[/bold]" in re.sub(r"\s+", " ", text)
+    assert "not fitted: HGRN2: 2 size(s)" in text
+    assert "few_sizes: cosFormer2, LLaMA, TNL: 4 sizes" in text
+
+
+def test_even_numbers_too_wide_for_the_table_are_printed_whole(study: Path) -> None:
+    fits = json.loads((study / "fits.json").read_text(encoding="utf-8"))
+    for row in fits["groups"][0]["parameters"].values():
+        row |= {"value": 1.234e-11, "low": 1.234e-111, "high": 9.876e-101, "identified": False}
+    write_json(study / "fits.json", fits)
+    assert "…" not in printed(study, 80)
+
+
+def test_the_summary_is_plain_json(study: Path) -> None:
+    found = summary(study)
+    assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
+    llama = next(item for item in found["architectures"] if item["group"] == "llama")
+    assert llama["best_run"] == "llama-3"
+    assert llama["sample"]["continuation"] == HOSTILE

@@ -1,0 +1,366 @@
+"""The training loop: what it records, and that nothing is lost or changed by a crash, a kill, damage or a full disk."""
+
+import errno
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from linscale import checkpoint, run_folder
+from linscale.config import UserError, parse, to_dict
+from linscale.data.prepare import PrepareOptions, prepare
+from linscale.run_folder import latest_records, locked, read_json, read_records
+from linscale.train.config import RunConfig, checkpoint_steps
+from linscale.train.trainer import train
+
+CONFIG_KEYS = [
+    *("run", "study", "size", "model", "data", "train", "params", "flops_per_token", "precision", "device", "torch"),
+    *("fingerprint", "code"),
+]
+STATUS_KEYS = [
+    *("state", "step", "steps", "tokens", "tokens_per_s", "loss", "elapsed_s", "eta_s", "pid", "updated", "error"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "ran"], k=6000)
+    (folder / "text.txt").write_text("\n".join(" ".join(words[k : k + 8]) for k in range(0, len(words), 8)) + "\n")
+    options = PrepareOptions(document_bytes=300, val_fraction=0.1, workers=1)
+    prepare([str(folder / "text.txt")], tokenizer="byte", out=folder / "data", options=options)
+    return folder / "data"
+
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def make(data: Path) -> Make:
+    """A function that makes the config of a run of 10 steps with checkpoints at 2, 4, ..., 10."""
+
+    def config(*, model: dict[str, Any] | None = None, path: Path = data, **changes: Any) -> RunConfig:
+        shape = {
+            "arch": "hgrn2",
+            "vocab_size": 257,
+            "d_model": 32,
+            "n_layers": 2,
+            "head_dim": 16,
+            "d_ff": 64,
+            **(model or {}),
+        }
+        recipe = {"tokens": 2560, "batch_tokens": 256, "length": 32, "lr": 3e-3, "warmup_tokens": 512, "device": "cpu"}
+        recipe |= {"checkpoints": 5, "checkpoint_spacing": "linear", "validation_tokens": 256, "log_every": 3}
+        values = {
+            "name": "tiny",
+            "model": {**shape, **(model or {})},
+            "data": {"path": str(path)},
+            "train": {**recipe, **changes},
+        }
+        return parse(RunConfig, values)
+
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(run, make())
+    return run
+
+
+def weights(run: Path, step: int = 10) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = latest_records(run / "metrics.jsonl", ("step", "metric"))
+    return {record["step"]: record["value"] for record in records if record["metric"] == "loss"}
+
+
+def validation(run: Path) -> dict[tuple[int, str], float]:
+    return {(record["step"], record["metric"]): record["value"] for record in latest_records(run / "evaluations.jsonl")}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Equal to the last bit: final weights, every step's loss, every validation record."""
+    left, right = weights(run), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert losses(run) == losses(other)
+    assert validation(run) == validation(other)
+    assert not list(run.glob("**/*.tmp"))
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash_at(step: int) -> Callable[[dict[str, Any]], None]:
+    def on_step(status: dict[str, Any]) -> None:
+        if status["step"] >= step:
+            raise CrashError
+
+    return on_step
+
+
+def test_a_run_learns_and_records_every_step_and_checkpoint(make: Make, data: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    config = make(tokens=60 * 256, checkpoint_spacing="log")
+    status = train(tmp_path / "run", config, on_step=seen.append)
+    assert list(status) == STATUS_KEYS
+    assert status == read_json(tmp_path / "run" / "status.json") == seen[-1]
+    assert (status["state"], status["step"], status["tokens"], status["eta_s"]) == ("done", 60, 60 * 256, 0.0)
+    settings = read_json(tmp_path / "run" / "config.json")
+    assert list(settings) == CONFIG_KEYS
+    assert settings["model"] == to_dict(config.model)
+    assert (settings["precision"], settings["device"]) == ("fp32", "cpu")
+    records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
+    metrics = ("loss", "grad_norm", "learning_rate", "tokens_per_s")
+    assert [(record["step"], record["metric"]) for record in records] == [(s, m) for s in range(1, 61) for m in metrics]
+    for record in records:
+        assert list(record) == ["run", "step", "tokens", "flops", "metric", "value", "code"]
+        assert record["tokens"] == record["step"] * 256
+        assert record["flops"] == pytest.approx(record["tokens"] * settings["flops_per_token"])
+    curve = losses(tmp_path / "run")
+    assert curve[1] == pytest.approx(5.55, abs=0.1)  # ln 257: nothing is known at the start
+    assert curve[60] < 3.5
+    scores = validation(tmp_path / "run")
+    assert sorted({step for step, _ in scores}) == checkpoint_steps(config.train)
+    assert scores[60, "loss"] == pytest.approx(curve[60], abs=0.5)
+    first = next(iter(read_records(tmp_path / "run" / "evaluations.jsonl")))
+    assert list(first) == [
+        *("run", "step", "tokens", "flops", "task", "task_version", "metric", "value", "se", "count", "code"),
+    ]
+
+
+def test_accumulation_does_not_change_the_gradient(make: Make, whole: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", make(micro_batch=2))
+    expected = losses(whole)
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=2e-5)
+
+
+def test_bf16_trains_in_mixed_precision_and_is_part_of_the_config(make: Make, whole: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", make(precision="bf16"))
+    expected, found = losses(whole), losses(tmp_path / "run")
+    assert found == pytest.approx(expected, abs=0.05)
+    assert found != expected
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "run").values())
+    with pytest.raises(UserError, match="precision = 'bf16' there, 'fp32' here"):
+        train(tmp_path / "run", make())
+
+
+def test_packed_documents_train_and_differ_from_plain_windows(make: Make, whole: Path, tmp_path: Path) -> None:
+    train(tmp_path / "one", make(documents=True))
+    train(tmp_path / "two", make(documents=True, micro_batch=2))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
+    assert losses(tmp_path / "one")[10] != losses(whole)[10]
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 10])
+def test_a_crashed_run_resumes_to_the_same_bits(make: Make, whole: Path, tmp_path: Path, step: int) -> None:
+    with pytest.raises(CrashError):
+        train(tmp_path / "run", make(log_every=1), on_step=crash_at(step))
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_left_alone(make: Make, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"}
+    assert train(whole, make())["state"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"} == before
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from linscale.config import parse
+from linscale.train.config import RunConfig
+from linscale.train.trainer import train
+import json
+from pathlib import Path
+print(train(Path(sys.argv[1]), parse(RunConfig, json.loads(sys.argv[2])))["state"], flush=True)
+"""
+
+
+def test_kill_at_random_moments_loses_nothing(make: Make, tmp_path: Path) -> None:
+    config = make(tokens=120 * 256, checkpoints=30)
+    began = time.monotonic()
+    train(tmp_path / "whole", config)
+    duration = time.monotonic() - began
+    run, chance = tmp_path / "run", random.Random(1)
+    values = json.dumps(
+        {"name": config.name, **{key: to_dict(getattr(config, key)) for key in ("model", "data", "train")}}
+    )
+    command = [sys.executable, "-c", KILLED, str(run), values]
+    killed = 0
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (run / "status.json").exists():
+            time.sleep(0.01)
+        seen = len(list((run / "checkpoints").glob("step_*")))
+        deadline = time.monotonic() + 30
+        while process.poll() is None and len(list((run / "checkpoints").glob("step_*"))) < seen + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, duration / 8))
+        process.kill()
+        killed += process.wait() != 0
+    assert killed == 2
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "done"
+    left, right = weights(run, 120), weights(tmp_path / "whole", 120)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert losses(run) == losses(tmp_path / "whole")
+    assert validation(run) == validation(tmp_path / "whole")
+
+
+def test_a_lost_validation_record_is_made_first_on_resume(make: Make, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        train(tmp_path / "run", make(log_every=1), on_step=crash_at(5))
+    lines = (tmp_path / "run" / "evaluations.jsonl").read_bytes().splitlines(keepends=True)
+    assert b'"step": 4' in lines[-1]
+    (tmp_path / "run" / "evaluations.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:50])
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    make: Make, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(CrashError):
+        train(tmp_path / "run", make(log_every=1), on_step=crash_at(7))
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    resumed: list[int] = []
+    train(tmp_path / "run", make(log_every=1), on_step=lambda status: resumed.append(status["step"]))
+    assert resumed[0] == 5
+    assert "step_00000006" in caplog.text
+    assert "corrupt" in caplog.text
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_optimizer_states_are_kept_as_asked(make: Make, whole: Path, tmp_path: Path) -> None:
+    def kept(run: Path) -> list[int]:
+        return [
+            checkpoint.step_of(path)
+            for path in checkpoint.list_checkpoints(run)
+            if (path / checkpoint.OPTIMIZER).exists()
+        ]
+
+    assert kept(whole) == [10]
+    train(tmp_path / "all", make(keep_optimizer="all"))
+    assert kept(tmp_path / "all") == [2, 4, 6, 8, 10]
+    with pytest.raises(CrashError):
+        train(tmp_path / "last", make(log_every=1), on_step=crash_at(9))
+    assert kept(tmp_path / "last") == [6, 8]
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = checkpoint.save_file, [5]
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        left[0] -= 1
+        write(tensors, path, metadata=metadata)
+        if left[0] < 0:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match=r"step_00000006.*No space left on device.*free space"):
+        train(tmp_path / "run", make())
+    status = read_json(tmp_path / "run" / "status.json")
+    assert status["state"] == "failed"
+    assert "No space left" in status["error"]
+    paths = checkpoint.list_checkpoints(tmp_path / "run")
+    assert [checkpoint.step_of(path) for path in paths] == [2, 4]
+    for path in paths:
+        checkpoint.verify(path, (checkpoint.MODEL, checkpoint.OPTIMIZER))
+    monkeypatch.undo()
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_records_that_cannot_be_written_stop_the_run_with_one_line(
+    make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: run_folder.RecordWriter, *records: Any) -> None:
+        if records[0]["step"] > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, *records)
+
+    write = run_folder.RecordWriter.write
+    monkeypatch.setattr(run_folder.RecordWriter, "write", full)
+    with pytest.raises(UserError, match=r"run: No space left on device; free space.*run again"):
+        train(tmp_path / "run", make())
+    monkeypatch.undo()
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_another_config_is_refused_by_field(make: Make, whole: Path) -> None:
+    with pytest.raises(UserError, match=r"train.lr = 0.003 there, 0.001 here"):
+        train(whole, make(lr=1e-3))
+    with pytest.raises(UserError, match=r"model.n_layers = 2 there, 1 here"):
+        train(whole, make(model={"n_layers": 1}))
+
+
+def test_the_same_data_may_move_and_other_data_may_not(make: Make, data: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    with pytest.raises(CrashError):
+        train(tmp_path / "run", make(log_every=1), on_step=crash_at(3))
+    assert train(tmp_path / "run", make(path=moved))["state"] == "done"
+    assert read_json(tmp_path / "run" / "config.json")["data"]["path"] == moved.as_posix()
+    (tmp_path / "text.txt").write_text("".join(f"{k} is another line\n" for k in range(400)))
+    options = PrepareOptions(document_bytes=100, val_fraction=0.2, workers=1)
+    prepare([str(tmp_path / "text.txt")], tokenizer="byte", out=tmp_path / "other", options=options)
+    with pytest.raises(UserError, match=r"data.fingerprint = '\w+' there, '\w+' here"):
+        train(tmp_path / "run", make(path=tmp_path / "other"))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.vocab_size = 256.*257 tokens"):
+        train(tmp_path / "run", make(model={"vocab_size": 256}))
+
+
+def test_a_split_shorter_than_a_window_is_refused_before_the_folder_is_made_a_run(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"length = 8192: split 'val'"):
+        train(tmp_path / "run", make(length=8192, batch_tokens=8192, tokens=81920, validation_tokens=8192))
+    assert train(tmp_path / "run", make())["state"] == "done"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d+: (loss|grad_norm) = (nan|inf) is not finite"):
+        train(tmp_path / "run", make(lr=1e38, warmup_tokens=0, weight_decay=0.0))
+    status = read_json(tmp_path / "run" / "status.json")
+    assert status["state"] == "failed"
+    assert "not finite" in status["error"]
+    for path in checkpoint.list_checkpoints(tmp_path / "run"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+
+
+def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+        train(tmp_path / "run", make())
+
+
+def test_cuda_is_refused_where_there_is_none(make: Make, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UserError, match=r"train.device = 'cuda'.*expected 'cpu' or 'auto'"):
+        train(tmp_path / "run", make(device="cuda"))
