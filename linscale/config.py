@@ -99,6 +99,8 @@ def human(value: float, unit: str = "") -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}{unit}"
     for power, prefix in (
+        (1e24, "Y"),
+        (1e21, "Z"),
         (1e18, "E"),
         (1e15, "P"),
         (1e12, "T"),

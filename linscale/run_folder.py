@@ -117,7 +117,7 @@ def latest_records(path: Path, keys: tuple[str, ...] = ("step", "task", "metric"
 
 
 def is_locked(run: Path) -> bool:
-    """Whether a process is writing this run; a status of "running" without one was left by a process that was killed."""
+    """Whether a process is writing this run. A status of "running" without one was left by a killed process."""
     try:
         with locked(run):
             return False

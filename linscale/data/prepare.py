@@ -11,27 +11,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import multiprocessing
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
-from linscale.config import UserError, config, fingerprint, parse, to_dict
-from linscale.data import shards
-from linscale.data.shards import Manifest, SourceRecord, SplitRecord, SplitState, SplitWriter, TokenDataset
-from linscale.data.sources import Source, find_sources, read_documents
+from linscale.config import UserError, config, fingerprint, to_dict
+from linscale.data.documents import read_documents
+from linscale.data.encode import Batch, Encoder, encode_in_order, split_of
+from linscale.data.journal import Journal, require_same, resume_or_begin
+from linscale.data.manifest import JOURNAL, MANIFEST, SPLITS, Manifest, SourceRecord, SplitRecord, tokenizer_record
+from linscale.data.shards import TokenDataset
+from linscale.data.sources import Source, find_sources
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
-from linscale.distributed import follow_parent
-from linscale.run_folder import code_version, locked, read_json, write_json
+from linscale.data.writer import SplitState, SplitWriter
+from linscale.run_folder import code_version, locked, write_json
 
 POOL_BYTES = 16 << 20
 """Inputs smaller than this are tokenized before worker processes would have started."""
@@ -61,33 +58,6 @@ class PrepareOptions:
     """With tokenizer bpe:SIZE, train it on this much text, taken from the start of every file in proportion to size."""
 
 
-@config
-class Journal:
-    """Where an unfinished preparation stands."""
-
-    settings: dict[str, Any]
-    inputs_fingerprint: str
-    position: tuple[int, int] = (0, 0)
-    """Source and document in it, from which reading goes on."""
-    splits: dict[str, SplitState]
-
-
-class Encoded(NamedTuple):
-    """A tokenized document and the split it belongs to."""
-
-    split: str
-    tokens: np.ndarray
-    text_bytes: int
-
-
-class Batch(NamedTuple):
-    """Documents in order, each with its source and its number in it; `bytes_read` counts all input so far."""
-
-    positions: list[tuple[int, int]]
-    texts: list[str]
-    bytes_read: int
-
-
 def prepare(
     inputs: Sequence[str],
     *,
@@ -109,31 +79,31 @@ def prepare(
     settings = {"tokenizer": given.name if given else tokenizer, "tokenizer_fingerprint": given and given.fingerprint}
     settings |= {name: value for name, value in to_dict(options).items() if name != "workers"}
     inputs_fingerprint = fingerprint([source.identity for source in sources])
-    empty = {name: SplitState() for name in shards.SPLITS}
+    empty = {name: SplitState() for name in SPLITS}
     journal = Journal(settings=settings, inputs_fingerprint=inputs_fingerprint, splits=empty)
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder")
     with _disk_errors(out), locked(out):
-        if (out / shards.MANIFEST).exists():
+        if (out / MANIFEST).exists():
             manifest = TokenDataset.open(out).manifest
-            _require_same(out, manifest, journal)
+            require_same(out, manifest, journal)
         else:
-            journal = _resume_or_begin(out, journal)
+            journal = resume_or_begin(out, journal)
             chosen = given or _trained(out, tokenizer, sources, options)
             chosen.save(out)
             splits = _write(out, sources, chosen, options, journal, progress)
             manifest = Manifest(
                 code_version=code_version(),
                 dtype="uint16" if chosen.dtype.itemsize == 2 else "uint32",
-                tokenizer=shards.tokenizer_record(chosen),
+                tokenizer=tokenizer_record(chosen),
                 settings=settings,
                 inputs_fingerprint=inputs_fingerprint,
                 sources=tuple(SourceRecord(name=source.name, bytes=source.size) for source in sources),
                 left_out=tuple(left_out),
                 splits=splits,
             )
-            write_json(out / shards.MANIFEST, to_dict(manifest))
-        for left in (out / shards.JOURNAL, *out.glob(".*.tmp")):
+            write_json(out / MANIFEST, to_dict(manifest))
+        for left in (out / JOURNAL, *out.glob(".*.tmp")):
             left.unlink(missing_ok=True)
     return to_dict(manifest)
 
@@ -148,38 +118,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
             remedy = "free some space and run the same command again: it continues where it stopped"
             raise UserError(f"{place}: the disk is full or over quota ({error.strerror}); {remedy}") from None
         raise UserError(f"{place}: {error.strerror or error}") from None
-
-
-def _require_same(out: Path, found: Journal | Manifest, wanted: Journal) -> None:
-    """Raises UserError when `out` was made, or begun, from other inputs or with other settings."""
-    names = {*found.settings, *wanted.settings}
-    pairs = {name: (found.settings.get(name), wanted.settings.get(name)) for name in sorted(names)}
-    changes = [f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new]
-    if found.inputs_fingerprint != wanted.inputs_fingerprint:
-        changes.append("other or changed input files")
-    if changes:
-        raise UserError(f"out = {out}: holds another corpus ({'; '.join(changes)}); choose another --out or delete it")
-
-
-def _resume_or_begin(out: Path, journal: Journal) -> Journal:
-    """The journal of a preparation that was interrupted, or `journal`, written, in an empty folder.
-
-    A journal that records no closed shard holds nothing worth keeping: with other settings it is begun again.
-    """
-    path = out / shards.JOURNAL
-    if path.exists():
-        found: Journal = parse(Journal, read_json(path), source=str(path))
-        if found.position == (0, 0) and found != journal:
-            write_json(path, to_dict(journal))
-            for left in (out / TOKENIZER_FILE, *out.glob("*.bin"), *out.glob("*.docs"), *out.glob(".*.part")):
-                left.unlink(missing_ok=True)
-            return journal
-        _require_same(out, found, journal)
-        return found
-    if any(not file.name.startswith(".") for file in out.iterdir()):
-        raise UserError(f"out = {out}: holds files that are not a linscale corpus; choose an empty or new folder")
-    write_json(path, to_dict(journal))
-    return journal
 
 
 def _trained(out: Path, spec: str, sources: list[Source], options: PrepareOptions) -> Tokenizer:
@@ -204,12 +142,6 @@ def _sample(sources: list[Source], options: PrepareOptions) -> Iterator[str]:
                 break
 
 
-def split_of(text: bytes, seed: int, val_fraction: float) -> str:
-    """'val' for a share `val_fraction` of all texts, 'train' for the rest: a function of text and seed alone."""
-    digest = hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest()
-    return "val" if int.from_bytes(digest, "little") < val_fraction * 2**64 else "train"
-
-
 def _write(
     out: Path,
     sources: list[Source],
@@ -224,7 +156,7 @@ def _write(
     encode = Encoder(tokenizer, options.seed, options.val_fraction)
     batches = _batches(sources, options, journal.position)
     try:
-        with contextlib.closing(_encoded(batches, encode, _workers(tokenizer, total, options))) as encoded:
+        with contextlib.closing(encode_in_order(batches, encode, _workers(tokenizer, total, options))) as encoded:
             for batch, documents in encoded:
                 for position, document in zip(batch.positions, documents, strict=True):
                     writer = writers[document.split]
@@ -232,7 +164,7 @@ def _write(
                         writer.close_shard()
                         splits = {name: each.checkpoint() for name, each in writers.items()}
                         journal = dataclasses.replace(journal, position=position, splits=splits)
-                        write_json(out / shards.JOURNAL, to_dict(journal))
+                        write_json(out / JOURNAL, to_dict(journal))
                     writer.add(document.tokens, document.text_bytes)
                 if progress:
                     documents_done = sum(each.documents for each in writers.values())
@@ -275,58 +207,8 @@ def _batches(sources: list[Source], options: PrepareOptions, start: tuple[int, i
     yield Batch(positions, texts, bytes_before)
 
 
-class Encoder:
-    """Tokenizes texts and draws their split; what a worker process runs."""
-
-    def __init__(self, tokenizer: Tokenizer, seed: int, val_fraction: float) -> None:
-        self.tokenizer, self.seed, self.val_fraction = tokenizer, seed, val_fraction
-
-    def __call__(self, texts: list[str]) -> list[Encoded]:
-        encoded = []
-        for text, tokens in zip(texts, self.tokenizer.encode_batch(texts), strict=True):
-            data = text.encode()
-            encoded.append(Encoded(split_of(data, self.seed, self.val_fraction), tokens, len(data)))
-        return encoded
-
-
 def _workers(tokenizer: Tokenizer, total: int, options: PrepareOptions) -> int:
     """1 means in this process: bytes are encoded faster than they are sent, and small inputs before workers start."""
     if not isinstance(tokenizer, SubwordTokenizer) or total < POOL_BYTES:
         return 1
     return options.workers or os.cpu_count() or 1
-
-
-def _encoded(batches: Iterator[Batch], encode: Encoder, workers: int) -> Generator[tuple[Batch, list[Encoded]]]:
-    """Every batch with its documents encoded, in order; at most two batches a worker are under way."""
-    if workers == 1:
-        yield from ((batch, encode(batch.texts)) for batch in batches)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encode,))
-    pending: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
-    try:
-        for batch in batches:
-            pending.append((batch, pool.submit(_encode, batch.texts)))
-            if len(pending) >= 2 * workers:
-                done, future = pending.popleft()
-                yield done, future.result()
-        for done, future in pending:
-            yield done, future.result()
-    except BrokenProcessPool:
-        remedy = "run the same command again to continue, with fewer workers if memory is short"
-        raise UserError(f"a worker process died (killed, or out of memory); {remedy}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_encoder: Encoder | None = None
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _encoder
-    _encoder = encoder
-    follow_parent()
-
-
-def _encode(texts: list[str]) -> list[Encoded]:
-    assert _encoder is not None
-    return _encoder(texts)

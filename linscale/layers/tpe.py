@@ -7,8 +7,10 @@ Each channel c is filtered by a sum of e exponentials with shared rates:
 
 The cosFormer2 paper gives its size (D·e parameters) and its cost (up, recurrence and down, 2nDe + nDe + nDe) but not
 its form. This one matches both: b is learned and λ is not, for the count leaves no room for it. λ_j = exp(-1/τ_j)
-with τ log-spaced over 1 to 1000 steps; b starts small and then shifted so that F[c, 0] = 1: at first the embedding
-passes through with unit weight.
+with τ log-spaced over 1 to 1000 steps. b starts small, and its first entry, the fastest exponential's, is then set so
+that F[c, 0] = 1: at first the current token passes with unit weight and the one before with 1/e. (Shifting all of b
+alike would also give F[c, 0] = 1, but with an average over a thousand tokens behind it: the token itself drowns, and
+training stays at the loss of letter frequencies for its first hundreds of steps.)
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ class ToeplitzEncoding(nn.Module):
         self.reset_parameters(0.0)
 
     def reset_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        """b ~ N(0, std²/e), then shifted so that Σ_j b[c, j] = 1 for every channel c."""
+        """b ~ N(0, std²/e), then b[c, 0] such that Σ_j b[c, j] = 1 for every channel c."""
         width = self.weight.shape[1]
         with torch.no_grad():
             self.log_rate.copy_(-(LONGEST ** -torch.linspace(0, 1, width, dtype=torch.float64)))
             noise = torch.randn(self.weight.shape, generator=generator) * (std / width**0.5)
-            self.weight.copy_(noise + (1 - noise.sum(1, keepdim=True)) / width)
+            noise[:, 0] = 1 - noise[:, 1:].sum(1)
+            self.weight.copy_(noise)
 
     def forward(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         # In chunks of C steps: a Toeplitz product inside the chunk, the e-fold state between chunks.

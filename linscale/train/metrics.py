@@ -71,7 +71,7 @@ class RunLog:
         seconds = max(now - self._reading_began, 1e-9)
         rate = len(self._pending) * self._batch_tokens / seconds
         for (step, lr, _, _), (loss, grad_norm) in zip(self._pending, values, strict=True):
-            self._require_finite(step, loss=loss, grad_norm=grad_norm)
+            self._require_finite(step, {"loss": loss, "grad_norm": grad_norm})
             self._record(step, {"loss": loss, "grad_norm": grad_norm, "learning_rate": lr, "tokens_per_s": rate})
         self._pending.clear()
         self._training_s += seconds
@@ -101,7 +101,7 @@ class RunLog:
         """Close metrics.jsonl."""
         self._writer.close()
 
-    def _require_finite(self, step: int, **values: float) -> None:
+    def _require_finite(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(

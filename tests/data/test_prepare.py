@@ -11,7 +11,7 @@ import pytest
 
 from linscale.config import UserError
 from linscale.data import PrepareOptions, TokenDataset, load_tokenizer, prepare
-from linscale.data.prepare import split_of
+from linscale.data.encode import split_of
 
 CHILD = """
 import importlib, json, os, sys, time

@@ -10,9 +10,9 @@ import pytest
 
 from linscale.config import UserError
 from linscale.data import PrepareOptions, TokenDataset, prepare
-from linscale.data.prepare import split_of
-from linscale.data.shards import SplitState, SplitWriter
+from linscale.data.encode import split_of
 from linscale.data.tokenizer import ByteTokenizer, train_bpe
+from linscale.data.writer import SplitState, SplitWriter
 
 
 def make_corpus(folder, documents=300, seed=0, shard_tokens=5000, **settings):

@@ -12,7 +12,8 @@ import pytest
 import zstandard
 
 from linscale.config import UserError
-from linscale.data.sources import cut, find_sources, read_documents
+from linscale.data.documents import cut, read_documents
+from linscale.data.sources import find_sources
 
 TEXTS = ["First é\r\nline\n", "second 東京 \N{PARTY POPPER}", "  spaces\n\n\n", "x" * 5000]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}

@@ -1,0 +1,153 @@
+"""A study end to end, as a user runs it: trains, fits, reports; does nothing twice; survives being killed anywhere."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import linscale
+from linscale.run_folder import latest_records, read_json, write_json
+
+RUNS = [f"{arch}-{size}" for arch in ("llama", "tnl") for size in "abc"]
+pytestmark = pytest.mark.slow
+
+
+def command(*words):
+    return [sys.executable, "-m", "linscale", "study", *map(str, words)]
+
+
+def run(*words, status=0):
+    result = subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=200)
+    assert result.returncode == status, result.stderr
+    return result
+
+
+def weights(study):
+    """The last weights of every run."""
+    found = {}
+    for name in RUNS:
+        newest = sorted((study / name / "checkpoints").iterdir())[-1]
+        found[name] = load_file(newest / "model.safetensors")
+    return found
+
+
+def same(first, second):
+    return all((first[run][key] == second[run][key]).all() for run in first for key in first[run])
+
+
+def losses(study):
+    keys = ("step", "task", "metric")
+    return {
+        name: {tuple(r[k] for k in keys): r["value"] for r in latest_records(study / name / "evaluations.jsonl", keys)}
+        for name in RUNS
+    }
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
+    """One undisturbed study; then one that is killed with SIGKILL at random moments and ends the same, bit for bit."""
+    whole = tmp_path / "whole"
+    result = run("run", study_file, "--out", whole, "--json")
+    found = json.loads(result.stdout)
+    assert {item["arch"] for item in found["architectures"]} == {"llama", "tnl"}
+    assert "ETA" in result.stderr
+    study = whole / "tiny"
+    for name in RUNS:
+        status = read_json(study / name / "status.json")
+        assert (status["state"], status["step"]) == ("done", 40)
+    html = (study / "report.html").read_text()
+    assert "the " in read_json(study / "samples.json")["tnl"]["prompt"]
+    assert len(html) > 1_000_000
+    model, tokenizer = linscale.load(study / "tnl-c")
+    assert (model.config.d_model, tokenizer.vocab_size) == (24, 257)
+
+    before = snapshot(whole)
+    start = time.monotonic()
+    again = run("run", study_file, "--out", whole)
+    assert time.monotonic() - start < 15
+    assert snapshot(whole) == before
+    assert "Nothing to do" in again.stdout
+
+    killed = tmp_path / "killed"
+    dice = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            command("run", study_file, "--out", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(dice.uniform(2.0, 7.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for_orphans(killed)
+    run("run", study_file, "--out", killed)
+    assert same(weights(whole / "tiny"), weights(killed / "tiny"))
+    assert losses(whole / "tiny") == losses(killed / "tiny")
+    assert not list(killed.rglob("*.tmp"))
+
+    # A changed study file is refused by name, and nothing of the finished study is touched.
+    text = study_file.read_text()
+    study_file.write_text(text.replace("lr = 3e-3", "lr = 1e-3"))
+    refused = run("run", study_file, "--out", whole, status=2)
+    assert "train.lr = 0.003 there, 0.001 here" in refused.stderr
+    assert snapshot(whole) == before
+
+    # A lost report and a lost validation record are made again, and only they.
+    study_file.write_text(text)
+    (study / "report.html").unlink()
+    records = (study / "tnl-a" / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (study / "tnl-a" / "evaluations.jsonl").write_text("".join(records[:-2]))
+    run("run", study_file, "--out", whole)
+    assert losses(whole / "tiny") == losses(killed / "tiny")
+    assert (study / "report.html").read_text() == html
+
+    # A corrupt shard is found by its checksum before anything is trained on it.
+    shard = next((study / "data").glob("train-*.bin"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[100] ^= 1
+    shard.write_bytes(damaged)
+    write_json(study / "tnl-a" / "status.json", {"state": "running"})
+    refused = run("run", study_file, "--out", whole, status=2)
+    assert "checksum differs" in refused.stderr
+
+
+def wait_for_orphans(folder, patience=5.0):
+    """Workers must end with the study that started them: nobody may hold a run's folder afterwards."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if not holders(folder):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"orphans: {holders(folder)}")
+
+
+def holders(folder):
+    """Processes with an open file under `folder`; on systems without /proc the lock test of the next run must do."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [os.readlink(link) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(link.startswith(str(folder)) for link in links):
+            found.append(process.name)
+    return found
+
+
+def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):
+    text = study_file.read_text()
+    study_file.write_text(text[: text.index('[[sizes]]\nname = "b"')] + text[text.index("[fit]") :])
+    result = run("run", study_file, "--out", tmp_path / "out", status=2)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("linscale: ")
+    assert "tnl" in last
+    assert "sizes" in last
+    assert (tmp_path / "out" / "tiny" / "tnl-a" / "status.json").exists()  # what was trained stays

@@ -1,0 +1,165 @@
+"""The reference pages are true: every field, default, key and warning is in them, and their queries run."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+from linscale.config import parse, to_dict
+from linscale.data.prepare import PrepareOptions, prepare
+from linscale.models import CONFIGS, SIZES
+from linscale.run_folder import read_json, read_records
+from linscale.study import fit
+from linscale.study.fit import FitConfig, fit_study
+from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
+from linscale.study.results import Curve
+from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.trainer import train
+
+PAGES = Path(__file__).parent.parent / "docs" / "reference"
+SECTIONS = [
+    ("Study file", StudyConfig),
+    ("`[[sizes]]`", SizeConfig),
+    ("`[data]`", StudyData),
+    ("`data.options`", PrepareOptions),
+    ("`[train]`", TrainConfig),
+    ("`[model]` of a study file", ModelOptions),
+    ("`[fit]`", FitConfig),
+    ("`[sample]`", SampleConfig),
+    ("Train file", RunConfig),
+    *(("`[model]` of a train file", config) for config in CONFIGS.values()),
+]
+
+
+def page(name: str) -> str:
+    return (PAGES / name).read_text(encoding="utf-8")
+
+
+def table(text: str, heading: str) -> dict[str, list[str]]:
+    """First cell -> other cells, of the first table in a section."""
+    section = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.S | re.M)
+    assert section, heading
+    rows = [line.strip("| ").split(" | ") for line in section[1].splitlines() if line.startswith("| `")]
+    return {name.strip("`"): [cell.strip() for cell in cells] for name, *cells in rows}
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """How the page puts a field's default: what TOML holds, or a word for what it cannot."""
+    if field.default is dataclasses.MISSING or field.name == "arch":
+        return "required"
+    if field.default is None:
+        return "unset"
+    if dataclasses.is_dataclass(field.default):
+        return "its defaults"
+    return "all four" if field.name == "archs" else to_dict(field.default)
+
+
+@pytest.mark.parametrize(("heading", "config"), SECTIONS, ids=lambda value: getattr(value, "__name__", None))
+def test_every_field_of_a_study_file_and_a_train_file(heading: str, config: Any) -> None:
+    written = table(page("study.md"), heading)
+    fields = {field.name: default(field) for field in dataclasses.fields(config)}
+    assert set(written) == set(fields)
+    for name, value in fields.items():
+        cell = written[name][0].strip("`")
+        if cell not in ("required", "unset", "its defaults", "all four"):
+            cell = json.loads(re.sub(r"(?<=\d) (?=\d)", "", cell))
+        assert cell == value, name
+    if config is SizeConfig:
+        assert re.findall(r"`([^`]+)`", written["shape"][1]) == list(SIZES)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/demo/tiny, four steps on a prepared text, and the text's corpus in `data`."""
+    folder = tmp_path_factory.mktemp("docs")
+    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat"], k=3000)
+    (folder / "text.txt").write_text("\n".join(" ".join(words[k : k + 8]) for k in range(0, len(words), 8)))
+    options = PrepareOptions(document_bytes=300, val_fraction=0.1)
+    prepare([str(folder / "text.txt")], out=folder / "data", options=options)
+    recipe = {"tokens": 256, "batch_tokens": 64, "length": 32, "checkpoints": 2, "validation_tokens": 64}
+    shape = {"arch": "tnl", "vocab_size": 257, "d_model": 16, "n_layers": 1, "head_dim": 8, "d_ff": 16}
+    values = {"name": "tiny", "study": "demo", "size": "small", "model": shape, "data": {"path": str(folder / "data")}}
+    config: RunConfig = parse(RunConfig, {**values, "train": {**recipe, "device": "cpu"}})
+    train(folder / "runs" / "demo" / "tiny", config)
+    return folder
+
+
+def names(value: Any, without: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every key of nested plain values, but not those inside of `without`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            if key not in without:
+                yield from names(item, without)
+    elif isinstance(value, list):
+        for item in value:
+            yield from names(item, without)
+
+
+def missing(text: str, keys: Iterator[str] | set[str]) -> set[str]:
+    return {key for key in set(keys) if f"`{key}`" not in text}
+
+
+def test_every_key_of_a_prepared_folder_and_of_a_run_folder(runs: Path) -> None:
+    assert not missing(page("data.md"), names(read_json(runs / "data" / "manifest.json"), ("settings",)))
+    run, text = runs / "runs" / "demo" / "tiny", page("run-folder.md")
+    for file in ("config.json", "status.json", *(f"checkpoints/{p.name}/checkpoint.json" for p in run.glob("*/step*"))):
+        without = ("model", "train", "files")
+        assert not missing(text, names(read_json(run / file), without)), file
+    for file in ("metrics.jsonl", "evaluations.jsonl"):
+        records = list(read_records(run / file))
+        assert records
+        assert not missing(text, names(records)), file
+        assert not missing(text, {record["metric"] for record in records}), file
+    listed = re.search(r"<run>/.*?\n(.*?)      samples\.json", text, re.S)
+    assert listed
+    for path in run.iterdir():
+        assert f" {path.name}" in listed[1]
+
+
+def test_the_queries_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a process was killed inside a line, and where a step was recorded again."""
+    monkeypatch.chdir(runs)
+    run = runs / "runs" / "demo" / "tiny"
+    losses = {(r["step"], r["metric"]): r["value"] for r in read_records(run / "evaluations.jsonl")}
+    first = next(record for record in read_records(run / "metrics.jsonl") if record["metric"] == "loss")
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"run": "tiny", "st\n' + json.dumps({**first, "value": 1.5}) + '\n{"run": "ti')
+    last, curve, training = [
+        duckdb.sql(query).fetchall() for query in re.findall(r"```sql\n(.*?)```", page("run-folder.md"), re.S)
+    ]
+    assert last == [("tiny", 4, losses[4, "loss"])]
+    assert [row[:3] for row in curve] == [("demo", "tnl", "small")] * 2
+    assert [(row[4], row[6]) for row in curve] == [(64 * s, losses[s, "loss"]) for s in sorted({s for s, _ in losses})]
+    assert [row[:2] for row in training] == [("tiny", step) for step in (1, 2, 3, 4)]
+    assert training[0][2] == 1.5
+
+
+def test_every_key_and_every_warning_of_the_fits() -> None:
+    text = page("fits.md")
+    curves = []
+    for n in np.geomspace(2e7, 6.5e9, 6):
+        tokens = np.geomspace(3e9, 3e11, 40)
+        loss = 406.4 * n**-0.34 + 410.7 * tokens**-0.28
+        curves.append(Curve(f"tnl-{n:.0f}", "tnl", f"{n:.0f}", n, 6 * n, tokens, 6 * n * tokens, loss))
+    fits = fit_study(curves, FitConfig(bootstrap=20))
+    assert fits["groups"][0]["band"]
+    assert not missing(text, names(fits, ("settings", "parameters")))
+    assert not missing(text, set(fits["groups"][0]["parameters"]["l_exponent"]))
+    assert not missing(text, {item["rule"] for item in fits["groups"][0]["dropped"]})
+    found = [
+        node.elts[0].value
+        for node in ast.walk(ast.parse(inspect.getsource(fit._warnings)))
+        if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
+    ]
+    assert len(set(found)) == 7
+    assert set(table(text, "Warnings")) == set(found)

@@ -1,0 +1,72 @@
+"""The import rules of the design: layers point one way, and the torch-free half stays torch-free."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "linscale"
+# A unit may import only units of an earlier row; units of one row do not see each other.
+ROWS = [
+    ["config"],
+    ["run_folder", "distributed"],
+    ["ops", "data"],
+    ["layers"],
+    ["models"],
+    ["checkpoint", "adapt", "generate"],
+    ["evaluate"],
+    ["train"],
+    ["study"],
+    ["serve"],
+    ["cli"],
+]
+RANK = {unit: row for row, units in enumerate(ROWS) for unit in units}
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in RANK]
+
+
+def imported_units(path):
+    """Every unit that a file imports, at the top or inside functions, also by `from linscale import unit`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "linscale":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names if alias.name in RANK]
+        elif isinstance(node, ast.Import):
+            yield from [a.name.split(".")[1] for a in node.names if a.name.startswith("linscale.")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_unit_imports_only_what_stands_to_its_left(path):
+    unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert unit in RANK, f"{unit} has no place in the layers: add it to ROWS and to the design"
+    for other in imported_units(path):
+        assert other == unit or RANK[other] < RANK[unit], f"{unit} must not import {other}"
+
+
+def test_the_rule_sees_a_violation(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "def f():\n    from linscale.train import config\n    import linscale.study.fit\n    from linscale import cli\n"
+    )
+    assert set(imported_units(path)) == {"train", "study", "cli"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["linscale", "linscale.config", "linscale.run_folder", "linscale.data", "linscale.cli"]
+    + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report")],
+)
+def test_the_torch_free_half_imports_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_environment_switches_and_no_kwargs():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.args.kwarg is None, f"{path}: {node.name} takes **{node.args.kwarg.arg}"
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("environ", "getenv"), f"{path} reads the environment"
