@@ -58,9 +58,10 @@ class SizeConfig:
     def _one_shape(self) -> Self:
         if self.shape is not None and self.shape not in SIZES:
             raise ValueError(f"shape = {self.shape!r}: expected one of {', '.join(SIZES)}")
+        own = [self.d_model, self.n_layers, self.d_ff, None if self.head_dim == 128 else self.head_dim]
         explicit = self.d_model is not None and self.n_layers is not None
-        if (self.shape is None) != explicit:
-            raise ValueError(f"size {self.name!r} needs either shape, or d_model and n_layers")
+        if (self.shape is None and not explicit) or (self.shape is not None and any(own)):
+            raise ValueError(f"size {self.name!r} needs either shape alone, or d_model and n_layers")
         return self
 
 

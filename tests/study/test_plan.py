@@ -73,6 +73,8 @@ def test_the_probe_prices_a_small_run_by_trying_it(study_file):
         ("d_model = 16", "d_model = 20", "d_model = 20 is not a multiple of head_dim = 8"),
         ("d_model = 16", "d_model = 0", "d_model = 0: input should be greater than 0"),
         ("d_model = 16", 'shape = "13B"', "shape = '13B': expected one of 70M"),
+        ('name = "b"', 'name = "b"\nshape = "1B"', "size 'b' needs either shape alone, or d_model and n_layers"),
+        ("n_layers = 2", "", "size 'c' needs either shape alone, or d_model and n_layers"),
         ('name = "b"', 'name = "a"', "sizes names 'a' twice"),
         ("lr = 3e-3", "learning_rate = 3e-3", "unknown key 'train.learning_rate'"),
         ("batch_tokens = 1024", "batch_tokens = 1000", "batch_tokens = 1000 must be a multiple of length = 32"),
