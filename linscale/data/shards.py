@@ -38,6 +38,8 @@ from linscale.run_folder import read_json
 
 START = np.dtype("<i8")
 
+QUICK_BYTES = 1 << 30  # up to this size a corpus is compared with its checksums whenever it is used: a second or two
+
 
 class TokenDataset:
     """A prepared corpus, memory-mapped. `split` is 'train' or 'val'; positions count tokens from the split's start."""

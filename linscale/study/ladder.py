@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from linscale import checkpoint
 from linscale.config import UserError, fingerprint, to_dict
 from linscale.data.prepare import prepare
-from linscale.data.shards import TokenDataset
+from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.evaluate.perplexity import evaluate_run
 from linscale.generate.sample import sample
 from linscale.run_folder import code_version, locked, read_json, write_json
@@ -96,9 +96,15 @@ def finish_study(study: StudyConfig, folder: Path, watcher: Watcher, outcome: Ou
 
 
 def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDataset:
-    """The study's corpus, prepared first if the study file names text."""
-    if study.data.path is not None:
-        return TokenDataset.open(study.data.path)
+    """The corpus of the study, prepared first if the study file names text; checksums are compared if it is small."""
+    if study.data.path is None:
+        _prepare(study, folder, watcher)
+    dataset = TokenDataset.open(study.data.path or folder / DATA)
+    dataset.verify(at_most=QUICK_BYTES)
+    return dataset
+
+
+def _prepare(study: StudyConfig, folder: Path, watcher: Watcher) -> None:
     if not (folder / DATA / "manifest.json").exists():
         watcher.stage("preparing the corpus")
     prepare(
@@ -108,7 +114,6 @@ def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDatase
         options=study.data.options,
         progress=lambda read, total, documents, tokens: watcher.prepared(read, total),
     )
-    return TokenDataset.open(folder / DATA)
 
 
 def _train(

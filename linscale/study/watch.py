@@ -79,7 +79,9 @@ class StudyWatcher:
     def _running(self) -> list[tuple[PlannedRun, dict[str, Any]]]:
         statuses = [(run, read_status(self._study / run.name)) for run in self._runs]
         # A run that was killed earlier still says "running", but has not been heard of since this began.
-        return [(run, s) for run, s in statuses if s.get("state") == "running" and s["updated"] >= self._began]
+        return [
+            (run, s) for run, s in statuses if s.get("state") == "running" and (s.get("updated") or 0) >= self._began
+        ]
 
     @staticmethod
     def _run_text(run: PlannedRun, status: dict[str, Any]) -> str:

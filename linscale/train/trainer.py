@@ -19,7 +19,7 @@ import torch
 from linscale import checkpoint
 from linscale.config import UserError, fingerprint, to_dict
 from linscale.data.loader import Loader, count_windows
-from linscale.data.shards import TokenDataset
+from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.evaluate.perplexity import autocast, missing_steps, record_validation, task_version
 from linscale.models import LanguageModel, build_model
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
@@ -29,7 +29,6 @@ from linscale.train.metrics import RunLog, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 
 logger = logging.getLogger(__name__)
-QUICK_BYTES = 1 << 30  # a corpus up to this size is compared with its checksums at every start: a second or two
 OnStep = Callable[[dict[str, Any]], None]
 
 
