@@ -88,7 +88,7 @@ def call(kind: str, length: int, backend: str) -> Callable[[], object]:
 
 
 def floor_bytes(kind: str) -> int:
-    """Bytes a token that any form must move: q, k, v, o; then q, k, v, do, dq, dk, dv; with per-channel decay g, g, dg."""
+    """Bytes a token that any form must move: q, k, v, o, then q, k, v, do, dq, dk, dv; per channel also g, g, dg."""
     return 4 * HEADS * WIDTH * (11 + (3 if kind == "channel" else 0))
 
 

@@ -161,5 +161,5 @@ def test_every_key_and_every_warning_of_the_fits() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(fit._warnings)))
         if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
     ]
-    assert len(set(found)) == 7
+    assert len(set(found)) == 8
     assert set(table(text, "Warnings")) == set(found)

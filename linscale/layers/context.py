@@ -12,7 +12,7 @@ class Context:
     start: Tensor
     """Tokens already in each sequence's state: (B,), or (N,) for packed documents."""
     positions: Tensor
-    """Place of every token in its own document, counted from its first token ever: (B, T)."""
+    """Place of every token in its own document, counted from its first token ever: (B, T), or (1, T) for all alike."""
     cu_seqlens: Tensor | None
     """Boundaries of packed documents (N+1,), or None."""
     shared: Tensor | None

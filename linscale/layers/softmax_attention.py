@@ -55,7 +55,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tens
     steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps
     places = steps[:, :, None, None].expand_as(k)
     k, v = (
-        pad(old, (0, 0, 0, 0, 0, q.shape[1])).scatter(1, places, new) for old, new in zip(past, (k, v), strict=True)
+        pad(old.to(new.dtype), (0, 0, 0, 0, 0, q.shape[1])).scatter(1, places, new)
+        for old, new in zip(past, (k, v), strict=True)
     )
     visible = torch.arange(k.shape[1], device=q.device) <= steps[:, None, :, None]  # (B, 1, T, S)
     o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from linscale.ops.backend import without_autocast
 from linscale.ops.linear_scan import exclusive_linear_scan
 from linscale.ops.packing import ChunkLayout
 
@@ -49,7 +50,7 @@ class ToeplitzEncoding(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         # In chunks of C steps: a Toeplitz product inside the chunk, the e-fold state between chunks.
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        size = min(CHUNK, x.shape[1])
+        size = max(1, min(CHUNK, x.shape[1]))
         layout = None if cu_seqlens is None else ChunkLayout(cu_seqlens, x, size)
         empty = -x.shape[1] % size
         spread = pad(x, (0, 0, 0, empty)) if layout is None else layout.spread(x)
@@ -57,7 +58,7 @@ class ToeplitzEncoding(nn.Module):
         steps = torch.arange(size + 1, device=x.device, dtype=dtype)
         powers = (steps[:, None] * self.log_rate.to(dtype)).exp()  # λ_j^m: (C + 1, e)
         weight = self.weight.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             near = self._within_chunks(chunks, weight @ powers[:-1].mT)
             update = chunks @ powers[:-1].flip(0)  # (B, N, D, e)
             cu_chunks = None if layout is None else layout.cu_chunks

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from linscale.models.language_model import LanguageModelConfig
-
-CHUNK = 64  # steps a chunk, in the count of chunked linear attention
+from linscale.ops.decay_attention.chunk import CHUNK
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def flops_per_token(
     """Matrix-product FLOPs for one token as this code runs it, head included, averaged over a sequence of `length`.
 
     train    forward and backward, 3 x prefill
-    prefill  forward over `length` tokens; softmax counts the causal half, linear attention chunks of 64
+    prefill  forward over `length` tokens; softmax counts the causal half, linear attention whole chunks
     step     decoding one token after `length` others
     """
     count = count_parameters(config)

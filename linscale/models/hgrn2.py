@@ -89,4 +89,4 @@ def forget_gate(f: Tensor, lower_bound: Tensor, *, first: bool) -> tuple[Tensor,
     if first:
         return logsigmoid(f), (-f).sigmoid()
     log_f = torch.logaddexp(lower_bound.log(), torch.log1p(-lower_bound) + logsigmoid(f))
-    return log_f, (1 - lower_bound) * (-f).sigmoid()
+    return log_f.clamp(max=0), (1 - lower_bound) * (-f).sigmoid()  # where f is 1, log f can be rounded to +6e-8

@@ -177,7 +177,9 @@ class LanguageModel(nn.Module):
         if start.shape != (sequences,):
             raise ValueError(f"state holds {start.shape[0]} sequences, the input {sequences}")
         if cu_seqlens is None:
-            positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            # Rows that all start afresh share their positions, and the cosines made of them.
+            first = start[:, None] if state is not None else 0
+            positions = first + torch.arange(tokens.shape[1], device=tokens.device).expand(1, -1)
         else:
             documents, places = document_positions(cu_seqlens, tokens.shape[1])
             positions = (start[documents] + places)[None]

@@ -13,9 +13,10 @@ def document_lengths(cu_seqlens: Tensor, tokens: Tensor) -> Tensor:
     """
     if tokens.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs one packed row (batch 1), got batch {tokens.shape[0]}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must be (N+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
     lengths = cu_seqlens.diff()
-    ends = cu_seqlens[[0, -1]].tolist()
-    if cu_seqlens.ndim != 1 or len(lengths) == 0 or ends != [0, tokens.shape[1]] or bool((lengths <= 0).any()):
+    if cu_seqlens[[0, -1]].tolist() != [0, tokens.shape[1]] or bool((lengths <= 0).any()):
         raise ValueError(f"cu_seqlens must rise strictly from 0 to T = {tokens.shape[1]}, got {cu_seqlens.tolist()}")
     return lengths
 

@@ -139,17 +139,17 @@ def build_ladder(curves: Sequence[Curve], *, grid: int, smooth: float, discard: 
 def average_sizes(ladder: Ladder, drawn: Array, shifts: Array) -> Array:
     """Log loss of each size where run r is drawn `drawn[b, r]` times and shifted by `shifts[b, r]`: (b, s, g).
 
-    A size is the mean of its drawn runs where all of them are measured, and infinite elsewhere.
+    A size is the mean of its drawn runs that are measured there, and infinite where none is: a shorter repeat adds to
+    a size and takes nothing away.
     """
     measured = ~np.isnan(ladder.log_loss)
     values = np.where(measured, ladder.log_loss, 0.0)
-    averaged = np.full((len(drawn), len(ladder.log_params), len(ladder.log_compute)), np.inf)
+    averaged = np.empty((len(drawn), len(ladder.log_params), len(ladder.log_compute)))
     for size in range(len(ladder.log_params)):
         runs = ladder.size_of == size
-        count = drawn[:, runs].sum(1)
-        here = (drawn[:, runs] @ measured[runs] == count[:, None]) & (count > 0)[:, None]
-        total = drawn[:, runs] @ values[runs] + (drawn[:, runs] * shifts[:, runs]).sum(1, keepdims=True)
-        averaged[:, size] = np.where(here, total / np.maximum(count, 1)[:, None], np.inf)
+        count = drawn[:, runs] @ measured[runs]
+        total = drawn[:, runs] @ values[runs] + (drawn[:, runs] * shifts[:, runs]) @ measured[runs]
+        averaged[:, size] = np.where(count > 0, total / np.maximum(count, 1), np.inf)
     return averaged
 
 

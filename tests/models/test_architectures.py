@@ -54,13 +54,49 @@ def test_tnl_slopes():
         assert (-last).exp().min() >= 1 - 1e-5
 
 
-def test_tnl_forgets_at_the_rate_it_says():
-    """The impulse response of a linear model with one head: what was written t steps ago has weight λ^t."""
-    config = CONFIGS["tnl"](vocab_size=7, d_model=8, n_layers=3, head_dim=8, d_ff=8)
-    mixer = build_model(config).double().blocks[1].mixer
-    rate = decay_rates(1, 1, 3)[0]
-    assert float(mixer.log_decay) == pytest.approx(-rate)
-    assert rate == pytest.approx(2**-8 * (0.5 + 1e-5))
+def mixer_of(arch, layer):
+    """A model, its mixer in `layer` (counted from 0, of three), two heads of 8, and an input (1, 40, 16)."""
+    config = CONFIGS[arch](vocab_size=30, d_model=16, n_layers=3, head_dim=8, d_ff=16, init_std=0.5)
+    model = build_model(config).double()
+    x = torch.randn(1, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return model, model.blocks[layer].mixer, x, model._context(torch.zeros(1, 40, dtype=torch.long), None, None)
+
+
+def normed(o):
+    """SRMSNorm over all heads together: (B, T, H, V) -> (B, T, D)."""
+    return o.flatten(2) / (o.flatten(2).square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+DISTANCE = torch.arange(40)[:, None] - torch.arange(40)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_tnl_mixer_is_the_published_double_sum(layer):
+    """[norm(Σ_{s<=t} λ^(t-s) (q_t · k_s) v_s) * gate] W_o; in the first layer q · k has the cosines of LRPE in it."""
+    _, mixer, x, context = mixer_of("tnl", layer)
+    q, k, v = (y.view(1, 40, 2, 8) for y in (silu(mixer.q_proj(x)), silu(mixer.k_proj(x)), mixer.v_proj(x)))
+    slopes = torch.tensor([2**-4, 2**-8], dtype=torch.float64)
+    decay = (-slopes * (1 - layer / 2 + 1e-5)).exp() ** DISTANCE[..., None].clamp(min=0)  # (T, S, H)
+    cosines = (DISTANCE[..., None, None] * mixer.lrpe.theta).cos() if layer == 0 else torch.ones(40, 40, 2, 8)
+    weights = (DISTANCE >= 0)[..., None, None] * decay[..., None] * cosines
+    o = torch.einsum("bthc,bshc,tshc,bshv->bthv", q, k, weights, v)
+    expected = mixer.o_proj(normed(o) * mixer.gate(x))
+    torch.testing.assert_close(mixer(x, None, context)[0], expected, rtol=0, atol=1e-6)  # the rates are float32
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_hgrn2_mixer_is_the_published_recurrence(layer):
+    """H_t = diag(f_t) H_{t-1} + (1 - f_t) i_tᵀ, y_t = H_tᵀ q_t, f = β + (1 - β) sigmoid(x W_f), in so many words."""
+    model, mixer, x, context = mixer_of("hgrn2", layer)
+    beta = model.lower_bound_logits.softmax(0)[1 : layer + 1].sum(0)
+    f = (beta + (1 - beta) * mixer.f_proj(x).sigmoid()).view(40, 2, 8, 1)
+    q, v = silu(mixer.q_proj(x)).view(40, 2, 8, 1), mixer.v_proj(x).view(40, 2, 1, 8)
+    memory, o = torch.zeros(2, 8, 8, dtype=torch.float64), []
+    for t in range(40):
+        memory = f[t] * memory + (1 - f[t]) * v[t]
+        o.append((memory * q[t]).sum(1))
+    expected = mixer.o_proj(normed(torch.stack(o)[None]))
+    torch.testing.assert_close(mixer(x, None, context)[0], expected, rtol=0, atol=1e-10)
 
 
 def test_hgrn2_lower_bounds_rise_from_zero_and_stay_below_one():
@@ -79,9 +115,9 @@ def test_hgrn2_lower_bounds_rise_from_zero_and_stay_below_one():
 
 def test_hgrn2_gate_is_finite_and_within_bounds_for_any_bf16_input():
     inputs = torch.tensor([-1e30, -300.0, -88.0, -20.0, -1.0, 0.0, 1.0, 20.0, 300.0, 1e30], dtype=torch.bfloat16)
-    for beta, first in ((0.0, True), (0.25, False), (0.97, False)):
+    for beta in (0.0, 1e-12, 1e-3, *(row / 32 for row in range(1, 32)), 1 - 2**-20):
         bound = torch.full((10,), beta)
-        log_f, k = forget_gate(inputs, bound, first=first)
+        log_f, k = forget_gate(inputs, bound, first=beta == 0)
         assert log_f.isfinite().all()
         assert (log_f <= 0).all()
         assert (log_f.exp() >= beta - 1e-6).all()
@@ -107,14 +143,9 @@ def test_cosformer2_knows_positions_only_by_distance():
 
 def test_cosformer2_mixer_is_the_published_double_sum():
     """[norm(Σ_{s<=t} Σ_c q_tc k_sc cos((t-s)θ_c) v_s) * gate] W_o, written out without states or rotations."""
-    config = CONFIGS["cosformer2"](vocab_size=30, d_model=16, n_layers=1, head_dim=8, d_ff=16, init_std=0.5)
-    model = build_model(config).double()
-    mixer = model.blocks[0].mixer
-    x = torch.randn(1, 12, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    q, k, v = (y.view(1, 12, 2, 8) for y in (silu(mixer.q_proj(x)), silu(mixer.k_proj(x)), mixer.v_proj(x)))
-    distance = torch.arange(12)[:, None] - torch.arange(12)
-    cosines = (distance[..., None, None] * mixer.lrpe.theta).cos() * (distance >= 0)[..., None, None]
-    o = torch.einsum("bthc,bshc,tshc,bshv->bthv", q, k, cosines, v).flatten(2)
-    expected = mixer.o_proj(o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.gate(x))
-    context = model._context(torch.zeros(1, 12, dtype=torch.long), None, None)
+    _, mixer, x, context = mixer_of("cosformer2", 1)
+    q, k, v = (y.view(1, 40, 2, 8) for y in (silu(mixer.q_proj(x)), silu(mixer.k_proj(x)), mixer.v_proj(x)))
+    cosines = (DISTANCE[..., None, None] * mixer.lrpe.theta).cos() * (DISTANCE >= 0)[..., None, None]
+    o = torch.einsum("bthc,bshc,tshc,bshv->bthv", q, k, cosines, v)
+    expected = mixer.o_proj(normed(o) * mixer.gate(x))
     torch.testing.assert_close(mixer(x, None, context)[0], expected, rtol=0, atol=1e-10)

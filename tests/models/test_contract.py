@@ -1,5 +1,6 @@
 """The model contract, for every architecture and its hybrid: one set of properties that all must have."""
 
+import importlib
 import math
 
 import pytest
@@ -62,6 +63,31 @@ def test_a_state_is_never_changed(arch, every):
 
 
 @pytest.mark.parametrize(("arch", "every"), MODELS)
+def test_nothing_to_read_changes_nothing(arch, every):
+    model, text = make(arch, every), tokens(2, 20)
+    whole = model(text)
+    empty = model(text[:, :0])
+    assert empty.logits.shape == (2, 0, VOCABULARY)
+    torch.testing.assert_close(model(text, state=empty.state).logits, whole.logits, rtol=0, atol=1e-12)
+    still = model(text[:, :0], state=whole.state).state
+    again = [model(text[:, :3], state=state).logits for state in (whole.state, still)]
+    torch.testing.assert_close(again[0], again[1], rtol=0, atol=1e-12)
+    assert model(text[:0]).logits.shape == (0, 20, VOCABULARY)
+
+
+@pytest.mark.parametrize(("arch", "every"), MODELS)
+def test_a_state_goes_on_in_another_precision(arch, every):
+    model, text = make(arch, every, torch.float32), tokens(2, 20)
+    exact = model(text).logits[:, 12:]
+    for first, second in ((True, False), (False, True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=first):
+            state = model(text[:, :12]).state
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=second):
+            logits = model(text[:, 12:], state=state).logits
+        assert (logits - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(("arch", "every"), MODELS)
 def test_packed_documents_equal_separate_ones_also_from_states(arch, every):
     model, text, more = make(arch, every), tokens(1, 75), tokens(1, 60, seed=1)
     cuts, more_cuts = [0, 20, 21, 75], [0, 7, 40, 60]
@@ -95,8 +121,11 @@ def test_batch_and_padding_do_not_change_the_answer(arch, every):
 def test_chunk_length_and_operator_form_do_not_matter(arch, every, monkeypatch):
     model, text = make(arch, every), tokens(2, 70)
     expected = model(text).logits
+    for name in ("linscale.ops.decay_attention.chunk", "linscale.layers.tpe"):
+        monkeypatch.setattr(importlib.import_module(name), "CHUNK", 8)
+    torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
     for name in ("tnl", "hgrn2", "cosformer2"):
-        module = __import__(f"linscale.models.{name}", fromlist=["decay_attention"])
+        module = importlib.import_module(f"linscale.models.{name}")
         monkeypatch.setattr(
             module, "decay_attention", lambda *args, **options: decay_attention(*args, **options, backend="reference")
         )
@@ -151,3 +180,10 @@ def test_a_new_model_predicts_nothing_in_particular(arch):
     text = torch.randint(257, (2, 64), generator=torch.Generator().manual_seed(0))
     loss = build_model(config)(text[:, :-1], text[:, 1:]).loss.mean()
     assert abs(float(loss.detach()) - math.log(257)) < 0.1
+
+
+def test_compile_sees_one_graph():
+    """TPE, LRPE, the chunk form, softmax attention and the loss, without a break."""
+    model, text = make("cosformer2", 2), tokens(2, 70)
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(text, text).loss, model(text, text).loss, rtol=0, atol=1e-12)

@@ -42,6 +42,15 @@ def test_parameters_and_flops_match_the_tables(arch, size, row):
     assert round(paper_flops_per_step(config) / 1e15, 1) == PFLOPS[arch][row]
 
 
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_a_forward_pass_on_the_meta_device_costs_nothing(arch):
+    with torch.device("meta"):
+        model, text = build_model(preset(arch, "7B")), torch.zeros(2, 100, dtype=torch.long)
+    output = model(text)
+    assert output.logits.shape == (2, 100, 100_280)
+    assert model(text[:, :1], text[:, :1], state=output.state).loss.shape == (2, 1)
+
+
 def test_totals_with_the_shared_embedding():
     totals = [count_parameters(preset("llama", size)).total / 1e6 for size in NAMES]
     for total, expected in zip(totals, [71.8, 162.0, 436.8, 1060, 3033, 6887], strict=True):
@@ -86,7 +95,7 @@ def test_bad_configs_are_one_clear_line():
         ({"arch": "tnl", "d_model": 100, "n_layers": 2}, "d_model = 100 is not a multiple of head_dim = 128"),
         ({"arch": "tnl", "d_model": -128, "n_layers": 2}, "d_model = -128: input should be greater than 0"),
         ({"arch": "tnl", "d_model": 128, "n_layers": 0}, "n_layers = 0"),
-        ({"arch": "tnl", "d_model": 128, "n_layers": 2, "width": 3}, "unknown key 'tnl.width'"),
+        ({"arch": "tnl", "d_model": 128, "n_layers": 2, "width": 3}, "unknown key 'width'"),
         ({"arch": "mamba", "d_model": 128, "n_layers": 2}, "mamba"),
         ({"d_model": 128, "n_layers": 2}, "arch"),
     ]:

@@ -46,7 +46,7 @@ def test_chunk_equals_reference(kind, length):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_sequences_run_in_segments(kind, monkeypatch):
-    monkeypatch.setattr(chunk, "SEGMENT", 64)
+    monkeypatch.setattr(chunk, "segment_tokens", lambda device: 64)
     tensors = inputs(kind, length=230)
     for fast, exact in zip(
         run_with_gradients(tensors, backend="chunk"), run_with_gradients(tensors, backend="reference"), strict=True
@@ -56,7 +56,7 @@ def test_long_sequences_run_in_segments(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_documents_equal_separate_ones(kind):
-    cu_seqlens = torch.tensor([0, 1, 6, 70, 134, 150])
+    cu_seqlens = torch.tensor([0, 1, 6, 70, 134, 150], dtype=torch.int32)
     tensors = inputs(kind, batch=1, length=150, documents=5)
     packed = run_with_gradients(tensors, cu_seqlens=cu_seqlens)
     for fast, exact in zip(
@@ -140,6 +140,53 @@ def test_decay_of_minus_twenty_a_step_and_of_zero_stay_finite(kind):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["head", "token", "channel"])
+def test_gates_that_shut_for_good_do_not_blur_what_follows(kind):
+    """After a step of -1e6 the float32 running sum of decays has a spacing of 0.06; after -inf, none at all."""
+    q, k, v, log_decay, state = (x.detach() for x in inputs(kind, length=70, strength=0.3))
+    for shut in (-300.0, -1e6, -torch.inf):
+        log_decay[..., 1::8] = shut  # some heads or channels always shut
+        if kind != "head":
+            log_decay[:, 5::16] = shut
+        exact, final = decay_attention(q, k, v, log_decay, state=state, backend="reference")
+        leaves = [x.float().requires_grad_() for x in (q, k, v, log_decay, state)]
+        fast = run_with_gradients(leaves)
+        assert all(x.isfinite().all() for x in fast)
+        for rounded, expected in ((fast[0] / 0.7, exact), (fast[1], final)):
+            atol = TOLERANCE[torch.float32] * float(expected.abs().max())
+            torch.testing.assert_close(rounded.double(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("backend", ["chunk", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_no_sequences_and_no_tokens(kind, backend, batch, length):
+    tensors = inputs(kind, batch=batch, length=length)
+    o, final = decay_attention(*tensors[:4], state=tensors[4], backend=backend)
+    assert o.shape == (batch, length, 3, 5)
+    assert torch.equal(final, tensors[4])
+    (gradient,) = torch.autograd.grad(o.sum() + 2 * final.sum(), tensors[4])
+    assert (gradient == 2).all()
+
+
+def test_the_backward_pass_keeps_the_inputs_and_little_more():
+    leaves = [torch.randn(1, 8192, 1, 16, requires_grad=True) for _ in range(3)]
+    o, _ = decay_attention(*leaves, torch.full((1,), -0.1))
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in o.grad_fn.saved_tensors if x is not None}
+    assert sum(x.nbytes() for x in storages.values()) < 1.1 * 3 * leaves[0].nbytes
+
+
+def test_autocast_does_not_reach_the_recurrence():
+    q, k, v, log_decay, state = (x.detach() for x in inputs("channel", length=40, dtype=torch.float32))
+    o, final = decay_attention(q, k, v, log_decay, state=state)
+    first, after = decay_attention_step(q[:, 0], k[:, 0], v[:, 0], log_decay[:, 0], state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = decay_attention(q, k, v, log_decay, state=state)
+        step = decay_attention_step(q[:, 0], k[:, 0], v[:, 0], log_decay[:, 0], state)
+    for cast, plain in zip((*again, *step), (o, final, first, after), strict=True):
+        assert torch.equal(cast, plain)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_uninitialised_is_read(kind, monkeypatch):
     """Buffers made by empty() are filled with NaN: none may reach a result."""
@@ -176,5 +223,13 @@ def test_bad_shapes_are_named():
         decay_attention(q, k, v, cu_seqlens=torch.tensor([0, 10]))
     with pytest.raises(ValueError, match="rise strictly from 0 to T = 10"):
         decay_attention(q[:1], k[:1], v[:1], cu_seqlens=torch.tensor([0, 4, 4, 10]))
+    for bad in (
+        torch.tensor(10),
+        torch.tensor([0.0, 10.0]),
+        torch.tensor([[0, 10]]),
+        torch.tensor([], dtype=torch.int64),
+    ):
+        with pytest.raises(ValueError, match=r"cu_seqlens must be \(N\+1,\) int32 or int64"):
+            decay_attention(q[:1], k[:1], v[:1], cu_seqlens=bad)
     with pytest.raises(ValueError, match="backend = 'fast'"):
         decay_attention(q, k, v, backend="fast")

@@ -5,7 +5,7 @@ import torch
 
 from linscale.ops import linear_scan
 
-CU_SEQLENS = torch.tensor([0, 3, 4, 17])
+CU_SEQLENS = torch.tensor([0, 3, 4, 17], dtype=torch.int32)
 
 
 def gradients(x, decay, state, **options):
@@ -43,8 +43,26 @@ def test_constant_decay_is_a_geometric_sum():
     torch.testing.assert_close(final, h[:, -1])
 
 
+@pytest.mark.parametrize("backend", ["chunk", "reference"])
+def test_low_precision_is_summed_in_float32(backend):
+    """In bfloat16 256 + 1 is 256."""
+    h, final = linear_scan(torch.ones(1, 1000, 1, dtype=torch.bfloat16), torch.ones(1, 1, 1), backend=backend)
+    assert h.dtype == torch.bfloat16
+    assert float(h[0, -1, 0]) == float(final) == 1000
+
+
+def test_no_tokens_leave_the_state_and_a_final_state_holds_no_history():
+    state = torch.randn(2, 3)
+    h, final = linear_scan(torch.ones(2, 0, 3), torch.ones(1, 1, 3), state=state)
+    assert h.shape == (2, 0, 3)
+    assert torch.equal(final, state)
+    _, final = linear_scan(torch.ones(2, 500, 3), torch.ones(1, 1, 3), state=state)
+    assert final.untyped_storage().nbytes() == final.nbytes
+
+
 def test_bad_shapes_are_named():
-    with pytest.raises(ValueError, match="decay has 1 axes"):
-        linear_scan(torch.ones(1, 5, 2), torch.ones(2))
+    for shape in [(2,), (2, 5, 2), (1, 4, 2), (1, 5, 3)]:
+        with pytest.raises(ValueError, match=r"expected \(1, 5, 2\) or 1 in place of any"):
+            linear_scan(torch.ones(1, 5, 2), torch.ones(shape))
     with pytest.raises(ValueError, match="state is"):
         linear_scan(torch.ones(1, 5, 2), torch.ones(1, 1, 2), state=torch.ones(2))

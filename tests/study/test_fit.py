@@ -104,13 +104,22 @@ def test_uneven_sizes_are_recovered_to_one_percent(law: Planted) -> None:
     assert_recovered(values(group), law.parameters(np.geomspace(1e19, 1e21, 30)))
 
 
-@pytest.mark.parametrize("law", [CHINCHILLA, PAPER_LIKE], ids=NAMES[:2])
-def test_flops_that_zigzag_along_the_ladder_do_not_move_the_law(law: Planted) -> None:
-    """The paper's LLaMA shapes zigzag by 4% about a power law, which moves the fit by 5 to 7% if taken as they are."""
-    gamma, log_kappa = np.polyfit(np.log(PAPER_SIZES), np.log(LLAMA_FLOPS), 1)
+@pytest.mark.parametrize("law", [CHINCHILLA, PAPER_LIKE, SYMMETRIC, SKEWED], ids=NAMES)
+def test_the_papers_llama_ladder_is_recovered_to_one_percent(law: Planted) -> None:
+    """Its FLOPs per token zigzag by 4% about a curve that bends: the truth is the optimum of that family of shapes.
+
+    Taken as they are, the zigzag would move the fit by 5 to 7%. The optimum has no closed form here: N is searched.
+    """
     group = fit_group(ladder(law, PAPER_SIZES, flops=LLAMA_FLOPS), QUICK)
     at = np.geomspace(*np.array(group["compute_range"]) * PFLOP_S_DAY, 30)
-    assert values(group) == pytest.approx(law.parameters(at, float(np.exp(log_kappa)), float(gamma)), rel=0.03)
+    log_n = np.linspace(np.log(2e7), np.log(1e10), 20_001)
+    log_f = np.polyval(np.polyfit(np.log(PAPER_SIZES), np.log(LLAMA_FLOPS), 2), log_n)
+    tokens = at[:, None] / np.exp(log_f)
+    loss = law.loss(np.exp(log_n), tokens)
+    best = loss.argmin(1)
+    truth = [loss.min(1), np.exp(log_n[best]), tokens[np.arange(len(at)), best]]
+    lines = [np.polyfit(np.log(at / PFLOP_S_DAY), np.log(y), 1) for y in truth]
+    assert_recovered(values(group), [v for slope, intercept in lines for v in (float(np.exp(intercept)), float(slope))])
 
 
 def test_two_shapes_of_nearly_one_size_count_as_one() -> None:
@@ -171,6 +180,47 @@ def test_repeated_seeds_measure_the_noise_and_narrow_the_interval() -> None:
     assert group["bootstrap"]["distinct_resamples"] == 35**4
     assert group["parameters"]["l_exponent"]["se"] < 0.8 * single["parameters"]["l_exponent"]["se"]
     assert "assumed_noise" not in [warning["name"] for warning in group["warnings"]]
+
+
+def test_resampling_moves_the_law_by_itself_where_a_size_has_repeats() -> None:
+    """Without seed noise only the draw is left: of two repeats come the pairs 11, 12, 22, and three laws."""
+    params = np.append(2e7 * 3.0 ** np.arange(4), 2e7 * 3.0)
+    curves = ladder(CHINCHILLA, params, noise=np.array([0, 0, 0, 0, 0.005]), tokens=2e11)
+    group = fit_group(curves, replace(QUICK, seed_noise=0, bootstrap=200))
+    low, high = group["parameters"]["n_opt_exponent"]["low"], group["parameters"]["n_opt_exponent"]["high"]
+    ends = [fit_group([*curves[:1], curves[i], *curves[2:4]], QUICK) for i in (1, 4)]
+    assert group["bootstrap"]["distinct_resamples"] == 3
+    assert [low, high] == pytest.approx(sorted(values(end)[3] for end in ends), rel=0.01)
+    single = fit_group(curves[:4], replace(QUICK, seed_noise=0, bootstrap=50))["parameters"]["n_opt_exponent"]
+    assert single["high"] - single["low"] < 1e-9
+
+
+def test_a_shorter_repeat_adds_to_a_size_and_takes_nothing_away() -> None:
+    curves = ladder(CHINCHILLA, LOG_SPACED)
+    repeats = [
+        replace(c, run=f"{c.run}-s1", tokens=c.tokens[:25], flops=c.flops[:25], loss=c.loss[:25]) for c in curves
+    ]
+    alone, joined = (fit_group(some, QUICK) for some in (curves, curves + repeats))
+    assert values(joined) == pytest.approx(values(alone), rel=1e-3)
+    assert joined["compute_range"] == pytest.approx(alone["compute_range"], rel=0.01)
+
+
+def test_seed_noise_that_changes_sign_along_a_run_is_measured() -> None:
+    curves = []
+    for repeat in range(4):
+        for curve in ladder(CHINCHILLA, 2e7 * 3.0 ** np.arange(4), tokens=2e11):
+            sign = np.cos(np.linspace(0, 6 * np.pi, len(curve.loss))) * (-1) ** repeat
+            curves.append(replace(curve, run=f"{curve.run}-{repeat}", loss=curve.loss * np.exp(0.01 * sign)))
+    noise = fit_group(curves, FitConfig(bootstrap=10))["bootstrap"]["seed_noise"]
+    assert noise == pytest.approx(0.01 * np.sqrt(1 / 2) * np.sqrt(4 / 3), rel=0.15)
+
+
+def test_a_run_that_ends_far_above_its_lowest_loss_is_named() -> None:
+    curves = ladder(CHINCHILLA, LOG_SPACED)
+    curves[2] = replace(curves[2], loss=np.where(curves[2].tokens > 1e11, 9.0, curves[2].loss))
+    warnings = {w["name"]: w["detail"] for w in fit_group(curves, QUICK)["warnings"]}
+    assert warnings["rising_loss"] == "tnl-2"
+    assert "rising_loss" not in {w["name"] for w in fit_group(ladder(CHINCHILLA, LOG_SPACED), QUICK)["warnings"]}
 
 
 def test_the_fit_is_deterministic_and_blind_to_the_order_of_runs() -> None:

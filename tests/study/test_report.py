@@ -13,7 +13,9 @@ from rich.console import Console
 from linscale.config import UserError
 from linscale.run_folder import RecordWriter, write_json
 from linscale.study.fit import FitConfig, fit_study
+from linscale.study.laws import law_of
 from linscale.study.report import print_summary, summary, write_report
+from linscale.study.report.digest import short, with_interval
 from linscale.study.results import read_study
 
 HOSTILE = "</script><script>alert(1)</script> & \x1b[31mred [bold]not markup[/bold]"
@@ -33,7 +35,7 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def write_run(run: Path, arch: str, params: float, name: str | None = None) -> None:
+def write_run(run: Path, arch: str, params: float, name: str | None = None, scale: float = 1.0) -> None:
     values = {
         "run": name or run.name,
         "study": "shakespeare",
@@ -45,7 +47,7 @@ def write_run(run: Path, arch: str, params: float, name: str | None = None) -> N
     write_json(run / "config.json", values)
     write_json(run / "status.json", {"state": "done", "step": 12, "steps": 12, "tokens": 1e11})
     writer = RecordWriter(run / "evaluations.jsonl")
-    for step, tokens in enumerate(np.geomspace(1e9, 1e11, 12), start=1):
+    for step, tokens in enumerate(np.geomspace(scale * 1e9, scale * 1e11, 12), start=1):
         loss = 406.4 / params**0.34 + 410.7 / tokens**0.28
         record = {"run": run.name, "step": step, "tokens": tokens, "task": "validation", "task_version": "v1"}
         writer.write(
@@ -91,7 +93,7 @@ def test_the_page_is_whole_refers_to_nothing_outside_and_is_the_same_twice(study
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     assert "Plotly" in text
-    assert out.stat().st_size < 6_000_000
+    assert out.stat().st_size < 5_000_000
     assert list(out.parent.iterdir()) == [out]
     assert write_report(study, tmp_path / "again.html").read_bytes() == out.read_bytes()
 
@@ -110,12 +112,12 @@ def test_what_a_model_or_a_config_says_stays_text(study: Path, tmp_path: Path) -
 def test_the_page_shows_laws_runs_warnings_and_where_numbers_come_from(study: Path, tmp_path: Path) -> None:
     page = Page(write_report(study, tmp_path / "report.html").read_text(encoding="utf-8"))
     exponent = summary(study)["architectures"][3]["fit"]["parameters"]["l_exponent"]
-    for value in (exponent["value"], exponent["low"], exponent["high"], -0.0768):  # the last one is the paper's
-        assert f"{value:.4f}".replace("-", "−") in page.text
+    for value in (*with_interval(exponent), "-0.0768"):  # the last one is the paper's
+        assert value.replace("-", "−") in page.text
     for words in ("f00dcafe", "0.1.0+abc", "tnl-2", "few_sizes", "2 size(s)", "8.64 × 10", "ROMEO:"):
         assert words in page.text
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == 2
+    assert tags.count("caption") == tags.count("table") >= 2
     assert all(a.get("scope") for tag, a in page.tags if tag == "th")
     assert all(a.get("tabindex") == "0" for _, a in page.tags if a.get("class") == "scroll")
     assert ("html", {"lang": "en"}) in page.tags
@@ -164,19 +166,55 @@ def printed(study: Path, width: int) -> str:
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_is_complete_at_any_width(study: Path, width: int) -> None:
     text = printed(study, width)
+    found = summary(study)
+    base = "C" if found["reference_compute"] == 1 else "c"
     assert max(len(line) for line in text.splitlines()) <= width
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
     assert "…" not in text
-    for item in summary(study)["architectures"]:
+    for item in found["architectures"]:
         assert item["name"] in text
         assert f"{item['bits_per_byte']:.3f} bits/B" in text
         for name, row in (item["fit"] or {"parameters": {}})["parameters"].items():
             if name.endswith("exponent"):
-                assert f"C^{row['value']:.4f}" in text
-                assert f"{row['low']:.4f} to {row['high']:.4f}" in text
+                value, interval = with_interval(row)
+                assert f"{base}^{value}" in text
+                assert interval in text
     assert "\x1b" not in text
-    assert "[bold]not markup[/bold]" in re.sub(r"\s+", " ", text)
-    assert "not fitted: HGRN2: 2 size(s)" in text
-    assert "few_sizes: cosFormer2, LLaMA, TNL: 4 sizes" in text
+    words = re.sub(r"\s+", " ", text)
+    assert "[bold]not markup[/bold]" in words
+    assert "not fitted: 2 size(s)" in words
+    assert "few_sizes: exponents from fewer than five sizes are rough: cosFormer2, LLaMA, TNL (4 sizes)" in words
+    assert words.count("few_sizes") == 1
+    assert "assuming 0.3% seed noise" in words  # one run a size: the interval says what it rests on
+
+
+def test_digits_follow_the_interval() -> None:
+    assert with_interval({"value": 0.123456, "low": 0.03, "high": 0.29}) == ("0.12", "0.03 to 0.29")
+    assert with_interval({"value": 2.06349, "low": 2.0131, "high": 2.0931}) == ("2.063", "2.013 to 2.093")
+    assert with_interval({"value": 123.4, "low": 50.0, "high": 350.0}) == ("123", "50 to 350")
+    assert with_interval({"value": -0.07, "low": None, "high": None}) == ("-0.0700", "no interval")
+
+
+def test_far_from_one_pflop_s_day_laws_are_told_where_they_were_fitted(tmp_path: Path) -> None:
+    for arch, scale in (("tnl", 1.0), ("llama", 2.0)):
+        for i, params in enumerate(np.geomspace(2e4, 6e5, 4)):
+            write_run(tmp_path / "tiny" / f"{arch}-{i}", arch, scale * params, scale=1e-3)
+    curves = read_study(tmp_path / "tiny")
+    write_json(tmp_path / "tiny" / "fits.json", fit_study(curves, FitConfig(bootstrap=100)))
+    found = summary(tmp_path / "tiny")
+    reference = found["reference_compute"]
+    for item in found["architectures"]:
+        low, high = item["fit"]["compute_range"]
+        assert low <= reference <= high
+        row, law = item["at_reference"]["loss"], law_of(item["fit"]["parameters"])
+        assert row["value"] == law.loss(reference)
+        assert row["low"] < row["value"] < row["high"] < 1.1 * row["low"]
+    text = printed(tmp_path / "tiny", 80)
+    assert f"c = C / {short(reference)} PFLOP/s-days" in text
+    assert "extrapolated_coefficient" not in text  # no such coefficient is in the table; the page and fits.json say it
+    page = Page(write_report(tmp_path / "tiny", tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "extrapolated_coefficient" in page.text
+    assert "Coefficients at 1 PFLOP/s-day" in page.text
 
 
 def test_even_numbers_too_wide_for_the_table_are_printed_whole(study: Path) -> None:

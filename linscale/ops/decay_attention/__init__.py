@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, resolve_backend
+from linscale.ops.backend import Backend, resolve_backend, without_autocast
 from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
 from linscale.ops.packing import document_lengths
@@ -37,7 +37,7 @@ def decay_attention(
                 (H,)            constant per head        TNL, SUPRA
                 (B, T, H)       per token and head
                 (B, T, H, K)    per channel              HGRN2
-                every entry <= 0
+                every entry <= 0; below -80 a step, down to -inf, it forgets everything
     state       (B, H, K, V), zeros if None; (N, H, K, V) with cu_seqlens
     cu_seqlens  (N+1,) packed documents (B = 1): nothing crosses a boundary
 
@@ -53,8 +53,7 @@ def decay_attention(
     run = reference_decay_attention if resolve_backend(backend) == "reference" else chunk_decay_attention
     decay = None if log_decay is None else log_decay.to(dtype)
     query = q.to(dtype) if scale == 1.0 else q.to(dtype) * scale
-    # The recurrence accumulates: under autocast its products would fall back to bf16.
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         o, final = run(query, k.to(dtype), v.to(dtype), decay, state.to(dtype), cu_seqlens)
     return o.to(v.dtype), final
 
@@ -72,7 +71,8 @@ def decay_attention_step(
     _check(q[:, None], k[:, None], v[:, None], log_decay, state, (*q.shape, v.shape[-1]))
     if log_decay is not None:
         log_decay = log_decay.to(state.dtype) if log_decay.ndim == 1 else log_decay[:, 0].to(state.dtype)
-    o, state = reference_step(q.to(state.dtype) * scale, k.to(state.dtype), v.to(state.dtype), log_decay, state)
+    with without_autocast(q.device):
+        o, state = reference_step(q.to(state.dtype) * scale, k.to(state.dtype), v.to(state.dtype), log_decay, state)
     return o.to(v.dtype), state
 
 

@@ -27,19 +27,18 @@ keeps only the state before each segment and computes the rest again.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from linscale.ops.backend import segment_tokens
 from linscale.ops.decay_attention.scores import FLOOR, decay_factor, decayed_scores, decayed_scores_backward
 from linscale.ops.linear_scan import exclusive_linear_scan
 from linscale.ops.packing import ChunkLayout
 
 CHUNK = 32  # steps: measured best, or within 20 % of it, for K = V of 32, 64 and 128 in every decay kind
-SEGMENT = 1024  # tokens worked on at once
 
 
 def chunk_decay_attention(
@@ -98,7 +97,8 @@ class _Segment:
 
     q, k (B, N, H, C, K), v (B, N, H, C, V); before: S before each chunk, (B, N, H, K, V); final: S after the last.
     total is G, (H, C, 1) or (B, N, H, C, 1 or K), or None without decay; past, future and decay are the factors
-    exp G, exp(G_C - G) and exp G_C of the equations above.
+    exp G, exp(G_C - G) and exp G_C of the equations above. triangle is exp(G_r - G_c) for r >= c, else 0, where one
+    number holds for a whole head: (..., H, C, C); else None.
     """
 
     def __init__(
@@ -115,13 +115,11 @@ class _Segment:
             self.q_past, self.k_future = self.q * self.past, self.k * self.future
             self.decay = decay_factor(last).mT.expand(*(1,) * (5 - last.ndim), *last.mT.shape)
         self.per_channel = self.total is not None and self.total.shape[-1] > 1
+        self.triangle = None
+        if self.total is not None and not self.per_channel:
+            self.triangle = (self.total - self.total.mT).clamp(FLOOR, 0.0).exp().tril()
         update = self.k_future.mT @ self.v
         self.before, self.final = exclusive_linear_scan(update, self.decay, state=state, cu_seqlens=cu_chunks)
-
-    @cached_property
-    def triangle(self) -> Tensor | None:
-        """exp(G_r - G_c) for r >= c, else 0, where one number holds for a whole head: (..., H, C, C)."""
-        return None if self.total is None else (self.total - self.total.mT).clamp(FLOOR, 0.0).exp().tril()
 
     def scores(self) -> Tensor:
         """(B, N, H, C, C)."""
@@ -163,7 +161,7 @@ def _segments(q: Tensor, cu_chunks: Tensor | None) -> list[slice]:
     """
     batch, length = q.shape[:2]
     whole = length - length % CHUNK
-    stride = whole if cu_chunks is not None else max(1, SEGMENT // (batch * CHUNK)) * CHUNK
+    stride = whole if cu_chunks is not None else max(1, segment_tokens(q.device) // max(1, batch * CHUNK)) * CHUNK
     spans = [slice(start, min(start + stride, whole)) for start in range(0, whole, max(stride, 1))]
     return spans if whole == length else [*spans, slice(whole, length)]
 
@@ -195,9 +193,13 @@ def _during(log_decay: Tensor | None, span: slice) -> Tensor | None:
 
 
 def _running_sum(log_decay: Tensor | None, size: int) -> Tensor | None:
-    """G: (H,) -> (H, C, 1), (B, T, H) -> (B, N, H, C, 1), (B, T, H, K) -> (B, N, H, C, K)."""
+    """G: (H,) -> (H, C, 1), (B, T, H) -> (B, N, H, C, 1), (B, T, H, K) -> (B, N, H, C, K).
+
+    One step counts for FLOOR at most: behind a step of -1e6 (or -inf) the differences of G would be all rounding.
+    """
     if log_decay is None:
         return None
+    log_decay = log_decay.clamp(min=FLOOR)
     if log_decay.ndim == 1:
         return log_decay[:, None, None].expand(-1, size, -1).cumsum(dim=-2)
     return _chunked(log_decay if log_decay.ndim == 4 else log_decay[..., None], size).cumsum(dim=-2)

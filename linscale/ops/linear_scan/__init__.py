@@ -27,34 +27,34 @@ def linear_scan(
     """Run hₜ = decayₜ · hₜ₋₁ + xₜ along axis 1 and return every h and the last.
 
     x           (B, T, ...)
-    decay       broadcastable to x, e.g. (T, 1) is not enough: give (1, 1, ...) for a decay constant in time
+    decay       as many axes as x, each of x's size or 1: (1, 1, ...) is a decay constant in time
     state       (B, ...) the h before the first step, zeros if None; (N, ...) with cu_seqlens
     cu_seqlens  (N+1,) packed documents (B = 1): h starts anew, from its own state, at each boundary
 
-    Returns h (B, T, ...) and the final state, shaped like `state`; both differentiable, in the dtype of x.
-    Raises ValueError when shapes do not fit.
+    Returns h (B, T, ...) in the dtype of x, and the final state, shaped like `state`, in float32 (float64 for a
+    float64 x), as the sum is carried. Both are differentiable. Raises ValueError when shapes do not fit.
     """
-    if decay.ndim != x.ndim:
-        raise ValueError(
-            f"decay has {decay.ndim} axes, x has {x.ndim}: give decay one size-1 axis per constant axis of x"
-        )
+    if decay.ndim != x.ndim or any(size not in (1, full) for size, full in zip(decay.shape, x.shape, strict=True)):
+        raise ValueError(f"decay is {tuple(decay.shape)}, expected {tuple(x.shape)} or 1 in place of any of its sizes")
     documents = x.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, x))
     if state is not None and state.shape != (documents, *x.shape[2:]):
         raise ValueError(f"state is {tuple(state.shape)}, expected {(documents, *x.shape[2:])}")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    first = x.new_zeros(documents, *x.shape[2:], dtype=dtype) if state is None else state.to(dtype)
     if x.shape[1] == 0:
-        return x, x.new_zeros(documents, *x.shape[2:]) if state is None else state.to(x.dtype)
+        return x, first
     run = reference_scan if resolve_backend(backend) == "reference" else Scan.apply
+    wide, decay = x.to(dtype), decay.to(dtype)
     if cu_seqlens is None:
-        h = run(x, decay, x.new_zeros(x.shape[0], *x.shape[2:]) if state is None else state.to(x.dtype))
-        return h, h[:, -1]
+        h = run(wide, decay, first)
+        return h.to(x.dtype), h[:, -1].clone()  # a view would keep all of h alive
     # A document's state enters at its first step, where the decay then cuts the link to the document before.
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long() - 1
     decay = decay.expand(1, x.shape[1], *decay.shape[2:])
     if state is not None:
-        x = x.index_add(1, starts, (decay[0, starts] * state)[None].to(x.dtype))
-    decay = decay.index_fill(1, starts, 0.0)
-    h = run(x, decay, x.new_zeros(1, *x.shape[2:]))
-    return h, h[0, ends]
+        wide = wide.index_add(1, starts, (decay[0, starts] * first)[None])
+    h = run(wide, decay.index_fill(1, starts, 0.0), torch.zeros_like(first[:1]))
+    return h.to(x.dtype), h[0, ends]
 
 
 def exclusive_linear_scan(
@@ -63,8 +63,8 @@ def exclusive_linear_scan(
     """`linear_scan`, but with the h that each step starts from, hₜ₋₁, in place of hₜ. Same shapes, same final state."""
     h, final = linear_scan(x, decay, state=state, cu_seqlens=cu_seqlens)
     if cu_seqlens is None:
-        first = h.new_zeros(h[:, 0].shape) if state is None else state.to(h.dtype)
-        return torch.cat([first[:, None], h[:, :-1]], dim=1), final
+        first = h.new_zeros(h.shape[0], *h.shape[2:]) if state is None else state.to(h.dtype)
+        return torch.cat([first[:, None], h[:, :-1]], dim=1)[:, : x.shape[1]], final
     starts = cu_seqlens[:-1].long()
     firsts = h.new_zeros(len(starts), *h.shape[2:]) if state is None else state.to(h.dtype)
     return h.roll(1, dims=1).index_copy(1, starts, firsts[None]), final

@@ -18,7 +18,7 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, decay: Tensor, state: Tensor) -> Tensor:
-        h = torch.empty_like(x, memory_format=torch.contiguous_format)
+        h = _time_first(x)
         steps = decay.expand(-1, x.shape[1], *decay.shape[2:])
         previous = state
         for t in range(x.shape[1]):
@@ -32,7 +32,7 @@ class Scan(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         decay, state, h = ctx.saved_tensors
         steps = decay.expand(-1, h.shape[1], *decay.shape[2:])
-        e = torch.empty_like(h)
+        e = _time_first(h)
         e[:, -1] = dh[:, -1]
         for t in range(h.shape[1] - 2, -1, -1):
             torch.addcmul(dh[:, t], steps[:, t + 1], e[:, t + 1], out=e[:, t])
@@ -41,3 +41,8 @@ class Scan(torch.autograd.Function):
             before = torch.cat([state[:, None], h[:, :-1]], dim=1)
             ddecay = (e * before).sum_to_size(decay.shape)
         return e, ddecay, steps[:, 0] * e[:, 0]
+
+
+def _time_first(x: Tensor) -> Tensor:
+    """Uninitialised (B, T, ...), laid out (T, B, ...): what a step writes is contiguous."""
+    return x.new_empty(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)

@@ -12,16 +12,33 @@ from rich.table import Table
 from rich.text import Text
 
 from linscale.config import human
-from linscale.study.report.digest import notes, printable
-from linscale.study.report.digest import summary as summary
+from linscale.study.report.digest import (
+    LAWS,
+    noise_source,
+    notes,
+    printable,
+    reference_texts,
+    short,
+    summary,
+    with_interval,
+)
 
 SAMPLE_LINES, SAMPLE_CHARACTERS = 6, 400
 
 
 def print_summary(study: Path, console: Console) -> None:
     """Print the laws with their 95% intervals, each architecture's best run, samples, and every warning."""
-    found = summary(study)
-    console.print(_laws_table(found["architectures"], study.resolve().name))
+    if console.is_terminal:
+        _print(summary(study), console)
+        return
+    with console.capture() as captured:  # a file gets no lines that end in padding
+        _print(summary(study), console)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    console.out("\n".join(lines), highlight=False)
+
+
+def _print(found: dict[str, Any], console: Console) -> None:
+    console.print(_laws_table(found))
     console.print(_legend(found), style="dim")
     samples = [item for item in found["architectures"] if item["sample"]]
     if samples:
@@ -29,21 +46,25 @@ def print_summary(study: Path, console: Console) -> None:
     for item in samples:
         console.print(_heading(item))
         console.print(Padding(_sample(item["sample"]), (0, 0, 0, 2)))
-    unfinished = [
-        (run["state"], run["run"], "the run has not finished") for run in found["runs"] if run["state"] != "done"
-    ]
-    for name, concerned, text in notes(found["architectures"]) + unfinished:
-        console.print(Text.assemble((f"{name}: ", "yellow"), (concerned, "bold"), f": {text}"))
+    listed = notes(found)
+    if found["reference_compute"] != 1:  # the table has no coefficients at 1 PFLOP/s-day
+        listed = [note for note in listed if note[0] != "extrapolated_coefficient"]
+    if listed:
+        console.print("\nBefore you act on this", style="bold")
+    for name, concerned, text in listed:
+        line = Text.assemble((name, "yellow"), f": {text}: ", (concerned, "bold"))
+        console.print(Padding(line, (0, 0, 0, 2)))
 
 
-def _laws_table(architectures: list[dict[str, Any]], title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"Scaling laws of {title}", title_style="bold", pad_edge=False)
+def _laws_table(found: dict[str, Any]) -> Table:
+    title = f"Scaling laws of {found['provenance']['study']}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("L(C)", "N_opt(C)", "D_opt(C)"):
         table.add_column(heading, overflow="fold")  # a digit is never cut off
-    for item in architectures:
-        parameters = (item["fit"] or {}).get("parameters")
-        laws = [_law(parameters, law) if parameters else "not fitted" for law in ("l", "n_opt", "d_opt")]
+    base = "C" if found["reference_compute"] == 1 else "c"
+    for item in found["architectures"]:
+        laws = [_law(item, law, key, base) if item["fit"] else "not fitted" for law, key in LAWS]
         table.add_row(_speed_and_bits(item), *laws, end_section=True)
     return table
 
@@ -56,32 +77,32 @@ def _speed_and_bits(item: dict[str, Any]) -> Text:
     return text
 
 
-def _law(parameters: dict[str, dict[str, Any]], law: str) -> Text:
-    """Three lines: the law, the interval of its coefficient, the interval of its exponent."""
-    coefficient, exponent = parameters[f"{law}_coefficient"], parameters[f"{law}_exponent"]
-    mark = "" if coefficient["identified"] and exponent["identified"] else " ?"
-    text = Text(f"{_number(coefficient['value'])} C^{exponent['value']:.4f}{mark}")
-    for row, form in ((coefficient, _number), (exponent, lambda value: f"{value:.4f}")):
-        interval = "no interval" if row["low"] is None else f"{form(row['low'])} to {form(row['high'])}"
-        text.append(f"\n{interval}", style="dim")
-    return text
-
-
-def _number(value: float) -> str:
-    if 1e-2 <= abs(value) < 1e4:
-        return f"{value:.4g}"
-    mantissa, power = f"{value:.2e}".split("e")
-    return f"{mantissa}e{int(power)}"
+def _law(item: dict[str, Any], law: str, key: str, base: str) -> Text:
+    """Three lines: the law, the interval of its value at the reference, the interval of its exponent."""
+    exponent = item["fit"]["parameters"][f"{law}_exponent"]
+    power, power_interval = with_interval(exponent)
+    value, interval = reference_texts(item, key)
+    text = Text(f"{value} {base}^{power}{'' if exponent['identified'] else ' ?'}")
+    return text.append(f"\n{interval}\n{power_interval}", style="dim")
 
 
 def _legend(found: dict[str, Any]) -> Text:
-    ranges = [item["fit"]["compute_range"] for item in found["architectures"] if item["fit"]]
-    lines = ["C in PFLOP/s-days, L in nats per token, N without embeddings, D in tokens."]
-    if ranges:
-        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-        lines.append(f"Fitted to the {found['loss']} loss over C = {_number(low)} to {_number(high)}.")
-        lines.append("Under each law: 95% intervals of coefficient and exponent; ? = not identified.")
-    lines.append("tok/s and bits/B (validation bits per byte): of the run with the lowest validation loss.")
+    lines = []
+    fits = [item["fit"] for item in found["architectures"] if item["fit"]]
+    if fits:
+        reference, unit = found["reference_compute"], "1 PFLOP/s-day = 8.64e19 FLOPs"
+        low = short(min(fit["compute_range"][0] for fit in fits))
+        high = short(max(fit["compute_range"][1] for fit in fits))
+        if reference == 1:
+            lines.append(f"C in PFLOP/s-days; {unit}.")
+        else:
+            lines.append(f"c = C / {short(reference)} PFLOP/s-days, amid what was fitted; {unit}.")
+        lines.append(f"Fitted to the {found['loss']} loss from C = {low} to {high} PFLOP/s-days.")
+        lines.append(f"Under each law: 95% intervals of factor and exponent, {noise_source(found)}.")
+        if not all(fit["parameters"][f"{law}_exponent"]["identified"] for fit in fits for law, _ in LAWS):
+            lines.append("? = the interval leaves open the sign of the exponent.")
+    lines.append("L in nats per token; N without embeddings; D in tokens.")
+    lines.append("tok/s, bits/B (validation bits per byte): of the run with the lowest loss.")
     return Text("\n".join(lines))
 
 
