@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ MODEL, OPTIMIZER, MANIFEST, TOKENIZER = (
 )
 FORMAT = 1
 REMEDY = "delete the folder, or restore the file from a copy"
+
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -168,7 +171,7 @@ def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected a run folder or a checkpoint folder")
-    chosen = path if (path / MANIFEST).exists() else newest(path)
+    chosen = path if (path / MANIFEST).exists() else newest(path, report=logger.warning)
     if chosen is None:
         raise UserError(f"{path}: neither a checkpoint nor a run folder with checkpoints")
     folders = [folder for folder in (chosen, chosen.resolve().parent.parent) if (folder / TOKENIZER).is_file()]

@@ -13,7 +13,8 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic
 import pydantic_core
@@ -43,24 +44,62 @@ def parse(cls: Any, values: Mapping[str, Any], *, source: str = "config") -> Any
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise UserError(f"{source}: {explain(error)}") from None
+        raise UserError(f"{source}: {explain(error, cls)}") from None
 
 
-def explain(error: pydantic.ValidationError) -> str:
-    """One line for all problems of a ValidationError, in the words of the field's name and value."""
-    problems = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "value"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "unexpected_keyword_argument":
-            problems.append(f"unknown key '{field}'")
-        elif item["type"] in ("missing", "missing_argument"):
-            problems.append(f"'{field}' is required")
-        elif dataclasses.is_dataclass(item["input"]) or isinstance(item["input"], (dict, pydantic_core.ArgsKwargs)):
-            problems.append(message if field == "value" else f"{field}: {message}")
-        else:
-            problems.append(f"{field} = {item['input']!r}: {message[0].lower()}{message[1:]}")
-    return "; ".join(problems)
+def explain(error: pydantic.ValidationError, cls: Any = None) -> str:
+    """One line for all problems found in the values of a `cls`, in the words of the field's name and value."""
+    return "; ".join(_problem(item, *_resolve(cls, item["loc"])) for item in error.errors())
+
+
+def _problem(item: pydantic_core.ErrorDetails, owner: Any, field: str) -> str:
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "unexpected_keyword_argument":
+        known = f" (expected one of {', '.join(f.name for f in dataclasses.fields(owner))})" if owner else ""
+        return f"unknown key '{field}'{known}"
+    if kind in ("missing", "missing_argument"):
+        return f"'{field}' is required"
+    if kind == "union_tag_not_found":
+        return f"'{field}.{context['discriminator'].strip(chr(39))}' is required"
+    if kind == "union_tag_invalid":
+        tag = context["discriminator"].strip("'")
+        return f"{field}.{tag} = {context['tag']!r}: expected one of {context['expected_tags']}"
+    if dataclasses.is_dataclass(value) or isinstance(value, (dict, pydantic_core.ArgsKwargs)):
+        return f"{field}: {message}" if field else message
+    return f"{field or 'value'} = {value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _resolve(cls: Any, loc: tuple[int | str, ...]) -> tuple[Any, str]:
+    """The config class that a problem's last key belongs to, None where that is not known, and the path of the key."""
+    owner, names = None, []
+    for part in loc:
+        cls = _unwrapped(cls)
+        arguments = get_args(cls)
+        members = [each for each in arguments if dataclasses.is_dataclass(each)]
+        if get_origin(cls) in (Union, UnionType) and members:  # `part` is not a key but tells the members apart
+            cls = next((each for each in members if part in _tags(each)), None)
+            continue
+        names.append(str(part))
+        owner = cls if dataclasses.is_dataclass(cls) else None
+        items = [each for each in arguments if each is not Ellipsis]
+        cls = get_type_hints(owner, include_extras=True).get(str(part)) if owner else items[-1] if items else None
+    return owner, ".".join(names)
+
+
+def _unwrapped(cls: Any) -> Any:
+    """The type inside Annotated and beside None."""
+    if get_origin(cls) is Annotated:
+        return _unwrapped(get_args(cls)[0])
+    inside = [each for each in get_args(cls) if each is not type(None)]
+    if get_origin(cls) in (Union, UnionType) and len(inside) == 1:
+        return _unwrapped(inside[0])
+    return cls
+
+
+def _tags(cls: Any) -> set[Any]:
+    """The values of the Literal fields of a config class: how a union tells it from others."""
+    return {value for hint in get_type_hints(cls).values() if get_origin(hint) is Literal for value in get_args(hint)}
 
 
 def load_toml(path: str | Path, cls: Any) -> Any:
@@ -111,3 +150,13 @@ def human(value: float, unit: str = "") -> str:
         if abs(value) >= power * 0.9995:
             return f"{value / power:.3g}{prefix}{unit}"
     return f"{value:.3g}{unit}"
+
+
+def clock(seconds: float) -> str:
+    """A time left, for people: 95 -> '1:35', 7384 -> '2:03:04', 1e6 -> '11 d 13:46:40'."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if hours == 0:
+        return f"{minute}:{second:02d}"
+    return (f"{days} d " if days else "") + f"{hour}:{minute:02d}:{second:02d}"

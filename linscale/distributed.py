@@ -1,12 +1,17 @@
-"""Processes: what a worker needs to know about the process that started it."""
+"""Processes: what a worker needs to know about the process that started it, and how many cores there are."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def follow_parent() -> None:
@@ -23,3 +28,28 @@ def follow_parent() -> None:
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has under an affinity mask or a container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(count, _quota(CGROUP))))
+
+
+def limit_threads(count: int) -> None:
+    """Let torch compute on at most `count` threads in this process; a lower limit that is already set stays."""
+    import torch
+
+    torch.set_num_threads(min(count, torch.get_num_threads()))
+
+
+def _quota(cgroup: Path) -> float:
+    """The CPU quota of the control group in cores, infinite where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = (cgroup / "cpu.max").read_text().split()  # version 2; no limit reads "max"
+        return int(limit) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1; no limit reads -1
+        quota, period_us = (int((cgroup / "cpu" / name).read_text()) for name in names)
+        return quota / period_us if quota > 0 else math.inf
+    return math.inf

@@ -14,6 +14,7 @@ writer starts a fresh line. When a record is written again after a resume, the l
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -33,6 +34,9 @@ CONFIG, STATUS, METRICS, EVALUATIONS, CHECKPOINTS = (
     "evaluations.jsonl",
     "checkpoints",
 )
+
+
+LOCK = ".lock"
 
 
 @cache
@@ -116,12 +120,28 @@ def latest_records(path: Path, keys: tuple[str, ...] = ("step", "task", "metric"
     return list(latest.values())
 
 
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what the system says when files below `folder` cannot be read or written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        problem = f"the disk is full or over quota ({error.strerror})" if full else error.strerror or error
+        remedy = "free space" if full else "make the folder readable and writable"
+        raise UserError(
+            f"{error.filename or folder}: {problem}; {remedy} and run the same command again: it goes on from there"
+        ) from None
+
+
 def is_locked(run: Path) -> bool:
     """Whether a process is writing this run. A status of "running" without one was left by a killed process."""
+    if not (run / LOCK).exists():
+        return False
     try:
         with locked(run):
             return False
-    except UserError:
+    except (UserError, OSError):  # where we may not even try, the status is taken at its word
         return True
 
 
@@ -129,11 +149,16 @@ def is_locked(run: Path) -> bool:
 def locked(run: Path) -> Iterator[None]:
     """Hold the run folder: one writer at a time, released by the system when the process dies.
 
-    Raises UserError when another process holds it.
+    Raises UserError when another process holds it, or there cannot be such a folder.
     """
-    run.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(run / ".lock", timeout=0):
+        run.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{run}: a file is in the way; expected a folder, or a path where one can be made") from None
+    except OSError as error:
+        raise UserError(f"{run}: cannot make the folder ({error.strerror})") from None
+    try:
+        with filelock.FileLock(run / LOCK, timeout=0):
             yield
     except filelock.Timeout:
         raise UserError(f"{run}: another process is writing this run; wait for it or stop it first") from None

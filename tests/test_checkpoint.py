@@ -192,6 +192,14 @@ def test_a_run_and_a_checkpoint_load_with_their_tokenizer(run: Path, tmp_path: P
     assert checkpoint.load(alone)[1].vocab_size == 257
 
 
+def test_loading_an_older_checkpoint_than_the_newest_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint.save(run, 4, *trained(), {"tokens": 1, "tokenizer": None})
+    (run / "checkpoints" / "step_00000004" / "model.safetensors").write_bytes(b"damaged")
+    checkpoint.load(run)
+    assert "passing over a damaged checkpoint" in caplog.text
+    assert "step_00000004" in caplog.text
+
+
 def test_what_is_no_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         checkpoint.load(tmp_path / "nowhere")

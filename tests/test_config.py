@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from linscale.config import UserError, config, fingerprint, human, load_toml, parse, to_dict
+from linscale.config import UserError, clock, config, fingerprint, human, load_toml, parse, to_dict
 
 
 @config
@@ -15,15 +15,41 @@ class Inner:
 
 
 @config
+class Square:
+    form: Literal["square"] = "square"
+    side: int = 1
+
+
+@config
+class Circle:
+    form: Literal["circle"] = "circle"
+    radius: Annotated[int, Field(gt=0)] = 1
+
+
+@config
 class Outer:
     inner: Inner
     kind: Literal["a", "b"] = "a"
+    shape: Annotated[Square | Circle, Field(discriminator="form")] = Circle()
+    more: tuple[Inner, ...] | None = None
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"inner": {"count": 1, "size": 2}}, "unknown key 'inner.size'"),
+        ({"inner": {"count": 1, "size": 2}}, "unknown key 'inner.size' (expected one of rate, count)"),
+        ({"inner": {"count": 1}, "shape": {"form": "cube"}}, "shape.form = 'cube': expected one of 'square', 'circle'"),
+        ({"inner": {"count": 1}, "shape": {}}, "'shape.form' is required"),
+        ({"inner": {"count": 1}, "shape": {"form": "circle", "radius": -1}}, "shape.radius = -1: input should be"),
+        (
+            {"inner": {"count": 1}, "shape": {"form": "square", "radius": 1}},
+            "'shape.radius' (expected one of form, side)",
+        ),
+        (
+            {"inner": {"count": 1}, "more": [{"count": 1}, {"cont": 1}]},
+            "unknown key 'more.1.cont' (expected one of rate,",
+        ),
+        ({"inner": {"count": 1}, "rest": 1}, "unknown key 'rest' (expected one of inner, kind, shape, more)"),
         ({"inner": {}}, "'inner.count' is required"),
         ({"inner": {"count": 1, "rate": -2}}, "inner.rate = -2: input should be greater than 0"),
         ({"inner": {"count": "x"}}, "inner.count = 'x'"),
@@ -59,3 +85,4 @@ def test_toml_errors(tmp_path):
 def test_human_numbers():
     assert [human(x) for x in (0, 12, 999.6, 12_345_678, 3e9)] == ["0", "12", "1k", "12.3M", "3B"]
     assert human(2.5e12, "FLOP") == "2.5TFLOP"
+    assert [clock(x) for x in (0, 95, 7384, 1e6)] == ["0:00", "1:35", "2:03:04", "11 d 13:46:40"]

@@ -1,13 +1,24 @@
 """The run folder: atomic JSON, records that survive a kill, one writer."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from linscale.config import UserError
-from linscale.run_folder import RecordWriter, is_locked, latest_records, locked, read_json, read_records, write_json
+from linscale.run_folder import (
+    RecordWriter,
+    disk_errors,
+    is_locked,
+    latest_records,
+    locked,
+    read_json,
+    read_records,
+    write_json,
+)
 
 
 def test_half_a_line_is_skipped_and_the_next_writer_starts_afresh(tmp_path):
@@ -55,3 +66,22 @@ def test_one_writer_at_a_time_and_a_dead_one_lets_go(tmp_path):
     holder.wait()
     holder.stdout.close()
     assert not is_locked(tmp_path)
+
+
+def test_a_file_in_the_way_and_a_full_disk_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="a file is in the way; expected a folder"), locked(path):
+            pass
+    message = r"run: the disk is full .*; free space and run the same command again"
+    with pytest.raises(UserError, match=message), disk_errors(Path("run")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    message = "x: Permission denied; make the folder readable and writable"
+    with pytest.raises(UserError, match=message), disk_errors(Path("run")):
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
+
+
+def test_asking_whether_a_run_is_locked_changes_nothing(tmp_path):
+    assert not is_locked(tmp_path / "none")
+    assert not is_locked(tmp_path)
+    assert not list(tmp_path.iterdir())

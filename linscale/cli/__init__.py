@@ -1,20 +1,29 @@
 """The command line: a dictionary of verbs to functions. A function's signature and docstring are its options and help.
 
 Tables go to standard output, or JSON with --json; progress and errors go to standard error. Exit status: 0 when all
-went well, 1 when some runs of a study failed, 2 for bad input, 130 when interrupted.
+went well, 1 when some runs of a study failed, 2 for bad input, 130 when interrupted, 143 when
+terminated.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
+import inspect
+import io
+import itertools
 import logging
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
+import pydantic
 import tyro
 
 from linscale import __version__
-from linscale.config import UserError
+from linscale.config import UserError, explain
 
 Verbs = Mapping[str, "str | Verbs"]
 
@@ -43,17 +52,50 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line (by default this process's) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" rather than nothing
     try:
-        return _dispatch(VERBS, words, "linscale")
+        with _terminated_like_interrupted():
+            return _dispatch(VERBS, words, "linscale")
     except UserError as error:
-        print(f"linscale: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("linscale: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return _complain(str(error), 2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}; what was written before is kept", 2)
+    except Terminated:
+        return _complain("terminated; run the same command again to go on", 128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on", 128 + signal.SIGINT)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: stop as after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that workers are stopped and the state of a run is written."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"linscale: {message}", file=sys.stderr)
+    return status
 
 
 def _dispatch(verbs: Verbs, words: list[str], program: str) -> int:
@@ -61,7 +103,7 @@ def _dispatch(verbs: Verbs, words: list[str], program: str) -> int:
         print(f"linscale {__version__}")
         return 0
     if not words or words[0] in ("-h", "--help"):
-        print(_usage(program))
+        print(_usage(program), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     verb, rest = words[0], words[1:]
     if verb not in verbs:
@@ -71,7 +113,34 @@ def _dispatch(verbs: Verbs, words: list[str], program: str) -> int:
         return _dispatch(chosen, rest, f"{program} {verb}")
     module, function = chosen.split(".")
     command = getattr(importlib.import_module(f"linscale.cli.{module}"), function)
-    return tyro.cli(command, args=rest, prog=f"{program} {verb}", config=(tyro.conf.FlagCreatePairsOff,)) or 0
+    return _parse(command, rest, f"{program} {verb}")() or 0
+
+
+def _parse(command: Callable[..., int | None], words: list[str], program: str) -> Callable[[], int | None]:
+    """`command` with the arguments that `words` give it. Raises UserError for words that do not fit."""
+    bind = functools.update_wrapper(functools.partial(functools.partial, command), command)
+    description = (inspect.getdoc(command) or "").split("\n\nArgs:")[0]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            flags = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(bind, args=words, prog=program, description=description, config=flags)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        cause: BaseException | None = end
+        while cause is not None and not isinstance(cause, pydantic.ValidationError):
+            cause = cause.__context__
+        problem = _text_of_box(complaint.getvalue()) if cause is None else explain(cause)
+        raise UserError(f"{problem} (see {program} --help)") from None
+
+
+def _text_of_box(box: str) -> str:
+    """What tyro says in a box of several lines, drawn with or without Unicode, as one line without its title."""
+    lines = [line.strip(" │") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
+    parts = [list(group) for rule, group in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    said = parts if "╭" in box else parts[1:]
+    return "; ".join(" ".join(part) for part in said if not part[0].startswith("For full helptext")) or box.strip()
 
 
 def _usage(program: str) -> str:

@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from linscale.cli.output import Json, print_json, print_table, stderr_console
+from linscale.cli.output import Json, ProgressBar, file_size, print_json, print_table
 from linscale.config import human
 from linscale.data import PrepareOptions, TokenDataset
 from linscale.data import prepare as prepare_corpus
@@ -24,7 +16,7 @@ DEFAULTS = PrepareOptions()
 
 
 def prepare(
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
     *,
     out: Path,
     tokenizer: str = "byte",
@@ -42,16 +34,10 @@ def prepare(
         tokenizer: byte, bpe:SIZE (trained on the inputs), or the path of a tokenizer.json.
         options: How text becomes a corpus.
     """
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[counts]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=stderr_console()) as bars:
-        bar = bars.add_task("reading", total=None, counts="")
+    with ProgressBar() as bar:
 
         def show(read: int, total: int, documents: int, tokens: int) -> None:
-            counts = f"{human(documents)} documents, {human(tokens)} tokens"
-            bars.update(bar, completed=read, total=total, counts=counts)
+            bar.update(f"{file_size(total)}: {human(documents)} documents, {human(tokens)} tokens", read, total)
 
         manifest = prepare_corpus(inputs, tokenizer=tokenizer, out=out, options=options, progress=show)
     if json:

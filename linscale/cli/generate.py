@@ -9,6 +9,7 @@ import tyro
 
 from linscale.checkpoint import load
 from linscale.cli.output import Json, print_json
+from linscale.distributed import cores, limit_threads
 from linscale.generate.sample import sample
 
 
@@ -32,6 +33,7 @@ def generate(
         top_k: Draw among this many of the most probable tokens.
         seed: The same seed writes the same text.
     """
+    limit_threads(cores())
     model, tokenizer = load(path)
     text = sample(model, tokenizer, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
     if json:

@@ -22,7 +22,7 @@ PUBLISHED = ("70M", "160M", "410M", "1B", "3B", "7B")
 
 
 def info(
-    archs: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    archs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARCH...")] = (),
     *,
     sizes: Annotated[tuple[str, ...], tyro.conf.arg(name="size")] = (),
     length: int = 8192,

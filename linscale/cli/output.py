@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import tyro
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from linscale.config import clock
+
+LINE_S = 10.0  # between two lines of progress where standard error is not a terminal
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
 
 
@@ -40,6 +45,57 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
+class ProgressBar:
+    """Progress with the time left on standard error: a bar on a terminal, elsewhere a line every ten seconds.
+
+    Nothing is shown before the first update, so that an error that comes before stands alone.
+    """
+
+    def __init__(self) -> None:
+        self._console = stderr_console()
+        self._columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(24),
+            TextColumn("{task.percentage:3.0f}%  {task.fields[left]}"),
+        )
+        self._bars: Progress | None = None
+        self._first: tuple[float, float] | None = None  # when and where progress began in this process
+        self._last_line = time.monotonic()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def update(self, text: str, completed: float, total: float, left_s: float | None = None) -> None:
+        """Show `completed` of `total`; `left_s`, the seconds left, is estimated since the first update if not given."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, completed
+        done = completed - self._first[1]
+        if completed >= total:
+            left_s = 0.0
+        elif left_s is None and done > 0:
+            left_s = (now - self._first[0]) * (total - completed) / done
+        left = "ETA ..." if left_s is None else f"ETA {clock(left_s)}"
+        if self._console.is_terminal:
+            self._show(text, completed, total, left)
+        elif not self._ended and (now - self._last_line >= LINE_S or completed >= total):
+            self._last_line, self._ended = now, completed >= total
+            share = completed / total if total else 1.0
+            self._console.print(f"{text}  {share:.0%}  {left}", highlight=False, markup=False, soft_wrap=True)
+
+    def _show(self, text: str, completed: float, total: float, left: str) -> None:
+        if self._bars is None:
+            self._bars = Progress(*self._columns, console=self._console)
+            self._bars.start()
+            self._bars.add_task(text, total=total, left=left)
+        self._bars.update(self._bars.task_ids[0], description=text, completed=completed, total=total, left=left)
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 95 -> '1 min 35 s', 9e9 -> '285 years'."""
     if seconds < 60:
@@ -48,7 +104,8 @@ def duration(seconds: float) -> str:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("h", 3600)):
         if seconds >= 2 * length or unit == "h":
-            return f"{seconds / length:.3g} {unit}"
+            count = seconds / length
+            return f"{count:,.0f} {unit}" if count >= 1000 else f"{count:.3g} {unit}"
     raise AssertionError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ import tyro
 
 from linscale.cli.output import Json, duration, file_size, print_json, print_table, stderr_console, stdout_console
 from linscale.config import UserError, human
+from linscale.distributed import cores, limit_threads
 
 if TYPE_CHECKING:
     from linscale.study.ladder import Outcome
@@ -21,7 +22,7 @@ StudyFile = Annotated[Path, tyro.conf.Positional]
 
 
 def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) -> None:
-    """Print the bill of a study: runs, parameters, tokens, FLOPs, disk and time. Trains and allocates nothing.
+    """Print the bill of a study: runs, parameters, tokens, FLOPs, disk and time. Trains nothing and writes nothing.
 
     The time is estimated from a probe: models small enough are tried for one step each, others are priced by the
     machine's matrix rate at the utilisation of those tried (or at 40%).
@@ -36,7 +37,7 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
     config = load_study(study)
     runs = planned_runs(config, vocab_size=_vocab_size(config), data_path=config.data.path or "-")
     at_a_time = min(count, len(runs))
-    bill = _bill(config, runs, Probe(threads=max(1, (os.cpu_count() or 1) // at_a_time)), at_a_time)
+    bill = _bill(config, runs, Probe(threads=max(1, cores() // at_a_time)), at_a_time)
     if json:
         print_json(bill)
         return
@@ -58,9 +59,10 @@ def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = Non
     from linscale.study.plan import load_study
     from linscale.study.watch import StudyWatcher
 
-    config = load_study(study)
+    config, count = load_study(study), _workers(workers)
+    limit_threads(cores())
     with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
-        outcome = run_study(config, out, LocalExecutor(_workers(workers)), watcher)
+        outcome = run_study(config, out, LocalExecutor(count), watcher)
     return _conclude(outcome, json)
 
 
@@ -108,7 +110,7 @@ def report(study: StudyFile, *, out: Path = Path("runs"), json: Json = False) ->
 
 
 def _conclude(outcome: Outcome, json: bool) -> int:
-    """Print what a study found, and the runs that failed."""
+    """Print what a study found, and the names of runs that failed."""
     from linscale.study.ladder import REPORT
     from linscale.study.report import print_summary, summary
 
@@ -122,8 +124,8 @@ def _conclude(outcome: Outcome, json: bool) -> int:
         if not outcome.changed:
             console.print("\nNothing to do: every run is trained and reported.")
         console.print(f"\nReport: {page}", soft_wrap=True)
-    for name, error in outcome.failed.items():
-        stderr_console().print(f"[red]failed[/red] {name}: {error}", soft_wrap=True, highlight=False)
+    if outcome.failed:
+        print(f"linscale: not trained: {', '.join(outcome.failed)}; see above", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 
@@ -208,4 +210,4 @@ def _vocab_size(config: StudyConfig) -> int:
 def _workers(workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers}: expected at least 1")
-    return workers or os.cpu_count() or 1
+    return workers or cores()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from linscale.cli.output import Json, duration, print_json, print_table, stderr_console
+from linscale.cli.output import Json, ProgressBar, duration, print_json, print_table
 from linscale.config import human, load_toml
+from linscale.distributed import cores, limit_threads
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train as train_run
 
@@ -23,19 +23,13 @@ def train(config: Annotated[Path, tyro.conf.Positional], *, out: Path | None = N
     """
     run: RunConfig = load_toml(config, RunConfig)
     folder = out or Path("runs") / run.name
-    columns = (
-        TextColumn("{task.fields[text]}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr_console()) as bars:
-        bar = bars.add_task("train", total=run.train.steps, text=run.name)
+    limit_threads(cores())
+    with ProgressBar() as bar:
 
         def show(status: dict[str, Any]) -> None:
             loss, speed = status.get("loss"), status.get("tokens_per_s")
             text = run.name + (f"  loss {loss:.3f}" if loss else "") + (f"  {human(speed)} tok/s" if speed else "")
-            bars.update(bar, completed=status["step"], text=text)
+            bar.update(text, status["step"], status["steps"], status["eta_s"])
 
         status = train_run(folder, run, on_step=show)
     if json:

@@ -23,10 +23,13 @@ class Journal:
     splits: dict[str, SplitState]
 
 
-def require_same(out: Path, found: Journal | Manifest, wanted: Journal) -> None:
-    """Raises UserError when `out` was made, or begun, from other inputs or with other settings."""
-    names = {*found.settings, *wanted.settings}
-    pairs = {name: (found.settings.get(name), wanted.settings.get(name)) for name in sorted(names)}
+def require_same(out: Path, found: Journal | Manifest, wanted: Journal, defaults: dict[str, Any]) -> None:
+    """Raises UserError when `out` was made, or begun, from other inputs or with other settings.
+
+    `defaults` are those of settings that a version which did not have them yet has left out.
+    """
+    there = {**defaults, **found.settings}
+    pairs = {name: (there.get(name), wanted.settings.get(name)) for name in sorted({*there, *wanted.settings})}
     changes = [f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new]
     if found.inputs_fingerprint != wanted.inputs_fingerprint:
         changes.append("other or changed input files")
@@ -34,7 +37,7 @@ def require_same(out: Path, found: Journal | Manifest, wanted: Journal) -> None:
         raise UserError(f"out = {out}: holds another corpus ({'; '.join(changes)}); choose another --out or delete it")
 
 
-def resume_or_begin(out: Path, journal: Journal) -> Journal:
+def resume_or_begin(out: Path, journal: Journal, defaults: dict[str, Any]) -> Journal:
     """The journal of a preparation that was interrupted, or `journal`, written, in an empty folder.
 
     A journal that records no closed shard holds nothing worth keeping: with other settings it is begun again.
@@ -47,7 +50,7 @@ def resume_or_begin(out: Path, journal: Journal) -> Journal:
             for left in (out / TOKENIZER_FILE, *out.glob("*.bin"), *out.glob("*.docs"), *out.glob(".*.part")):
                 left.unlink(missing_ok=True)
             return journal
-        require_same(out, found, journal)
+        require_same(out, found, journal, defaults)
         return found
     if any(not file.name.startswith(".") for file in out.iterdir()):
         raise UserError(f"out = {out}: holds files that are not a linscale corpus; choose an empty or new folder")

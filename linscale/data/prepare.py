@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +26,8 @@ from linscale.data.sources import Source, find_sources
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
 from linscale.data.writer import SplitState, SplitWriter
-from linscale.run_folder import code_version, locked, write_json
+from linscale.distributed import cores
+from linscale.run_folder import code_version, disk_errors, locked, write_json
 
 POOL_BYTES = 16 << 20
 """Inputs smaller than this are tokenized before worker processes would have started."""
@@ -77,18 +76,18 @@ def prepare(
     sources, left_out = find_sources(inputs)
     given = None if bpe_size(tokenizer) else load_tokenizer(tokenizer)
     settings = {"tokenizer": given.name if given else tokenizer, "tokenizer_fingerprint": given and given.fingerprint}
-    settings |= {name: value for name, value in to_dict(options).items() if name != "workers"}
+    settings |= _lasting(options)
     inputs_fingerprint = fingerprint([source.identity for source in sources])
     empty = {name: SplitState() for name in SPLITS}
     journal = Journal(settings=settings, inputs_fingerprint=inputs_fingerprint, splits=empty)
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder")
-    with _disk_errors(out), locked(out):
+    with disk_errors(out), locked(out):
         if (out / MANIFEST).exists():
             manifest = TokenDataset.open(out).manifest
-            require_same(out, manifest, journal)
+            require_same(out, manifest, journal, _lasting(PrepareOptions()))
         else:
-            journal = resume_or_begin(out, journal)
+            journal = resume_or_begin(out, journal, _lasting(PrepareOptions()))
             chosen = given or _trained(out, tokenizer, sources, options)
             chosen.save(out)
             splits = _write(out, sources, chosen, options, journal, progress)
@@ -108,16 +107,9 @@ def prepare(
     return to_dict(manifest)
 
 
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or out
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space and run the same command again: it continues where it stopped"
-            raise UserError(f"{place}: the disk is full or over quota ({error.strerror}); {remedy}") from None
-        raise UserError(f"{place}: {error.strerror or error}") from None
+def _lasting(options: PrepareOptions) -> dict[str, Any]:
+    """The options that decide what the corpus is."""
+    return {name: value for name, value in to_dict(options).items() if name != "workers"}
 
 
 def _trained(out: Path, spec: str, sources: list[Source], options: PrepareOptions) -> Tokenizer:
@@ -211,4 +203,4 @@ def _workers(tokenizer: Tokenizer, total: int, options: PrepareOptions) -> int:
     """1 means in this process: bytes are encoded faster than they are sent, and small inputs before workers start."""
     if not isinstance(tokenizer, SubwordTokenizer) or total < POOL_BYTES:
         return 1
-    return options.workers or os.cpu_count() or 1
+    return options.workers or cores()

@@ -21,6 +21,7 @@ from linscale.run_folder import (
     EVALUATIONS,
     RecordWriter,
     code_version,
+    disk_errors,
     latest_records,
     locked,
     read_json,
@@ -120,28 +121,26 @@ def record_validation(
     head = {"run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"]}
     head |= {"task": "validation", "task_version": task_version(dataset, train)}
     tail = {"count": score.count, "code": code_version()}
-    try:
-        with contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
-            writer.write(
-                {**head, "metric": "loss", "value": score.loss, "se": score.se, **tail},
-                {**head, "metric": "bits_per_byte", "value": score.bits_per_byte, "se": score.bits_per_byte_se, **tail},
-            )
-    except OSError as error:
-        raise UserError(f"{run / EVALUATIONS}: cannot write ({error}); free space, then run again") from None
+    with disk_errors(run / EVALUATIONS), contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
+        writer.write(
+            {**head, "metric": "loss", "value": score.loss, "se": score.se, **tail},
+            {**head, "metric": "bits_per_byte", "value": score.bits_per_byte, "se": score.bits_per_byte_se, **tail},
+        )
     return score
 
 
-def evaluate_run(run: Path) -> int:
+def evaluate_run(run: Path, dataset: TokenDataset | None = None) -> int:
     """Make the validation records that a run's checkpoints lack, under the run's lock; returns how many it evaluated.
 
+    `dataset` is the run's data where the caller has it open; by default the folder that the run was trained from.
     Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
     """
     settings = read_json(run / CONFIG)
     with locked(run):
-        dataset = TokenDataset.open(Path(settings["data"]["path"]))
+        dataset = dataset or TokenDataset.open(Path(settings["data"]["path"]))
         if dataset.fingerprint != settings["data"]["fingerprint"]:
             raise UserError(
-                f"{settings['data']['path']}: holds data {dataset.fingerprint}, "
+                f"{dataset.folder}: holds data {dataset.fingerprint}, "
                 f"but {run} was trained on {settings['data']['fingerprint']}; restore that data"
             )
         paths = {step_of(path): path for path in list_checkpoints(run)}

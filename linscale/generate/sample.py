@@ -27,6 +27,10 @@ def sample(
     temperature 0 takes the most probable token each time; `top_k` draws among the k most probable ones.
     The draw depends on `seed` alone. Raises UserError for a value out of range.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"prompt: character {error.start} is not valid Unicode; expected UTF-8 text") from None
     tokens = stream(
         model,
         tokenizer,
@@ -58,7 +62,7 @@ def stream(
 
     Only tokens of the tokenizer are drawn, where the model's vocabulary is padded beyond it.
     """
-    _check(prompt, max_tokens, temperature, top_k)
+    _check(prompt, max_tokens, temperature, top_k, seed)
     return _stream(model, tokenizer.vocab_size, prompt, max_tokens, temperature, top_k, seed)
 
 
@@ -78,7 +82,7 @@ def _stream(
         with torch.no_grad():
             output = model(tokens, state=state)
         state = output.state
-        token = _choose(output.logits[0, -1, :vocab_size].float().cpu(), temperature, top_k, generator)
+        token = _choose(output.logits[0, -1, :vocab_size].double().cpu(), temperature, top_k, generator)
         yield token
         tokens = torch.tensor([[token]], device=device)
 
@@ -93,7 +97,7 @@ def _choose(logits: torch.Tensor, temperature: float, top_k: int | None, generat
     return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(0), 1, generator=generator))
 
 
-def _check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | None) -> None:
+def _check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     if not prompt:
         raise UserError("prompt: no tokens; expected at least one, such as the end-of-text token that opens a document")
     if max_tokens < 1:
@@ -102,3 +106,5 @@ def _check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | 
         raise UserError(f"temperature = {temperature}: expected a number of at least 0")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k = {top_k}: expected at least 1, or none for all tokens")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed}: expected 0 to 2^63 - 1")

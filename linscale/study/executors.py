@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from linscale.config import UserError, parse, to_dict
-from linscale.distributed import follow_parent
+from linscale.distributed import cores, follow_parent, limit_threads
 from linscale.train.config import RunConfig
 
 POLL_S = 0.5
@@ -47,7 +47,7 @@ class LocalExecutor:
     def _attempt(self, runs: Mapping[Path, RunConfig], errors: dict[Path, str], poll: Callable[[], None]) -> list[Path]:
         """Train `runs` in one pool; adds to `errors` and returns the runs whose process died."""
         count = max(1, min(self.workers, len(runs)))
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = max(1, cores() // count)
         pool = ProcessPoolExecutor(
             count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
         )
@@ -74,11 +74,9 @@ class LocalExecutor:
 
 
 def _start_worker(threads: int) -> None:
-    import torch
-
     follow_parent()
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
-    torch.set_num_threads(threads)
+    limit_threads(threads)
 
 
 def _train(path: str, config: dict[str, Any]) -> str | None:
@@ -91,6 +89,7 @@ def _train(path: str, config: dict[str, Any]) -> str | None:
         return str(error)
     except Exception as error:
         trace = Path(path) / "traceback.txt"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            trace.write_text(traceback.format_exc(), encoding="utf-8")
         return f"{type(error).__name__}: {error} (see {trace})"
     return None

@@ -25,7 +25,7 @@ from linscale.data.prepare import prepare
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.evaluate.perplexity import evaluate_run
 from linscale.generate.sample import sample
-from linscale.run_folder import code_version, locked, read_json, write_json
+from linscale.run_folder import code_version, disk_errors, locked, read_json, write_json
 from linscale.study.executors import Executor
 from linscale.study.fit import fit_study
 from linscale.study.plan import PlannedRun, StudyConfig, planned_runs
@@ -53,6 +53,9 @@ class Watcher(Protocol):
     def progress(self) -> None:
         """Called about twice a second while runs train."""
 
+    def failed(self, run: str, error: str) -> None:
+        """A run could not be trained; the others are gone on with."""
+
 
 @dataclass
 class Outcome:
@@ -70,7 +73,7 @@ class Outcome:
 def run_study(study: StudyConfig, out: Path, executor: Executor, watcher: Watcher) -> Outcome:
     """Do what is missing of a study in the folder out/<name>. Raises UserError when it cannot go on at all."""
     folder = out / study.name
-    with locked(folder):
+    with disk_errors(folder), locked(folder):
         outcome = Outcome(folder)
         dataset = open_data(study, folder, watcher)
         runs = planned_runs(study, vocab_size=dataset.vocab_size, data_path=str(dataset.folder))
@@ -130,10 +133,12 @@ def _train(
         watcher.stage(f"training {len(missing)} of {len(runs)} runs")
         errors = executor.run(missing, watcher.progress)
         outcome.failed = {path.name: error for path, error in errors.items()}
+        for name, error in outcome.failed.items():
+            watcher.failed(name, error)  # at once: fitting what is left may fail for lack of it
         outcome.trained = [path.name for path in missing if path not in errors]
     for run in runs:
         path = outcome.study / run.name
-        if run.name not in outcome.failed and evaluate_run(path):
+        if run.name not in outcome.failed and evaluate_run(path, dataset):
             outcome.changed = True
 
 

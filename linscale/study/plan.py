@@ -13,19 +13,20 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from linscale.config import config, load_toml, parse, to_dict
 from linscale.data.prepare import PrepareOptions
+from linscale.distributed import limit_threads
 from linscale.models import SIZES, ModelConfig, build_model, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.study.fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
-from linscale.train.config import DataConfig, RunConfig, TrainConfig, checkpoint_steps
+from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 
 Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 MASTER_BYTES = 4  # weights are kept in fp32
 OPTIMIZER_BYTES = 8  # AdamW's two moments in fp32; kept in the two newest checkpoints while training
 PROBE_TOKENS = 1024  # of a trial pass
-PROBE_LIMIT_S = 2.0  # a step expected to take longer is priced by the matrix rate instead of being tried
+PROBE_LIMIT_S = 2.0  # a pass expected to take longer is priced by the matrix rate instead of being tried
+PROBE_PARAMS = 50_000_000  # so is a larger model: a plan allocates next to nothing
 ASSUMED_UTILISATION = 0.4  # of the matrix rate, where nothing could be tried
 
 
@@ -228,9 +229,9 @@ def _model_config(options: ModelOptions, arch: str, size: SizeConfig, vocab_size
 class Probe:
     """Prices runs by what this machine does: trial passes of models that are small enough, else its matrix rate."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        """threads: how many a run will have on the CPU; by default what torch takes."""
-        torch.set_num_threads(threads or torch.get_num_threads())
+    def __init__(self, threads: int) -> None:
+        """threads: how many a run will have on the CPU."""
+        limit_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matrix_rate = _matrix_rate(self.device)  # FLOP/s
         self._utilisation = ASSUMED_UTILISATION
@@ -243,7 +244,8 @@ class Probe:
         length = min(train.length, PROBE_TOKENS)
         sequences = min(train.micro_sequences, max(1, PROBE_TOKENS // length))
         flops = flops_per_token(run.config.model, "train", length) * sequences * length
-        if flops / (ASSUMED_UTILISATION * self.matrix_rate) < PROBE_LIMIT_S:
+        quick = flops / (ASSUMED_UTILISATION * self.matrix_rate) < PROBE_LIMIT_S
+        if quick and run.total_params <= PROBE_PARAMS:
             self._utilisation = flops / (_trial(run.config.model, sequences, length, self.device) * self.matrix_rate)
             self.tried += 1
         return run.exact_flops / (self._utilisation * self.matrix_rate)

@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from linscale.config import human
+from linscale.config import clock, human
 from linscale.study.plan import PlannedRun
 from linscale.train.metrics import read_status
 
@@ -54,6 +55,11 @@ class StudyWatcher:
             self._live = Live(console=self.console, refresh_per_second=4)
             self._live.start()
         self._live.update(self._table())
+
+    def failed(self, run: str, error: str) -> None:
+        """Show why a run was given up."""
+        self.close()
+        self.console.print(f"[red]failed[/red] {escape(run)}: {escape(error)}", soft_wrap=True, highlight=False)
 
     def close(self) -> None:
         """Leave the bars as they are."""
@@ -98,8 +104,7 @@ class StudyWatcher:
         here = done - self._done_before
         if here <= 0 or elapsed <= 0:
             return "ETA ..."
-        left = (self._work_total() - done) * elapsed / here
-        return f"ETA {int(left // 60)}:{int(left % 60):02d}"
+        return f"ETA {clock((self._work_total() - done) * elapsed / here)}"
 
     def _work_total(self) -> float:
         return sum(run.exact_flops for run in self._runs)

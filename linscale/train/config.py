@@ -10,6 +10,7 @@ import pydantic
 from linscale.config import config, human
 from linscale.models import ModelConfig
 
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, pydantic.Field(gt=0)]
 Natural = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
@@ -135,8 +136,8 @@ class DataConfig:
 class RunConfig:
     """One run: what a training TOML holds."""
 
-    name: Annotated[str, pydantic.Field(min_length=1)]
-    """Name of the run in its records."""
+    name: Name
+    """Name of the run in its records, and of its folder."""
     study: str | None = None
     """Study the run belongs to."""
     size: str | None = None

@@ -136,8 +136,9 @@ class RunLog:
 
 def read_status(run: Path) -> dict[str, Any]:
     """The content of status.json; empty when there is none or it is damaged, as it says nothing that must be kept."""
+    numbers = ("step", "steps", "elapsed_s", "updated")
     with contextlib.suppress(UserError):
         status = read_json(run / STATUS)
-        if isinstance(status, dict):
+        if isinstance(status, dict) and all(isinstance(status.get(key, 0), (int, float)) for key in numbers):
             return status
     return {}

@@ -8,6 +8,7 @@ a run that was killed and resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from typing import Any
 import torch
 
 from linscale import checkpoint
-from linscale.config import UserError, fingerprint, to_dict
+from linscale.config import UserError, fingerprint, human, parse, to_dict
 from linscale.data.loader import Loader, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.evaluate.perplexity import autocast, missing_steps, record_validation, task_version
-from linscale.models import LanguageModel, build_model
+from linscale.models import LanguageModel, ModelConfig, build_model
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
-from linscale.run_folder import CONFIG, code_version, locked, read_json, write_json
+from linscale.run_folder import CONFIG, code_version, disk_errors, locked, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.metrics import RunLog, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
@@ -54,7 +55,7 @@ def train(path: Path, config: RunConfig, *, on_step: OnStep | None = None) -> di
     the folder cannot be written, or the loss is no longer finite.
     """
     try:
-        with locked(path):
+        with disk_errors(path), locked(path):
             checkpoint.clean(path)
             dataset = TokenDataset.open(Path(config.data.path))
             dataset.verify(at_most=QUICK_BYTES)
@@ -64,10 +65,13 @@ def train(path: Path, config: RunConfig, *, on_step: OnStep | None = None) -> di
             if status.get("state") == "done" and config.train.steps in saved:
                 return status
             return _train(path, config, settings, dataset, on_step or (lambda status: None))
-    except OSError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
         raise UserError(
-            f"{error.filename or path}: {error.strerror or error}; free space or make the folder writable, "
-            "then run again: training goes on from the newest checkpoint"
+            f"{path}: out of memory with {human(count_parameters(config.model).total)} parameters and "
+            f"{config.train.micro_sequences} sequences of {config.train.length} tokens a pass; "
+            "choose a smaller train.micro_batch or a smaller model"
         ) from None
 
 
@@ -196,18 +200,28 @@ def require_same_config(path: Path, config: RunConfig, dataset: TokenDataset) ->
     settings = run_settings(config, dataset)
     if not (path / CONFIG).exists():
         return settings
-    stored = read_json(path / CONFIG)
-    if stored.get("fingerprint") != settings["fingerprint"]:
-        there, here = _flatten(_identity(stored)), _flatten(_identity(settings))
-        fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    there, here = _flatten(_identity(_read_config(path))), _flatten(_identity(settings))
+    fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if fields:
         differences = ", ".join(f"{name} = {there.get(name)!r} there, {here.get(name)!r} here" for name in fields)
         raise UserError(f"{path}: made with another config ({differences}); choose another folder or delete this one")
     return settings
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json of a run; fields that a later version added have their defaults, with which the run was made."""
+    stored = read_json(path / CONFIG)
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(key), dict) for key in ("model", "data", "train")):
+        raise UserError(f"{path / CONFIG}: not the config of a run; choose another folder, restore or delete this one")
+    for key, kind in (("model", ModelConfig), ("train", TrainConfig)):
+        with contextlib.suppress(UserError):  # what this version cannot read differs, and is then named as it stands
+            stored[key] = to_dict(parse(kind, stored[key]))
+    return stored
+
+
 def _write_config(path: Path, settings: dict[str, Any]) -> None:
     """Write config.json once; afterwards only what may change between two sessions of a run."""
-    stored = read_json(path / CONFIG) if (path / CONFIG).exists() else settings
+    stored = _read_config(path) if (path / CONFIG).exists() else settings
     write_json(path / CONFIG, {**stored, **{key: settings[key] for key in ("data", "train", "device")}})
 
 

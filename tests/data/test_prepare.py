@@ -12,6 +12,7 @@ import pytest
 from linscale.config import UserError
 from linscale.data import PrepareOptions, TokenDataset, load_tokenizer, prepare
 from linscale.data.encode import split_of
+from linscale.run_folder import write_json
 
 CHILD = """
 import importlib, json, os, sys, time
@@ -183,7 +184,7 @@ def test_a_full_disk_keeps_what_is_there(child, whole, tmp_path):
     message, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert message.startswith("UserError")
-    assert "free some space and run the same command again" in message
+    assert "free space and run the same command again" in message
     assert (tmp_path / "out" / "train-00000.bin").exists()
     assert child(tmp_path / "out", shard_tokens=60_000).wait(timeout=60) == 0
     undisturbed = json.loads(whole["byte"]["manifest.json"])["splits"]
@@ -210,7 +211,12 @@ def test_another_corpus_in_the_folder_is_refused(tmp_path):
         options = PrepareOptions(**({"document_bytes": 64, "val_fraction": 0.1} | changes))
         return prepare([str(tmp_path / "in.txt")], tokenizer=tokenizer, out=tmp_path / "out", options=options)
 
-    run()
+    first = run()
+    older = {name: value for name, value in first["settings"].items() if name != "seed"}
+    write_json(tmp_path / "out" / "manifest.json", {**first, "settings": older})  # by a version without seeds
+    assert run()["splits"] == first["splits"]
+    with pytest.raises(UserError, match=r"holds another corpus \(seed 0, now 1\)"):
+        run(seed=1)
     with pytest.raises(UserError, match=r"holds another corpus \(document_bytes 64, now 100\); choose another"):
         run(document_bytes=100)
     with pytest.raises(UserError, match="tokenizer 'byte', now 'bpe:300'"):

@@ -128,6 +128,18 @@ def test_a_run_is_evaluated_where_records_are_missing(tmp_path: Path) -> None:
     assert values == {(record["step"], record["metric"]): record["value"] for record in records}
 
 
+def test_a_run_is_evaluated_on_its_data_wherever_that_is_now(tmp_path: Path) -> None:
+    data = corpus(tmp_path, 0)
+    make_run(tmp_path / "run", data, steps=(1,))
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="not a prepared corpus"):
+        evaluate_run(tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", TokenDataset.open(moved)) == 1
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"holds data \w+, but .* was trained on \w+"):
+        evaluate_run(tmp_path / "run", TokenDataset.open(corpus(tmp_path / "other", 1)))
+
+
 def test_changed_data_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     settings = make_run(tmp_path / "run", corpus(tmp_path, 0), steps=(1, 2))
     (tmp_path / "other").mkdir()

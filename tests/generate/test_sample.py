@@ -123,10 +123,13 @@ def test_tokens_come_one_at_a_time(tokenizer: Tokenizer) -> None:
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_k": 0}, "top_k = 0"),
+        ({"seed": -1}, "seed = -1: expected 0 to"),
+        ({"seed": 2**80}, "seed = .*: expected 0 to"),
+        ({"prompt": "a\udcff"}, "prompt: character 1 is not valid Unicode"),
     ],
 )
 def test_values_out_of_range_are_refused(tokenizer: Tokenizer, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        sample(tiny(), tokenizer, "x", **changes)
+        sample(tiny(), tokenizer, **{"prompt": "x", **changes})
     with pytest.raises(UserError, match="prompt: no tokens"):
         stream(tiny(), tokenizer, [], max_tokens=1)

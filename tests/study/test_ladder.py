@@ -1,5 +1,6 @@
 """A study end to end, as a user runs it: trains, fits, reports; does nothing twice; survives being killed anywhere."""
 
+import io
 import json
 import os
 import random
@@ -10,10 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
 import linscale
+from linscale.config import UserError
 from linscale.run_folder import latest_records, read_json, write_json
+from linscale.study.ladder import run_study
+from linscale.study.plan import load_study
+from linscale.study.watch import StudyWatcher
 
 RUNS = [f"{arch}-{size}" for arch in ("llama", "tnl") for size in "abc"]
 pytestmark = pytest.mark.slow
@@ -93,6 +99,12 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     assert losses(whole / "tiny") == losses(killed / "tiny")
     assert not list(killed.rglob("*.tmp"))
 
+    # Moved to another place, it is still finished.
+    whole = whole.rename(tmp_path / "moved")
+    study, before = whole / "tiny", snapshot(whole)
+    assert "Nothing to do" in run("run", study_file, "--out", whole).stdout
+    assert snapshot(whole) == before
+
     # A changed study file is refused by name, and nothing of the finished study is touched.
     text = study_file.read_text()
     study_file.write_text(text.replace("lr = 1e-2", "lr = 1e-3"))
@@ -140,6 +152,39 @@ def holders(folder):
         if any(link.startswith(str(folder)) for link in links):
             found.append(process.name)
     return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_it_says_so_and_leaves_no_process(study_file, tmp_path, number, status):
+    process = subprocess.Popen(
+        command("run", study_file, "--out", tmp_path / "out"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/tiny/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert err.splitlines()[-1].endswith("run the same command again to go on")
+    assert "Traceback" not in err
+    wait_for_orphans(tmp_path)
+
+
+def test_a_run_that_fails_is_named_even_when_nothing_can_be_fitted(study_file, tmp_path):
+    class Failing:
+        def run(self, runs, poll):
+            return dict.fromkeys(runs, "no [luck]")
+
+    text = io.StringIO()
+    with pytest.raises(UserError, match="holds no runs"):
+        run_study(load_study(study_file), tmp_path, Failing(), StudyWatcher(Console(file=text, width=200)))
+    named = [line for line in text.getvalue().splitlines() if line.startswith("failed")]
+    assert sorted(named) == [f"failed {name}: no [luck]" for name in RUNS]
 
 
 def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):

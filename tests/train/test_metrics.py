@@ -104,5 +104,6 @@ def test_the_first_step_that_is_not_finite_is_named(
 
 def test_a_damaged_status_says_nothing(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {}
-    (tmp_path / "status.json").write_text('{"state": "do')
-    assert read_status(tmp_path) == {}
+    for content in ('{"state": "do', "[]", '{"state": "running", "step": "many"}'):
+        (tmp_path / "status.json").write_text(content)
+        assert read_status(tmp_path) == {}

@@ -305,7 +305,9 @@ def test_records_that_cannot_be_written_stop_the_run_with_one_line(
 
     write = run_folder.RecordWriter.write
     monkeypatch.setattr(run_folder.RecordWriter, "write", full)
-    with pytest.raises(UserError, match=r"run: No space left on device; free space.*run again"):
+    with pytest.raises(
+        UserError, match=r"run: the disk is full .*No space left on device.*; free space and run the same command again"
+    ):
         train(tmp_path / "run", make())
     monkeypatch.undo()
     train(tmp_path / "run", make())
@@ -317,6 +319,31 @@ def test_another_config_is_refused_by_field(make: Make, whole: Path) -> None:
         train(whole, make(lr=1e-3))
     with pytest.raises(UserError, match=r"model.n_layers = 2 there, 1 here"):
         train(whole, make(model={"n_layers": 1}))
+
+
+def test_a_field_that_did_not_exist_yet_has_its_default(make: Make, whole: Path, tmp_path: Path) -> None:
+    """A run begun by a version whose config lacked a field goes on when the default is asked for, and only then."""
+    with pytest.raises(CrashError):
+        train(tmp_path / "run", make(log_every=1), on_step=crash_at(3))
+    older = read_json(tmp_path / "run" / "config.json")
+    del older["train"]["eps"], older["model"]["norm_eps"]
+    run_folder.write_json(tmp_path / "run" / "config.json", {**older, "fingerprint": "of the older version"})
+    with pytest.raises(UserError, match=r"\(train.eps = 1e-08 there, 1e-07 here\)"):
+        train(tmp_path / "run", make(eps=1e-7))
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model": 1, "data": 2, "train": 3}'])
+def test_a_config_that_is_none_is_named(make: Make, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: not the config of a run"):
+        train(tmp_path, make())
+
+
+def test_a_model_too_large_for_the_memory_is_one_line(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"out of memory with .* parameters .*train.micro_batch or a smaller model"):
+        train(tmp_path / "run", make(model={"d_model": 2**40, "d_ff": 1}))
 
 
 def test_the_same_data_may_move_and_other_data_may_not(make: Make, data: Path, tmp_path: Path) -> None:
