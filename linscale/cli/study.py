@@ -16,7 +16,8 @@ from linscale.distributed import cores, limit_threads
 
 if TYPE_CHECKING:
     from linscale.study.ladder import Outcome
-    from linscale.study.plan import PlannedRun, Probe, StudyConfig
+    from linscale.study.plan import PlannedRun, StudyConfig
+    from linscale.study.probe import Probe
 
 StudyFile = Annotated[Path, tyro.conf.Positional]
 
@@ -31,7 +32,8 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
         study: The study file, e.g. configs/study/demo.toml.
         workers: Runs trained at a time; by default one for each core.
     """
-    from linscale.study.plan import Probe, load_study, planned_runs
+    from linscale.study.plan import load_study, planned_runs
+    from linscale.study.probe import Probe
 
     count = _workers(workers)
     config = load_study(study)

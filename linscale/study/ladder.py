@@ -108,7 +108,10 @@ def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDatase
 
 
 def _prepare(study: StudyConfig, folder: Path, watcher: Watcher) -> None:
-    if not (folder / DATA / "manifest.json").exists():
+    finished = (folder / DATA / "manifest.json").exists()
+    if finished and not all(name.startswith("builtin:") or Path(name).exists() for name in study.data.inputs):
+        return  # the texts are gone, what was made of them is not
+    if not finished:
         watcher.stage("preparing the corpus")
     prepare(
         list(study.data.inputs),

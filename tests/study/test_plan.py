@@ -7,7 +7,8 @@ import pytest
 
 from linscale.config import UserError
 from linscale.models.count import count_parameters
-from linscale.study.plan import Probe, load_study, planned_runs
+from linscale.study.plan import load_study, planned_runs
+from linscale.study.probe import Probe
 
 PAPER = Path(__file__).parents[2] / "configs" / "study" / "paper.toml"
 # Specification 3.5: compute to train on 300B tokens, PFLOP/s-days.
