@@ -126,7 +126,7 @@ def _train(
     runs: Sequence[PlannedRun], dataset: TokenDataset, executor: Executor, watcher: Watcher, outcome: Outcome
 ) -> None:
     missing: dict[Path, RunConfig] = {}
-    for run in sorted(runs, key=lambda run: -run.exact_flops):  # the longest first, so that none is left at the end
+    for run in sorted(runs, key=lambda run: -run.work):  # the longest first, so that none is left at the end
         path = outcome.study / run.name
         require_same_config(path, run.config, dataset)
         if read_status(path).get("state") != "done":

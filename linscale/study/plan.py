@@ -19,6 +19,7 @@ from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, chec
 Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
 
 MASTER_BYTES = 4  # weights are kept in fp32
+OVERHEAD_FLOPS = 300_000  # a token's calls and elementwise work, some 5 us of a core of 60 GFLOP/s
 OPTIMIZER_BYTES = 8  # AdamW's two moments in fp32; kept in the two newest checkpoints while training
 
 
@@ -158,6 +159,11 @@ class PlannedRun:
     @property
     def arch(self) -> str:
         return self.config.model.arch
+
+    @property
+    def work(self) -> float:
+        """What its time is about proportional to: FLOPs, and for toy models the rest that every token costs."""
+        return self.exact_flops + OVERHEAD_FLOPS * self.config.train.steps * self.config.train.batch_tokens
 
     @property
     def pflop_s_days(self) -> float:

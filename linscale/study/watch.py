@@ -107,11 +107,11 @@ class StudyWatcher:
         return f"ETA {clock((self._work_total() - done) * elapsed / here)}"
 
     def _work_total(self) -> float:
-        return sum(run.exact_flops for run in self._runs)
+        return sum(run.work for run in self._runs)
 
     def _work_done(self) -> float:
         total = 0.0
         for run in self._runs:
             status = read_status(self._study / run.name)
-            total += run.exact_flops * status.get("step", 0) / max(status.get("steps") or 1, 1)
+            total += run.work * status.get("step", 0) / max(status.get("steps") or 1, 1)
         return total

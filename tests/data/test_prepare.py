@@ -135,6 +135,7 @@ def test_any_number_of_workers_writes_the_same_bytes(child, whole, tmp_path, wor
     assert read[-1] == int(out.split()[-3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:400"])
 def test_kill_at_any_moment_and_go_on(child, whole, tmp_path, tokenizer):
     """Killed over and over at random moments around syncs and renames, it arrives at the same bytes, and a shard
@@ -161,6 +162,7 @@ def test_kill_at_any_moment_and_go_on(child, whole, tmp_path, tokenizer):
     assert files(out) == whole[tokenizer]
 
 
+@pytest.mark.slow
 def test_killed_with_workers_it_leaves_no_process_and_goes_on(child, whole, tmp_path):
     """The pipe that parent and workers write to closes only when all of them are gone."""
     out = tmp_path / "out"

@@ -32,7 +32,7 @@ class Study:
         write_json(self.folder / self.runs[run].name / "status.json", status)
 
     def work(self, share=1.0, run=0):
-        return share * self.runs[run].exact_flops
+        return share * self.runs[run].work
 
 
 def test_the_time_left_counts_what_this_process_did(runs, tmp_path, monkeypatch):

@@ -194,6 +194,7 @@ print(train(Path(sys.argv[1]), parse(RunConfig, json.loads(sys.argv[2])))["state
 """
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_loses_nothing(make: Make, tmp_path: Path) -> None:
     config = make(tokens=120 * 256, checkpoints=30)
     began = time.monotonic()
