@@ -58,13 +58,14 @@ def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = Non
     """
     from linscale.study.executors import LocalExecutor
     from linscale.study.ladder import run_study
-    from linscale.study.plan import load_study
+    from linscale.study.plan import load_study, planned_runs
     from linscale.study.watch import StudyWatcher
 
     config, count = load_study(study), _workers(workers)
+    runs = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
     limit_threads(cores())
     with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
-        outcome = run_study(config, out, LocalExecutor(count), watcher)
+        outcome = run_study(config, out, LocalExecutor(min(count, len(runs))), watcher)
     return _conclude(outcome, json)
 
 

@@ -28,7 +28,11 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """`workers` processes on this machine, which share its cores and end when this process does, however it ends."""
+    """`workers` processes on this machine, which share its cores and end when this process does, however it ends.
+
+    Each has the same share of the cores however few runs are left: a resumed run ends with the bits of an undisturbed
+    one only with as many threads.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -47,7 +51,7 @@ class LocalExecutor:
     def _attempt(self, runs: Mapping[Path, RunConfig], errors: dict[Path, str], poll: Callable[[], None]) -> list[Path]:
         """Train `runs` in one pool; adds to `errors` and returns the runs whose process died."""
         count = max(1, min(self.workers, len(runs)))
-        threads = max(1, cores() // count)
+        threads = max(1, cores() // self.workers)
         pool = ProcessPoolExecutor(
             count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
         )

@@ -27,6 +27,7 @@ class StudyWatcher:
         self.console = console
         self._study = Path()
         self._runs: Sequence[PlannedRun] = ()
+        self._statuses: list[dict[str, Any]] = []
         self._bars: dict[str, Any] = {}
         self._live: Live | None = None
         self._last_line = 0.0
@@ -44,10 +45,12 @@ class StudyWatcher:
     def plan(self, study: Path, runs: Sequence[PlannedRun]) -> None:
         """Remember what there is to follow."""
         self._study, self._runs = study, runs
+        self._read()
         self._start, self._began, self._done_before = time.monotonic(), time.time(), self._work_done()
 
     def progress(self) -> None:
         """Show every run that is under way, the whole, and the time left."""
+        self._read()
         if not self.console.is_terminal:
             self._line("  " + self._overall() + "".join(f"\n    {self._run_text(*item)}" for item in self._running()))
             return
@@ -64,9 +67,13 @@ class StudyWatcher:
     def close(self) -> None:
         """Leave the bars as they are."""
         if self._live is not None:
+            self._read()
             self._live.update(self._table())
             self._live.stop()
             self._live = None
+
+    def _read(self) -> None:
+        self._statuses = [read_status(self._study / run.name) for run in self._runs]
 
     def _line(self, text: str) -> None:
         if time.monotonic() - self._last_line >= LINE_S:
@@ -83,10 +90,11 @@ class StudyWatcher:
         return grid
 
     def _running(self) -> list[tuple[PlannedRun, dict[str, Any]]]:
-        statuses = [(run, read_status(self._study / run.name)) for run in self._runs]
         # A run that was killed earlier still says "running", but has not been heard of since this began.
         return [
-            (run, s) for run, s in statuses if s.get("state") == "running" and (s.get("updated") or 0) >= self._began
+            (run, status)
+            for run, status in zip(self._runs, self._statuses, strict=True)
+            if status.get("state") == "running" and (status.get("updated") or 0) >= self._began
         ]
 
     @staticmethod
@@ -96,7 +104,7 @@ class StudyWatcher:
         return f"{run.name}{loss}{speed}"
 
     def _overall(self) -> str:
-        done = sum(read_status(self._study / run.name).get("state") == "done" for run in self._runs)
+        done = sum(status.get("state") == "done" for status in self._statuses)
         return f"{done} of {len(self._runs)} runs  {self._eta()}"
 
     def _eta(self) -> str:
@@ -111,7 +119,6 @@ class StudyWatcher:
 
     def _work_done(self) -> float:
         total = 0.0
-        for run in self._runs:
-            status = read_status(self._study / run.name)
+        for run, status in zip(self._runs, self._statuses, strict=True):
             total += run.work * status.get("step", 0) / max(status.get("steps") or 1, 1)
         return total
