@@ -1,23 +1,33 @@
 # make demo: the main job on the text that ships with the package.  make test: all tests.  make check: before a commit.
 # Both set up .venv with the versions of constraints.txt first. PYTHON may name another interpreter (3.11 to 3.13).
+# make test-gpu: the kernels in full, on a GPU. With PYTHON given it runs that interpreter's own pytest and makes no .venv;
+# OPTIONS go to pytest, such as OPTIONS='-k channel' or, where pytest-xdist is installed, OPTIONS='-n 8'.
 
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check format clean
+# What runs on a GPU: the kernels' own tests, and every file with a test marked `gpu`.
+GPU_TESTS = tests/ops/interpreted $(shell grep -rlE 'mark\.gpu\b' tests --include='test_*.py')
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+
+.PHONY: demo test test-gpu check format clean
 
 demo: .venv/installed
 	$(BIN)/linscale study run configs/study/demo.toml
 
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not gpu"
+
+test-gpu: $(if $(filter file,$(origin PYTHON)),.venv/installed-dev)
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: torch " + torch.__version__ + " finds no GPU on this machine, nothing was tested (linscale doctor says why)")'
+	$(GPU_PYTHON) -m pytest -p no:benchmark -m gpu $(OPTIONS) $(GPU_TESTS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

@@ -1,8 +1,8 @@
 """The command line: a dictionary of verbs to functions. A function's signature and docstring are its options and help.
 
 Tables go to standard output, or JSON with --json; progress and errors go to standard error. Exit status: 0 when all
-went well, 1 when some runs of a study failed, 2 for bad input, 130 when interrupted, 143 when
-terminated.
+went well, 1 when some runs of a study or some checks of the doctor failed, 2 for bad input, 130 when interrupted,
+143 when terminated.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "train": "train.train",
     "study": {"plan": "study.plan", "run": "study.run", "status": "study.status", "report": "study.report"},
     "generate": "generate.generate",
+    "doctor": "doctor.doctor",
 }
 
 SUMMARIES = {
@@ -45,6 +46,7 @@ SUMMARIES = {
     "study status": "where every run of a study stands",
     "study report": "fit and report again from what is trained so far",
     "generate": "continue a prompt with a trained model",
+    "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }
 
 

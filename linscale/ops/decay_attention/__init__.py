@@ -4,18 +4,24 @@
     oₜ = scale · Sₜᵀ qₜ
 
 reference.py steps through time and is the definition; chunk.py computes the same C steps at a time with
-matrix products, and is how a CPU trains. `decay_attention_step` is one step of it, for decoding.
+matrix products, and is how a CPU trains; kernel.py and kernels/ are Triton, and are how a GPU trains.
+`decay_attention_step` is one step of it, for decoding.
 """
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, resolve_backend, without_autocast
+from linscale.ops.backend import Backend, Choice, choose, without_autocast
 from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
 from linscale.ops.packing import document_lengths
+
+
+WIDEST = 256  # K and V that the kernels take
 
 
 def decay_attention(
@@ -45,12 +51,26 @@ def decay_attention(
     Everything is differentiable, the state both ways. Any T is accepted.
     Raises ValueError when shapes do not fit together.
     """
-    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    documents = q.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, q))
+    documents = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     _check(q, k, v, log_decay, state, (documents, *q.shape[2:], v.shape[-1]))
+    form = serving(backend, q, v, state).form
+    if form == "triton":
+        state = None if state is None else state.float()
+        inputs = (q.to(v.dtype), k.to(v.dtype), v, log_decay, state)
+        save = _differentiated(*inputs)
+        if torch.compiler.is_compiling() or type(q) is not Tensor:
+            _load_kernels()
+            o, final, _ = torch.ops.linscale.decay_attention(*inputs, cu_seqlens, scale, save)
+            return o, final
+        kernel = importlib.import_module("linscale.ops.decay_attention.kernel")
+        result: tuple[Tensor, Tensor] = kernel.run(*inputs, cu_seqlens, scale, save)
+        return result
+    if cu_seqlens is not None:
+        document_lengths(cu_seqlens, q)
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     if state is None:
         state = q.new_zeros(documents, *q.shape[2:], v.shape[-1], dtype=dtype)
-    run = reference_decay_attention if resolve_backend(backend) == "reference" else chunk_decay_attention
+    run = reference_decay_attention if form == "reference" else chunk_decay_attention
     decay = None if log_decay is None else log_decay.to(dtype)
     query = q.to(dtype) if scale == 1.0 else q.to(dtype) * scale
     with without_autocast(q.device):
@@ -58,8 +78,38 @@ def decay_attention(
     return o.to(v.dtype), final
 
 
+def serving(backend: Backend, q: Tensor, v: Tensor, state: Tensor | None = None) -> Choice:
+    """Which form serves `decay_attention` for these tensors, and why. Raises ValueError as `backend.choose` does."""
+    obstacle = None
+    if max(q.shape[-1], v.shape[-1]) > WIDEST:
+        obstacle = f"the kernels take head widths up to {WIDEST}, got K = {q.shape[-1]}, V = {v.shape[-1]}"
+    elif 0 in q.shape or 0 in v.shape:
+        obstacle = "there is nothing to compute"
+    elif state is not None and state.dtype == torch.float64:
+        obstacle = "the state is float64, the kernels keep it in float32"
+    return choose(backend, q.device, v.dtype, obstacle)
+
+
+def _differentiated(*inputs: Tensor | None) -> bool:
+    """Whether autograd records what becomes of the inputs."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+@torch.compiler.assume_constant_result
+def _load_kernels() -> None:
+    """Register the kernels, once. Not at import: a process without a GPU never imports Triton."""
+    importlib.import_module("linscale.ops.decay_attention.kernel")
+
+
 def decay_attention_step(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, *, scale: float = 1.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    *,
+    scale: float = 1.0,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token of `decay_attention`: what decoding runs.
 
@@ -69,8 +119,18 @@ def decay_attention_step(
     if log_decay is not None and log_decay.ndim > 1:
         log_decay = log_decay[:, None]
     _check(q[:, None], k[:, None], v[:, None], log_decay, state, (*q.shape, v.shape[-1]))
+    if log_decay is not None and log_decay.ndim > 1:
+        log_decay = log_decay[:, 0]
+    if not _differentiated(q, k, v, log_decay, state) and serving(backend, q, v, state).form == "triton":
+        if torch.compiler.is_compiling() or type(q) is not Tensor:
+            _load_kernels()
+            step = torch.ops.linscale.decay_attention_step
+        else:
+            step = importlib.import_module("linscale.ops.decay_attention.kernel").step
+        stepped: tuple[Tensor, Tensor] = step(q, k, v, log_decay, state, scale)
+        return stepped
     if log_decay is not None:
-        log_decay = log_decay.to(state.dtype) if log_decay.ndim == 1 else log_decay[:, 0].to(state.dtype)
+        log_decay = log_decay.to(state.dtype)
     with without_autocast(q.device):
         o, state = reference_step(q.to(state.dtype) * scale, k.to(state.dtype), v.to(state.dtype), log_decay, state)
     return o.to(v.dtype), state

@@ -2,18 +2,23 @@
 
     hₜ = aₜ hₜ₋₁ + xₜ        elementwise
 
-Read reference.py first; scan.py computes the same with one fused operation a step and its own backward pass.
+Read reference.py first; scan.py computes the same with one fused operation a step and its own backward pass, and is how
+a CPU runs it; kernel.py and kernels.py are Triton, and are how a GPU does.
 """
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, resolve_backend
+from linscale.ops.backend import KERNEL_DTYPES, Backend, Choice, choose
 from linscale.ops.linear_scan.reference import linear_scan as reference_scan
 from linscale.ops.linear_scan.scan import Scan
 from linscale.ops.packing import document_lengths
+
+MOST_CHANNELS = 1 << 30  # in one step; the kernels number them in 32 bits
 
 
 def linear_scan(
@@ -36,14 +41,19 @@ def linear_scan(
     """
     if decay.ndim != x.ndim or any(size not in (1, full) for size, full in zip(decay.shape, x.shape, strict=True)):
         raise ValueError(f"decay is {tuple(decay.shape)}, expected {tuple(x.shape)} or 1 in place of any of its sizes")
-    documents = x.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, x))
+    documents = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if state is not None and state.shape != (documents, *x.shape[2:]):
         raise ValueError(f"state is {tuple(state.shape)}, expected {(documents, *x.shape[2:])}")
+    form = serving(backend, x, decay).form
+    if form == "triton" and x.numel() > 0:
+        return _run_kernels(x, decay, None if state is None else state.float(), cu_seqlens)
+    if cu_seqlens is not None and not torch.compiler.is_compiling():
+        document_lengths(cu_seqlens, x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     first = x.new_zeros(documents, *x.shape[2:], dtype=dtype) if state is None else state.to(dtype)
     if x.shape[1] == 0:
         return x, first
-    run = reference_scan if resolve_backend(backend) == "reference" else Scan.apply
+    run = reference_scan if form == "reference" else Scan.apply
     wide, decay = x.to(dtype), decay.to(dtype)
     if cu_seqlens is None:
         h = run(wide, decay, first)
@@ -55,6 +65,32 @@ def linear_scan(
         wide = wide.index_add(1, starts, (decay[0, starts] * first)[None])
     h = run(wide, decay.index_fill(1, starts, 0.0), torch.zeros_like(first[:1]))
     return h.to(x.dtype), h[0, ends]
+
+
+def serving(backend: Backend, x: Tensor, decay: Tensor) -> Choice:
+    """Which form serves `linear_scan` for these tensors, and why. Raises ValueError as `backend.choose` does."""
+    obstacle = None
+    if decay.dtype not in KERNEL_DTYPES:
+        obstacle = f"the kernels take a decay in bfloat16, float16 or float32, not {decay.dtype}"
+    elif x.shape[2:].numel() > MOST_CHANNELS:
+        obstacle = f"the kernels take up to {MOST_CHANNELS} channels, got {x.shape[2:].numel()}"
+    return choose(backend, x.device, x.dtype, obstacle)
+
+
+def _run_kernels(x: Tensor, decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        _load_kernels()
+        traced: tuple[Tensor, Tensor] = torch.ops.linscale.linear_scan(x, decay, state, cu_seqlens)
+        return traced
+    kernel = importlib.import_module("linscale.ops.linear_scan.kernel")
+    result: tuple[Tensor, Tensor] = kernel.LinearScan.apply(x, decay, state, cu_seqlens)
+    return result
+
+
+@torch.compiler.assume_constant_result
+def _load_kernels() -> None:
+    """Register the kernels, once. Not at import: a process without a GPU never imports Triton."""
+    importlib.import_module("linscale.ops.linear_scan.kernel")
 
 
 def exclusive_linear_scan(
