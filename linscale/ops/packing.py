@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 
+def check_packing(cu_seqlens: Tensor, tokens: Tensor) -> None:
+    """Raise ValueError unless `cu_seqlens` can belong to a packed row `tokens` (1, T, ...), its values aside."""
+    if tokens.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs one packed row (batch 1), got batch {tokens.shape[0]}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must be (N+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+    if cu_seqlens.device != tokens.device:
+        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, the tokens are on {tokens.device}")
+
+
 def document_lengths(cu_seqlens: Tensor, tokens: Tensor) -> Tensor:
     """Lengths (N,) of the documents of a packed row `tokens` (1, T, ...), after checking that `cu_seqlens` fits it.
 
     cu_seqlens  (N+1,) integers, 0 = first < ... < last = T
     """
-    if tokens.shape[0] != 1:
-        raise ValueError(f"cu_seqlens needs one packed row (batch 1), got batch {tokens.shape[0]}")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"cu_seqlens must be (N+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+    check_packing(cu_seqlens, tokens)
     lengths = cu_seqlens.diff()
     if cu_seqlens[[0, -1]].tolist() != [0, tokens.shape[1]] or bool((lengths <= 0).any()):
         raise ValueError(f"cu_seqlens must rise strictly from 0 to T = {tokens.shape[1]}, got {cu_seqlens.tolist()}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from linscale.ops.backend import Backend, Choice, choose, without_autocast
 from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
-from linscale.ops.packing import document_lengths
+from linscale.ops.packing import check_packing, document_lengths
 
 
 WIDEST = 256  # K and V that the kernels take
@@ -51,10 +51,14 @@ def decay_attention(
     Everything is differentiable, the state both ways. Any T is accepted.
     Raises ValueError when shapes do not fit together.
     """
+    if cu_seqlens is not None and not torch.compiler.is_compiling():
+        check_packing(cu_seqlens, q)
     documents = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     _check(q, k, v, log_decay, state, (documents, *q.shape[2:], v.shape[-1]))
     form = serving(backend, q, v, state).form
     if form == "triton":
+        if scale == 0.0:  # the kernels divide gradients of states by it
+            q, scale = q * 0.0, 1.0
         state = None if state is None else state.float()
         inputs = (q.to(v.dtype), k.to(v.dtype), v, log_decay, state)
         save = _differentiated(*inputs)

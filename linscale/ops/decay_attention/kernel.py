@@ -26,7 +26,7 @@ from linscale.ops.decay_attention.kernels.launch import launch
 from linscale.ops.decay_attention.kernels.states import join_kernel, states_kernel
 from linscale.ops.decay_attention.kernels.step import step_kernel
 from linscale.ops.decay_attention.kernels.token import token_grads_kernel
-from linscale.ops.decay_attention.kernels.walk import walk_kernel
+from linscale.ops.decay_attention.kernels.walk import walk_grads_kernel, walk_kernel
 from linscale.ops.decay_attention.masks import masks
 from linscale.ops.packing import document_lengths
 
@@ -67,17 +67,18 @@ def walk_tiles(dtype: torch.dtype, shared: int, out: int) -> Tiles:
     """For kernels/walk.py: the whole shared width at once, the output's in slices."""
     wide, narrow = width(shared), width(out)
     if dtype == torch.bfloat16:
-        return Tiles(64, wide, min(narrow, 64), 8 if wide > 128 else 4, 2)
+        return Tiles(64, wide, min(narrow, 32 if wide > 128 else 64), 4, 2)
     return Tiles(32, wide, min(narrow, 32), 4, 1 if wide > 128 else 2)
 
 
 def chunk_tiles(dtype: torch.dtype, keys: int, values: int) -> tuple[Tiles, Tiles, Tiles]:
-    """For states.py, for the output and for the gradients of a chunk."""
+    """For states.py, for the output and for the gradients of a chunk.
+
+    In bf16 narrow heads are padded to 64: with tiles of 16 and 32 Triton 3.6 compiles channel.py to reads out of bounds.
+    """
     if dtype == torch.bfloat16:
-        states = Tiles(64, min(width(keys), 64), min(width(values), 128), 4, 2)
-        output = Tiles(64, min(width(keys), 64), min(width(values), 128), 4, 1)
-        grads = Tiles(64, min(width(keys), 64), min(width(values), 64), 4, 1)
-        return states, output, grads
+        values = 64 if values <= 64 else 128
+        return Tiles(64, 64, values, 4, 3), Tiles(64, 64, values, 4, 1), Tiles(64, 64, 64, 4, 1)
     small = Tiles(32, min(width(keys), 32), min(width(values), 32), 4, 1)
     return small, small, small
 
@@ -161,26 +162,21 @@ def steady(x: Tensor) -> Tensor:
     return x if dense and (x.ndim == 1 or x.stride(1) < LARGEST_STRIDE) else x.contiguous()
 
 
-def walk(
-    call: Call, a: Tensor, b: Tensor, c: Tensor, layout: Layout, borders: Tensor | None,
-    start: Tensor | None, finish: Tensor | None, *, reverse: bool, transposed: bool = False,
-) -> Tensor:  # fmt: skip
-    """out like c, from kernels/walk.py: o = (q, k, v), dq = (do, v, k), dv = (k, q, do), dk = (v, do, q)."""
-    A, X = a.shape[-1], c.shape[-1]
-    tiles = walk_tiles(a.dtype, A, X)
-    out = torch.empty(c.shape, dtype=c.dtype, device=c.device)
-    programs = layout.stretches * call.H * cdiv(X, tiles.values)
-    launch(walk_kernel, programs, (
-        a, b, c, call.g, out, *(out if x is None else x for x in (borders, start, finish)), *layout.table,
+def walk(call: Call, layout: Layout, borders: Tensor | None, start: Tensor | None, finish: Tensor) -> Tensor:
+    """o, from kernels/walk.py; writes the final states into `finish`."""
+    tiles = walk_tiles(call.v.dtype, call.K, call.V)
+    out = torch.empty(call.v.shape, dtype=call.v.dtype, device=call.v.device)
+    launch(walk_kernel, layout.stretches * call.H * cdiv(call.V, tiles.values), (
+        call.q, call.k, call.v, call.g, out, out if borders is None else borders, out if start is None else start, finish,
+        *layout.table,
     ), (
-        *a.stride()[:3], *b.stride()[:3], *c.stride()[:3], *call.g_strides,
+        *call.q.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3], *call.g_strides,
         layout.length, layout.per_row, layout.span, call.scale,
     ), dict(
-        H=call.H, A=A, X=X, BA=tiles.keys, BX=tiles.values, C=tiles.chunk,
-        KIND=call.kind, PACKED=call.cu is not None, REVERSE=reverse, TRANSPOSED=transposed,
-        SEGMENTED=borders is not None, HAS_START=start is not None, HAS_FINISH=finish is not None,
+        H=call.H, K=call.K, V=call.V, BK=tiles.keys, BV=tiles.values, C=tiles.chunk, KIND=call.kind,
+        PACKED=call.cu is not None, SEGMENTED=borders is not None, HAS_START=start is not None,
         DOT=call.precision.operand, PRECISION=call.precision.products, STAGES=tiles.stages,
-    ), tiles.warps, 1)  # fmt: skip
+    ), tiles.warps)  # fmt: skip
     return out
 
 
@@ -242,13 +238,15 @@ def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, T
         layout, borders = walk_layout(call), None
         if layout.segmented:
             borders = run_states(call, call.k, call.v, layout, None, state, None, reverse=False).borders
-        out = walk(call, call.q, call.k, call.v, layout, borders, state, finish, reverse=False)
+        out = walk(call, layout, borders, state, finish)
         return out, finish, borders if save and borders is not None else call.new(0)
     (_, _, tile, _, _), tiles, _ = chunk_tiles(call.q.dtype, call.K, call.V)
     layout, chunks = state_layout(call), Layout(call.q, call.cu, tiles.chunk)
     known = run_states(call, call.k, call.v, layout, chunks, state, finish, reverse=False)
     out = torch.empty(call.v.shape, dtype=call.v.dtype, device=call.v.device)
-    scores = call.new(chunks.stretches if save else 0, call.H, tiles.chunk + 1, tiles.chunk, dtype=call.precision.stored)
+    scores = call.new(
+        chunks.stretches if save else 0, call.H, tiles.chunk + 1, tiles.chunk, dtype=call.precision.stored
+    )
     launch(output_kernel, chunks.stretches * call.H * cdiv(call.V, tiles.values), (
         call.q, call.k, call.v, call.g, call.masks(tiles.chunk), out, scores, *known, *chunks.table, layout.first,
     ), (
@@ -282,9 +280,25 @@ def run_backward(
     if layout.segmented:
         before = saved
         behind = run_states(call, q, do, layout, None, dfinal, None, reverse=True).borders
-    dq = walk(call, do, v, k, layout, before, state, None, reverse=False, transposed=True)
-    dv = walk(call, k, q, do, layout, behind, dfinal, dstate, reverse=True)
-    dk = walk(call, v, do, q, layout, behind, dfinal, None, reverse=True, transposed=True)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    tensors = (
+        q, k, v, call.g, do, dq, dk, dv, *(q if x is None else x for x in (before, behind, state, dfinal, dstate)),
+        *layout.table,
+    )  # fmt: skip
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *call.g_strides, *do.stride()[:3])
+    # dq and dk walk with states (V, K), dv with (K, V): one launch where both are as wide, for it fills the device best.
+    widths = {(call.V, call.K): (0, 2), (call.K, call.V): (2, 1)} if call.K != call.V else {(call.K, call.V): (0, 3)}
+    for (shared, columns), (first, roles) in widths.items():
+        tiles = walk_tiles(q.dtype, shared, columns)
+        slices = cdiv(columns, tiles.values)
+        launch(walk_grads_kernel, layout.stretches * call.H * slices * roles, tensors, (
+            *strides, layout.length, layout.per_row, layout.span, first, call.scale,
+        ), dict(
+            H=call.H, K=call.K, V=call.V, BA=tiles.keys, BX=tiles.values, SLICES=slices, ROLES=roles,
+            C=tiles.chunk, KIND=call.kind, PACKED=call.cu is not None, SEGMENTED=behind is not None,
+            HAS_START=state is not None, HAS_FINAL=dfinal is not None, HAS_DSTART=dstate is not None,
+            DOT=call.precision.operand, PRECISION=call.precision.products, STAGES=tiles.stages,
+        ), tiles.warps)  # fmt: skip
     return dq, dk, dv
 
 
@@ -480,7 +494,10 @@ def step(
     kind = NONE if log_decay is None else {1: HEAD, 2: TOKEN, 3: CHANNEL}[log_decay.ndim]
     g = state if log_decay is None else log_decay.contiguous()
     g_strides = (0, 1) if g.ndim == 1 else g.stride()[:2]
-    out, new_state = torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty_like(state, memory_format=torch.contiguous_format)
+    out, new_state = (
+        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+        torch.empty_like(state, memory_format=torch.contiguous_format),
+    )
     BV = min(width(V), max(16, 4096 // width(K)))
     launch(step_kernel, B * H * cdiv(V, BV), (
         q, k, v, g, state, out, new_state,
@@ -495,7 +512,9 @@ def step(
 def _step_shapes(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(state.shape, dtype=state.dtype, device=v.device)
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(
+        state.shape, dtype=state.dtype, device=v.device
+    )
 
 
 for _name, _run, _shapes in (

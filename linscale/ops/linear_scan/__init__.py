@@ -37,13 +37,16 @@ def linear_scan(
     cu_seqlens  (N+1,) packed documents (B = 1): h starts anew, from its own state, at each boundary
 
     Returns h (B, T, ...) in the dtype of x, and the final state, shaped like `state`, in float32 (float64 for a
-    float64 x), as the sum is carried. Both are differentiable. Raises ValueError when shapes do not fit.
+    float64 x), as the sum is carried. Both are differentiable. Raises ValueError when shapes or devices do not fit.
     """
     if decay.ndim != x.ndim or any(size not in (1, full) for size, full in zip(decay.shape, x.shape, strict=True)):
         raise ValueError(f"decay is {tuple(decay.shape)}, expected {tuple(x.shape)} or 1 in place of any of its sizes")
     documents = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if state is not None and state.shape != (documents, *x.shape[2:]):
         raise ValueError(f"state is {tuple(state.shape)}, expected {(documents, *x.shape[2:])}")
+    for name, y in (("decay", decay), ("state", state), ("cu_seqlens", cu_seqlens)):
+        if y is not None and y.device != x.device:
+            raise ValueError(f"{name} is on {y.device}, x on {x.device}: expected one device")
     form = serving(backend, x, decay).form
     if form == "triton" and x.numel() > 0:
         return _run_kernels(x, decay, None if state is None else state.float(), cu_seqlens)

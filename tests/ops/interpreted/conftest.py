@@ -20,6 +20,10 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("gpu")
             else:
                 item.add_marker(pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"))
+                # Pairs that a mask discards may overflow, here as on a GPU.
+                item.add_marker(
+                    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+                )
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,9 @@ def output_kernel(
                 states, scales, fades, borders, at, border, place >= per_segment, wide, columns, K, V, TILE, SEGMENTED
             )
             past = exact_sums(table(masks, PAST, rows), steps, PARTS)
-            faded = q_tile * tl.exp2(past * LOG2E)
-            result = tl.dot(faded.to(DOT), state.to(DOT), result, input_precision=PRECISION)
+            faded, faded_rest = split(q_tile * tl.exp2(past * LOG2E), DOT)
+            state, state_rest = split(state, DOT)
+            result = fine_product(faded, faded_rest, state, state_rest, result, DOT, PRECISION)
             level = 0
             exponent = to_middle(masks, steps, level, rows, PARTS)
             while tl.min(exponent) < -MILD:
@@ -200,7 +201,19 @@ def grads_kernel(
                 states, scales, fades, borders, at, border, not first_segment, wide, columns, K, V, TILE, SEGMENTED
             )
             dstate = state_at(
-                dstates, dscales, dfades, dborders, at, border + H, not last_segment, wide, columns, K, V, TILE, SEGMENTED
+                dstates,
+                dscales,
+                dfades,
+                dborders,
+                at,
+                border + H,
+                not last_segment,
+                wide,
+                columns,
+                K,
+                V,
+                TILE,
+                SEGMENTED,
             )
             through += tl.sum(state * dstate, axis=1)
             state, rest = split(state, DOT)

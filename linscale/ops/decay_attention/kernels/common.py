@@ -118,7 +118,7 @@ def pack(x, type):
     more than bf16; what it lacks in range the rows' scales give."""
     if type == tl.float16:
         largest = tl.max(tl.abs(x), axis=1)
-        scale = tl.where(largest > 0.0, tl.floor(tl.log2(largest)), 0.0)
+        scale = tl.floor(tl.log2(tl.where(largest > 0.0, largest, 1.0)))
         return (x * tl.exp2(-scale)[:, None]).to(type), scale
     return x.to(type), tl.zeros((x.shape[0],), dtype=tl.float32)
 

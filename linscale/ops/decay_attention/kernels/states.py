@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import (
-    CHANNEL, FLOOR, LOG2E, NONE, chunk_decays, exact_sums, locate, pack, table, tile,
+    CHANNEL, FLOOR, HEAD, LOG2E, NONE, chunk_decays, exact_sums, locate, pack, product, split, table, tile,
 )  # fmt: skip
+
+GONE = tl.constexpr(300.0)  # log2: the range of float32, twice
 
 
 @triton.jit(do_not_specialize=["T", "per_row", "span"])
@@ -65,7 +67,14 @@ def states_kernel(
             number = tl.cast(row, tl.int32) * tl.cdiv(T, C) + place * (span // C)
         over = table(masks, 0 if REVERSE else 1, rows)
 
-        for step in tl.range(0, chunks, num_stages=STAGES):
+        first_step = chunks * 0
+        if KIND == HEAD and not EVERY_CHUNK:
+            # What comes before these last steps has faded below the smallest float32 by the end of the segment.
+            whole = -tl.maximum(tl.load(g).to(tl.float32), FLOOR) * LOG2E * C
+            lasting = tl.minimum(GONE / tl.maximum(whole, 1e-9) + 2.0, chunks.to(tl.float32))
+            first_step = chunks - lasting.to(tl.int32)
+            fade += -whole / C * (end - begin).to(tl.float32)
+        for step in tl.range(first_step, chunks, num_stages=STAGES):
             chunk = (chunks - 1 - step) if REVERSE else step
             t = begin + tl.cast(chunk, tl.int64) * C
             live = (rows < end - t)[:, None]
@@ -92,10 +101,21 @@ def states_kernel(
                 leaving = before if REVERSE else behind
                 c_tile = c_tile.to(tl.float32) * tl.exp2(leaving)[:, None]
                 state *= tl.exp2(total)
-                fade += total
-            if REVERSE:
-                c_tile = c_tile.to(tl.float32) * scale
-            state = tl.dot(tl.trans(b_tile).to(DOT), c_tile.to(DOT), state, input_precision=PRECISION)
+                if KIND != HEAD or EVERY_CHUNK:
+                    fade += total
+            if KIND == CHANNEL:
+                if REVERSE:
+                    b_tile *= scale
+                faded, rest = split(b_tile, DOT)
+                state = tl.dot(tl.trans(faded), c_tile.to(DOT), state, input_precision=PRECISION)
+                if DOT == tl.bfloat16:
+                    state = tl.dot(tl.trans(rest), c_tile.to(DOT), state)
+            else:
+                c_tile = c_tile.to(tl.float32)
+                if REVERSE:
+                    c_tile *= scale
+                faded, rest = split(c_tile, DOT)
+                state = product(tl.trans(b_tile).to(DOT), faded, rest, state, DOT, PRECISION)
 
         if KIND != NONE:
             tl.store(weights + (tl.cast(segment, tl.int64) * H + head) * K + wide, fade, mask=wide < K)

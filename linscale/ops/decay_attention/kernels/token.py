@@ -93,7 +93,18 @@ def token_grads_kernel(
                     states, scales, fades, borders, at, border, not first_segment, wide, columns, K, V, TILE, SEGMENTED
                 )
                 dstate = state_at(
-                    dstates, dscales, dfades, dborders, at, border + H, not last_segment, wide, columns, K, V, TILE,
+                    dstates,
+                    dscales,
+                    dfades,
+                    dborders,
+                    at,
+                    border + H,
+                    not last_segment,
+                    wide,
+                    columns,
+                    K,
+                    V,
+                    TILE,
                     SEGMENTED,
                 )
                 through += tl.sum(state * dstate)
@@ -127,7 +138,18 @@ def token_grads_kernel(
                 there = live & (wide < K)[None, :]
                 k_tile = tl.load(tile(k, begin, rows, wide, k_token), mask=there, other=0.0).to(DOT)
                 dstate = state_at(
-                    dstates, dscales, dfades, dborders, at, border + H, not last_segment, wide, columns, K, V, TILE,
+                    dstates,
+                    dscales,
+                    dfades,
+                    dborders,
+                    at,
+                    border + H,
+                    not last_segment,
+                    wide,
+                    columns,
+                    K,
+                    V,
+                    TILE,
                     SEGMENTED,
                 )
                 result = tl.dot(k_tile, dstate.to(DOT), result, input_precision=PRECISION)
