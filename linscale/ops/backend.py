@@ -36,7 +36,7 @@ def choose(backend: Backend, device: torch.device, dtype: torch.dtype, obstacle:
     if backend not in get_args(Backend):
         raise ValueError(f"backend = {backend!r}: expected one of {', '.join(get_args(Backend))}")
     if backend in ("reference", "chunk"):
-        return Choice(backend, "asked for by name")  # type: ignore[arg-type]
+        return Choice(backend, "asked for by name")
     if dtype not in KERNEL_DTYPES:
         obstacle = f"the kernels take bfloat16, float16 and float32, not {str(dtype).removeprefix('torch.')}"
     obstacle = obstacle or triton_obstacle(device.type, device.index)

@@ -1,4 +1,4 @@
-"""Runs the tests of GPU kernels in Triton's interpreter: it is chosen when Triton is imported, so in a process of its own."""
+"""Runs the tests of GPU kernels in Triton's interpreter: in a process of its own, for Triton chooses at its import."""
 
 import os
 import subprocess

@@ -20,7 +20,6 @@ from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
 from linscale.ops.packing import check_packing, document_lengths
 
-
 WIDEST = 256  # K and V that the kernels take
 
 

@@ -15,8 +15,8 @@ def masks(chunk: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(4 + 5 LEVELS, C, C), rows r, columns c. As factors on the left, sums over steps c for each row r.
 
     0 r >= c, the steps up to r;  1 r < c, those behind it;  2 r <= c;  3 r > c
-    then one for each level l, where the rows are cut into blocks of C / 2^l, and those into halves h (once a block is one
-    row, halves are empty):
+    then one for each level l, where the rows are cut into blocks of C / 2^l, and those into halves (empty ones, once a
+    block is one row):
     BETWEEN          the steps between r and the middle of its block: (middle, r] or (r, middle]
     LEAF             same block, r >= c
     BLOCKS           same block

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from linscale.ops.decay_attention.kernels.launch import launch
+from linscale.ops.launch import launch
 from linscale.ops.linear_scan.kernels import backward_kernel, forward_kernel, totals_kernel
 from linscale.ops.packing import document_lengths
 

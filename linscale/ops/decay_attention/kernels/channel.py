@@ -7,14 +7,14 @@ With G the running sum of log decays in the chunk, S the state before it and dS 
     dq        = (do Sᵀ) · exp G + through the scores,   dk = (v dSᵀ) · exp(G_C - G) + through the scores
     dv        = scoresᵀ do + (k · exp(G_C - G)) dS
 
-Scores. Inside a block of rows with middle m, exp(G_r - G_c) = exp(G_r - G_m) exp(G_m - G_c), and the pairs of the block
-are one product of matrices. One of the two exponents may be positive. While all of them stay within MILD, in the chunk as
-one block or after it is halved often enough, that is the whole work: the leaves. A halving that is left above them holds
-the pairs r > c that it separates, for which both exponents are <= 0 however strong the decay. A row in the second half of
-its block is there only a query and one in the first half only a key: one tile x, q or k by row, times one exponential an
-entry, gives all those pairs as x xᵀ and their gradients as (masked dscores + its transpose) x. A pair belongs to the
-halving that separates it, the highest bit in which r and c differ. The exponents are sums of log decays over a stretch of
-rows: products with 0/1 matrices, exact, with nothing to cancel.
+Scores. Inside a block of rows with middle m, exp(G_r - G_c) = exp(G_r - G_m) exp(G_m - G_c), and the pairs of the
+block are one product of matrices. One of the two exponents may be positive. While all of them stay within MILD, in
+the chunk as one block or after it is halved often enough, that is the whole work: the leaves. A halving that is left
+above them holds the pairs r > c that it separates, for which both exponents are <= 0 however strong the decay. A row
+in the second half of its block is there only a query and one in the first half only a key: one tile x, q or k by row,
+times one exponential an entry, gives all those pairs as x xᵀ and their gradients as (masked dscores + its transpose)
+x. A pair belongs to the halving that separates it, the highest bit in which r and c differ. The exponents are sums of
+log decays over a stretch of rows: products with 0/1 matrices, exact, with nothing to cancel.
 
 The gradient of a step's log decay is the sum over all paths that cross the step, by where they begin and end:
     in the chunk, both:   Σ_{r>=t} (q dq - k dk through the scores, r ≠ c)
@@ -28,7 +28,17 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import (
-    FLOOR, LOG2E, MILD, exact_sums, fine_product, locate, pack, product, split, table, tile,
+    FLOOR,
+    LOG2E,
+    MILD,
+    exact_sums,
+    fine_product,
+    locate,
+    pack,
+    product,
+    split,
+    table,
+    tile,
 )  # fmt: skip
 
 # Numbers of the 0/1 matrices of ../masks.py; those from BETWEEN on are followed by one for each further level.
@@ -49,10 +59,10 @@ def to_middle(masks, steps, level, rows, PARTS: tl.constexpr):
 
 @triton.jit
 def state_at(
-    states, scales, fades, borders, at, border, faded, wide, columns, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
-    SEGMENTED: tl.constexpr,
+    states, scales, fades, borders, at, border, faded, wide, columns,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, SEGMENTED: tl.constexpr,
 ):  # fmt: skip
-    """The state at a chunk (BK, BV), float32: the stored one, and the one its segment started from, faded. TILE is
+    """The state at a chunk (BK, BV), float32: the stored one and, faded, the one its segment started from. TILE is
     the width of the tiles that states.py worked in."""
     inside = wide[:, None] * V + columns[None, :]
     known = (wide[:, None] < K) & (columns[None, :] < V)
@@ -158,7 +168,7 @@ def grads_kernel(
     PACKED: tl.constexpr, SEGMENTED: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One program: (chunk, head, slice of BK columns of dq, dk and dg). dstates: gradients of the state behind each chunk."""
+    """One program: (chunk, head, slice of BK columns of dq, dk, dg). dstates: gradients of the state behind a chunk."""
     program = tl.program_id(0)
     down: tl.constexpr = (K + BK - 1) // BK
     across: tl.constexpr = (V + BV - 1) // BV
@@ -309,7 +319,7 @@ def value_grad_kernel(
         do_tile = tl.load(tile(do, begin, rows, columns, do_token), mask=shown, other=0.0)
         do_tile = do_tile.to(DOT)
         result = tl.dot(tl.trans(scores), do_tile, input_precision=PRECISION)
-        if DOT == tl.bfloat16:
+        if tl.bfloat16 == DOT:
             result = tl.dot(tl.trans(rest), do_tile, result)
         result *= scale
         for part in tl.range(0, (K + BK - 1) // BK, num_stages=1):

@@ -67,7 +67,7 @@ def tile(base, begin, rows, columns, stride):
 
 @triton.jit
 def table(masks, number, rows):
-    """0/1 matrix `number` of ../masks.py, (C, C), of dtype BF16. Read, not computed: masks kept in registers crowd them."""
+    """0/1 matrix `number` of ../masks.py, (C, C), BF16. Read, not computed: masks kept in registers crowd them."""
     size: tl.constexpr = rows.shape[0]
     return tl.load(masks + number * (size * size) + rows[:, None] * size + rows[None, :])
 
@@ -97,7 +97,7 @@ def split(x, DOT: tl.constexpr):
 def fine_product(a, a_rest, b, b_rest, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """total + (a + a_rest)(b + b_rest) of operands from `split`, to about 16 binary digits if they are bf16."""
     total = tl.dot(a, b, total, input_precision=PRECISION)
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         total = tl.dot(a, b_rest, total)
         total = tl.dot(a_rest, b, total)
     return total
@@ -107,7 +107,7 @@ def fine_product(a, a_rest, b, b_rest, total, DOT: tl.constexpr, PRECISION: tl.c
 def product(a, b, b_rest, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """total + a (b + b_rest), where a is an input, exact in DOT, and b comes from `split`."""
     total = tl.dot(a, b, total, input_precision=PRECISION)
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         total = tl.dot(a, b_rest, total)
     return total
 

@@ -12,7 +12,19 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import (
-    CHANNEL, FLOOR, HEAD, LOG2E, NONE, chunk_decays, exact_sums, locate, pack, product, split, table, tile,
+    CHANNEL,
+    FLOOR,
+    HEAD,
+    LOG2E,
+    NONE,
+    chunk_decays,
+    exact_sums,
+    locate,
+    pack,
+    product,
+    split,
+    table,
+    tile,
 )  # fmt: skip
 
 GONE = tl.constexpr(300.0)  # log2: the range of float32, twice
@@ -20,7 +32,8 @@ GONE = tl.constexpr(300.0)  # log2: the range of float32, twice
 
 @triton.jit(do_not_specialize=["T", "per_row", "span"])
 def states_kernel(
-    b, c, g, masks, chunk_states, scales, fades, borders, weights, start, finish, cu, document_of, first_of, first_chunk,
+    b, c, g, masks, chunk_states, scales, fades, borders, weights, start, finish, cu, document_of,
+    first_of, first_chunk,
     b_row, b_token, b_head, c_row, c_token, c_head, g_row, g_token, g_head, T, per_row, span, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     KIND: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, EVERY_CHUNK: tl.constexpr,
@@ -29,9 +42,11 @@ def states_kernel(
 ):  # fmt: skip
     """One program: (segment, head, tile BK x BV of the state). b, c are k, v or, in reverse, q, do.
 
-    chunk_states  (chunks, H, K, V) the state at every chunk, with scales (chunks, H, K, tiles across) if float16; fades (chunks, H, K) float32, log2 of the decay that a
-                  state suffers from the opening of the segment to that chunk; both only if EVERY_CHUNK
-    borders       (borders, H, K, V) float32: what each segment but the last adds; weights (segments, H, K): log2 of its decay
+    chunk_states  (chunks, H, K, V) the state at every chunk, with scales (chunks, H, K, tiles across) if float16, and
+    fades         (chunks, H, K) float32, log2 of the decay that a state suffers from the opening of the segment to that
+                  chunk; all only if EVERY_CHUNK
+    borders       (borders, H, K, V) float32: what each segment but the last adds
+    weights       (segments, H, K) float32: log2 of the decay over a segment
     finish        (N, H, K, V) float32: what the last segment ends with
     """
     program = tl.program_id(0)
@@ -108,7 +123,7 @@ def states_kernel(
                     b_tile *= scale
                 faded, rest = split(b_tile, DOT)
                 state = tl.dot(tl.trans(faded), c_tile.to(DOT), state, input_precision=PRECISION)
-                if DOT == tl.bfloat16:
+                if tl.bfloat16 == DOT:
                     state = tl.dot(tl.trans(rest), c_tile.to(DOT), state)
             else:
                 c_tile = c_tile.to(tl.float32)

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import (
-    FLOOR, HEAD, LOG2E, NONE, chunk_decays, locate, product, split, tile,
+    FLOOR,
+    HEAD,
+    LOG2E,
+    NONE,
+    chunk_decays,
+    locate,
+    product,
+    split,
+    tile,
 )  # fmt: skip
 
 
@@ -23,7 +31,7 @@ def walk_chunks(
     a, b, c, g, out, strides, begin, end, rows, wide, columns, state, scale, A, X, reverse,
     C: tl.constexpr, KIND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Walk from `begin` to `end`, write the output and return the state behind. strides: of tokens, in a, b, c, g, out."""
+    """Walk from `begin` to `end`, write the output, return the state behind. strides: of tokens, in a, b, c, g, out."""
     later = rows[:, None] - rows[None, :]
     later = tl.where(reverse, -later, later)
     causal = later >= 0
@@ -73,8 +81,8 @@ def walk_segment(
 
     strides     (row, token, head) of a, b, c and g; place_of: what `locate` says of the segment, and its number
     borders     (borders, H, A, X) float32: the states between the segments of a sequence, numbered through
-    start       if `starts`, the state that the walk starts from; finish: if `finishes`, where the state that it ends with
-                goes; (N, H, A, X) float32
+    start       if `starts`, the state that the walk starts from; finish: if `finishes`, where the state goes that it
+                ends with; (N, H, A, X) float32
     transposed  the three states are stored (X, A)
     """
     a_strides, b_strides, c_strides, g_strides = strides

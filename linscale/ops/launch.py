@@ -1,8 +1,8 @@
 """Launching a kernel with as little work on the host as can be: a training step makes thousands of launches.
 
 Triton's own call works out, argument by argument, which compiled form fits: near a tenth of a millisecond for kernels
-with many arguments, as long as the kernel runs. Here the first call of a form goes that way; later ones find the compiled
-kernel by a key of everything that Triton specialises on, and hand it plain addresses.
+with many arguments, as long as the kernel runs. Here the first call of a form goes that way; later ones find the
+compiled kernel by a key of everything that Triton specialises on, and hand it plain addresses.
 """
 
 from __future__ import annotations
