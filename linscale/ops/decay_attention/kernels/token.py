@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.channel import state_at
-from linscale.ops.decay_attention.kernels.common import chunk_decays, locate, tile
+from linscale.ops.decay_attention.kernels.common import chunk_decays, locate, product, split, tile
 
 
 @triton.jit(do_not_specialize=["T", "per_row", "per_segment"])
@@ -152,7 +152,8 @@ def token_grads_kernel(
                     TILE,
                     SEGMENTED,
                 )
-                result = tl.dot(k_tile, dstate.to(DOT), result, input_precision=PRECISION)
+                dstate, beyond = split(dstate, DOT)
+                result = product(k_tile, dstate, beyond, result, DOT, PRECISION)
             result *= future[:, None]
             result = tl.dot(tl.trans(scores), do_tile, result, input_precision=PRECISION)
             place_of = ((row * T + begin) * H + head) * V + rows[:, None] * (H * V) + columns[None, :]

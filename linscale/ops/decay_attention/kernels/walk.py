@@ -18,6 +18,7 @@ from linscale.ops.decay_attention.kernels.common import (
     HEAD,
     LOG2E,
     NONE,
+    TOKEN,
     chunk_decays,
     locate,
     product,
@@ -61,7 +62,13 @@ def walk_chunks(
                 apart = tl.where(causal, tl.where(reverse, -apart, apart), 0.0)
                 between = tl.where(causal, tl.exp2(apart), 0.0)
             scores *= between
-            result = tl.dot(a_tile, state.to(DOT), input_precision=PRECISION) * tl.exp2(entering)[:, None]
+            if KIND == TOKEN:
+                known, beyond = split(state, DOT)
+                result = tl.zeros((C, columns.shape[0]), dtype=tl.float32)
+                result = product(a_tile, known, beyond, result, DOT, PRECISION)
+            else:
+                result = tl.dot(a_tile, state.to(DOT), input_precision=PRECISION)
+            result *= tl.exp2(entering)[:, None]
             result = tl.dot(scores.to(DOT), c_tile.to(DOT), result, input_precision=PRECISION)
             faded, rest = split(c_tile.to(tl.float32) * tl.exp2(leaving)[:, None], DOT)
             state = product(tl.trans(b_tile), faded, rest, state * tl.exp2(total), DOT, PRECISION)

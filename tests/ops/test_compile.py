@@ -1,0 +1,53 @@
+"""The kernels compile for a GPU, on a machine that has none: Triton needs its target named, and nothing is launched."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Hopper:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device=None: 0)
+
+driver.set_active(Hopper())
+from linscale.ops.decay_attention import passes
+from linscale.ops.decay_attention.layout import Call
+
+def compile_only(kernel, programs, tensors, numbers, constants, warps, stages=1):
+    built = kernel.warmup(*tensors, *numbers, grid=(programs,), **constants, num_warps=warps, num_stages=stages)
+    assert built.metadata.shared <= 232448, (kernel.__name__, built.metadata.shared)  # bytes that a program may have
+    print(kernel.__name__)
+
+passes.launch = compile_only
+KINDS = {"none": None, "head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, 128)}
+for kind, dtype in (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat16"), ("channel", "bfloat16")):
+    q, k, v = (torch.empty(1, 4096, 16, 128, dtype=getattr(torch, dtype)) for _ in range(3))
+    g = None if KINDS[kind] is None else torch.empty(KINDS[kind], dtype=torch.float32)
+    call = Call(q, k, v, g, None, 1.0)
+    saved = passes.run_forward(call, None, True)[2]
+    if kind in ("token", "channel"):
+        passes.run_chunk_grads(call, v, saved, None, None, None)
+    else:
+        passes.run_backward(call, v, saved, None, None, None)
+"""
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_hopper(tmp_path):
+    pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    pytest.importorskip("triton.backends.nvidia", reason="Triton was built for another maker's GPUs")
+    run = subprocess.run(
+        [sys.executable, "-c", f"import triton; triton.knobs.cache.dir = {str(tmp_path)!r}\n{PROGRAM}"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    compiled = set(run.stdout.split())
+    assert compiled >= {"walk_kernel", "walk_grads_kernel", "states_kernel", "join_kernel", "output_kernel"}
+    assert compiled >= {"grads_kernel", "value_grad_kernel", "token_grads_kernel"}
