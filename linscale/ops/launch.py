@@ -27,7 +27,7 @@ def launch(
     warps: int,
     stages: int = 1,
 ) -> None:
-    """Run `programs` programs of a kernel on the current device.
+    """Run `programs` programs of a kernel on the device of its tensors.
 
     tensors, numbers  what precedes the constants in its signature, in order
     constants         its tl.constexpr parameters by name, all of them, in any order that stays the same
@@ -37,10 +37,14 @@ def launch(
     if not isinstance(kernel, JITFunction):  # Triton's interpreter
         kernel[(programs,)](*tensors, *numbers, **constants)
         return
+    device = tensors[0].device.index
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, programs, tensors, numbers, constants, warps, stages)
+        return
     addresses = [x.data_ptr() for x in tensors]
     forms = [x.dtype for x in tensors]
     aligned = [address % 16 for address in addresses]
-    device = torch.cuda.current_device()
     key = (kernel, device, warps, stages, *constants.values(), *forms, *aligned, *numbers)
     known = _COMPILED.get(key)
     if known is None:

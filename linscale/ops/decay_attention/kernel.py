@@ -4,7 +4,6 @@ and without the dispatcher for everyone else. The work is done in passes.py.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -143,19 +142,11 @@ def run(
     save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`decay_attention` outside torch.compile. save: autograd records it."""
-    with on_device_of(q):
-        if save:
-            result: tuple[Tensor, Tensor] = DecayAttention.apply(q, k, v, log_decay, state, cu, scale)
-            return result
-        o, final, _ = _forward(q, k, v, log_decay, state, cu, scale, False)
-        return o, final
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Kernels run on the current device."""
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(x.device)
+    if save:
+        result: tuple[Tensor, Tensor] = DecayAttention.apply(q, k, v, log_decay, state, cu, scale)
+        return result
+    o, final, _ = _forward(q, k, v, log_decay, state, cu, scale, False)
+    return o, final
 
 
 def step(

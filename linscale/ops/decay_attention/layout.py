@@ -56,7 +56,7 @@ class Call:
         self.q, self.k, self.v = (steady(x) for x in (q, k, v))
         self.kind = NONE if log_decay is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[log_decay.ndim]
         self.g = q if log_decay is None else steady(log_decay)
-        self.cu, self.scale = cu_seqlens, scale
+        self.cu, self.scale = cu_seqlens, float(scale)
         self.H, self.K, self.V = q.shape[2], q.shape[3], v.shape[3]
         self.precision = precision_of(q.dtype, log_decay)
         self.state_shape = (q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1, self.H, self.K, self.V)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -261,8 +260,7 @@ _DEFINITIONS.define(
 def _forward(x: Tensor, decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     if cu_seqlens is not None:
         document_lengths(cu_seqlens, x)
-    with on_device_of(x):
-        h, final = scan(x, decay, None if state is None else state.contiguous(), cu_seqlens, final=True, steps=STEPS)
+    h, final = scan(x, decay, None if state is None else state.contiguous(), cu_seqlens, final=True, steps=STEPS)
     assert final is not None
     return h, final
 
@@ -275,8 +273,7 @@ def _backward(
     dh: Tensor, dfinal: Tensor | None, h: Tensor | None, decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     dfinal, state = (None if y is None else y.contiguous() for y in (dfinal, state))
-    with on_device_of(dh):
-        dx, da, dstate = scan_backward(dh, dfinal, h, decay, state, cu_seqlens)
+    dx, da, dstate = scan_backward(dh, dfinal, h, decay, state, cu_seqlens)
     nothing = [dh.new_empty(0, dtype=torch.float32) for y in (da, dstate) if y is None]
     return dx, nothing.pop() if da is None else da, nothing.pop() if dstate is None else dstate
 
@@ -290,13 +287,6 @@ def _backward_shapes(
         da if h is None else torch.empty(decay.shape, dtype=decay.dtype, device=dh.device),
         dstate if state is None else torch.empty(state.shape, dtype=torch.float32, device=dh.device),
     )
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Kernels run on the current device."""
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(x.device)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
