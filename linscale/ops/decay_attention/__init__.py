@@ -18,7 +18,7 @@ from torch import Tensor
 from linscale.ops.backend import Backend, Choice, choose, without_autocast
 from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
-from linscale.ops.packing import check_packing, document_lengths
+from linscale.ops.packing import check_packing
 
 WIDEST = 256  # K and V that the kernels take
 
@@ -68,8 +68,6 @@ def decay_attention(
         kernel = importlib.import_module("linscale.ops.decay_attention.kernel")
         result: tuple[Tensor, Tensor] = kernel.run(*inputs, cu_seqlens, scale, save)
         return result
-    if cu_seqlens is not None:
-        document_lengths(cu_seqlens, q)
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     if state is None:
         state = q.new_zeros(documents, *q.shape[2:], v.shape[-1], dtype=dtype)

@@ -12,9 +12,9 @@ block are one product of matrices. One of the two exponents may be positive. Whi
 the chunk as one block or after it is halved often enough, that is the whole work: the leaves. A halving that is left
 above them holds the pairs r > c that it separates, for which both exponents are <= 0 however strong the decay. A row
 in the second half of its block is there only a query and one in the first half only a key: one tile x, q or k by row,
-times one exponential an entry, gives all those pairs as x xᵀ and their gradients as (masked dscores + its transpose)
-x. A pair belongs to the halving that separates it, the highest bit in which r and c differ. The exponents are sums of
-log decays over a stretch of rows: products with 0/1 matrices, exact, with nothing to cancel.
+times one exponential an entry, gives all those pairs as x xᵀ and their gradients as masked dscores, and as its
+transpose, times x. A pair belongs to the halving that separates it, the highest bit in which r and c differ. The
+exponents are sums of log decays over a stretch of rows: products with 0/1 matrices, exact, with nothing to cancel.
 
 The gradient of a step's log decay is the sum over all paths that cross the step, by where they begin and end:
     in the chunk, both:   Σ_{r>=t} (q dq - k dk through the scores, r ≠ c)
@@ -31,6 +31,7 @@ from linscale.ops.decay_attention.kernels.common import (
     FLOOR,
     LOG2E,
     MILD,
+    borders_of,
     exact_sums,
     fine_product,
     locate,
@@ -40,15 +41,14 @@ from linscale.ops.decay_attention.kernels.common import (
     table,
     tile,
 )  # fmt: skip
+from linscale.ops.decay_attention.masks import LEVELS
 
 # Numbers of the 0/1 matrices of ../masks.py; those from BETWEEN on are followed by one for each further level.
 PAST, FUTURE, BEFORE, AFTER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-LEVELS = 8
 BETWEEN = tl.constexpr(4)
 LEAF = tl.constexpr(4 + LEVELS)
 BLOCKS = tl.constexpr(4 + 2 * LEVELS)
 SEPARATED = tl.constexpr(4 + 3 * LEVELS)
-SEPARATED_BELOW = tl.constexpr(4 + 4 * LEVELS)
 
 
 @triton.jit
@@ -104,11 +104,8 @@ def output_kernel(
         v += row * v_row + tl.cast(head, tl.int64) * v_head
         g += row * g_row + tl.cast(head, tl.int64) * g_head
         at = tl.cast(chunk, tl.int64) * H + head
-        if PACKED:
-            segment = tl.load(segment_of + document) + place // per_segment
-        else:
-            segment = tl.cast(row, tl.int32) * tl.cdiv(count, per_segment) + place // per_segment
-        border = (segment - document - 1) * H + head
+        border, first_segment, _ = borders_of(document, row, place, count, segment_of, per_segment, PACKED)
+        border = border * H + head
         scores = tl.zeros((C, C), dtype=tl.float32)
         result = tl.zeros((C, BV), dtype=tl.float32)
         for part in tl.range(0, (K + BK - 1) // BK, num_stages=1):
@@ -119,7 +116,7 @@ def output_kernel(
             steps = tl.load(tile(g, begin, rows, wide, g_token), mask=there, other=0.0).to(tl.float32)
             steps = tl.maximum(steps, FLOOR)
             state = state_at(
-                states, scales, fades, borders, at, border, place >= per_segment, wide, columns, K, V, TILE, SEGMENTED
+                states, scales, fades, borders, at, border, not first_segment, wide, columns, K, V, TILE, SEGMENTED
             )
             past = exact_sums(table(masks, PAST, rows), steps, PARTS)
             faded, faded_rest = split(q_tile * tl.exp2(past * LOG2E), DOT)
@@ -132,7 +129,7 @@ def output_kernel(
                 x, rest = split(tl.where(later[:, None], q_tile, k_tile) * tl.exp2(exponent), DOT)
                 products = tl.zeros((C, C), dtype=tl.float32)
                 products = fine_product(x, rest, tl.trans(x), tl.trans(rest), products, DOT, PRECISION)
-                scores = tl.where(table(masks, SEPARATED_BELOW + level, rows) != 0, scores + products, scores)
+                scores = tl.where(table(masks, SEPARATED + level, rows) != 0, scores + products, scores)
                 level += 1
                 exponent = to_middle(masks, steps, level, rows, PARTS)
             later = (rows & (C >> (level + 1))) != 0
@@ -185,14 +182,8 @@ def grads_kernel(
         g += row * g_row + tl.cast(head, tl.int64) * g_head
         do += row * do_row + tl.cast(head, tl.int64) * do_head
         at = tl.cast(chunk, tl.int64) * H + head
-        segment_place = place // per_segment
-        if PACKED:
-            segment = tl.load(segment_of + document) + segment_place
-        else:
-            segment = tl.cast(row, tl.int32) * tl.cdiv(count, per_segment) + segment_place
-        border = (segment - document - 1) * H + head
-        first_segment = place < per_segment
-        last_segment = segment_place == (count - 1) // per_segment
+        border, first_segment, last_segment = borders_of(document, row, place, count, segment_of, per_segment, PACKED)
+        border = border * H + head
         there = live & (wide < K)[None, :]
 
         dq_past = tl.zeros((C, BK), dtype=tl.float32)
@@ -251,7 +242,7 @@ def grads_kernel(
             query = tl.load(q_tile, mask=there & later, other=0.0).to(tl.float32)
             key = tl.load(k_tile, mask=there & (later == 0), other=0.0).to(tl.float32)
             x, rest = split((query + key) * factor, DOT)
-            own = table(masks, SEPARATED_BELOW + level, rows)
+            own = table(masks, SEPARATED + level, rows)
             some, some_rest = (pairs * own).to(DOT), (pairs_rest * own).to(DOT)
             dx = tl.zeros((C, BK), dtype=tl.float32)
             dq_past += fine_product(some, some_rest, x, rest, dx, DOT, PRECISION) * factor
@@ -305,13 +296,8 @@ def value_grad_kernel(
         g += row * g_row + tl.cast(head, tl.int64) * g_head
         do += row * do_row + tl.cast(head, tl.int64) * do_head
         at = tl.cast(chunk, tl.int64) * H + head
-        segment_place = place // per_segment
-        if PACKED:
-            segment = tl.load(segment_of + document) + segment_place
-        else:
-            segment = tl.cast(row, tl.int32) * tl.cdiv(count, per_segment) + segment_place
-        border = (segment - document) * H + head
-        last_segment = segment_place == (count - 1) // per_segment
+        border, _, last_segment = borders_of(document, row, place, count, segment_of, per_segment, PACKED)
+        border = (border + 1) * H + head
         shown = live & (columns < V)[None, :]
         saved += at * (C + 1) * C
         scores = tl.load(saved + rows[:, None] * C + rows[None, :]).to(tl.float32)

@@ -60,6 +60,18 @@ def locate(stretch, cu, document_of, first_of, T, per_row, SPAN, PACKED: tl.cons
 
 
 @triton.jit
+def borders_of(document, row, place, count, segment_of, per_segment, PACKED: tl.constexpr):
+    """(number of the border before a chunk's segment, that segment opens its sequence, it closes it). The border behind
+    has the next number. place, count: of the chunk, as `locate` gives them; per_segment: chunks."""
+    own = place // per_segment
+    if PACKED:
+        segment = tl.load(segment_of + document) + own
+    else:
+        segment = tl.cast(row, tl.int32) * tl.cdiv(count, per_segment) + own
+    return segment - document - 1, own == 0, own == (count - 1) // per_segment
+
+
+@triton.jit
 def tile(base, begin, rows, columns, stride):
     """Pointers (rows, columns) into a tensor whose tokens are `stride` apart, from token `begin` (int64) on."""
     return base + begin * stride + rows[:, None] * stride + columns[None, :]

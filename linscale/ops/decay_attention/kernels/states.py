@@ -14,7 +14,6 @@ import triton.language as tl
 from linscale.ops.decay_attention.kernels.common import (
     CHANNEL,
     FLOOR,
-    HEAD,
     LOG2E,
     NONE,
     chunk_decays,
@@ -26,8 +25,6 @@ from linscale.ops.decay_attention.kernels.common import (
     table,
     tile,
 )  # fmt: skip
-
-GONE = tl.constexpr(300.0)  # log2: the range of float32, twice
 
 
 @triton.jit(do_not_specialize=["T", "per_row", "span"])
@@ -82,14 +79,7 @@ def states_kernel(
             number = tl.cast(row, tl.int32) * tl.cdiv(T, C) + place * (span // C)
         over = table(masks, 0 if REVERSE else 1, rows)
 
-        first_step = chunks * 0
-        if KIND == HEAD and not EVERY_CHUNK:
-            # What comes before these last steps has faded below the smallest float32 by the end of the segment.
-            whole = -tl.maximum(tl.load(g).to(tl.float32), FLOOR) * LOG2E * C
-            lasting = tl.minimum(GONE / tl.maximum(whole, 1e-9) + 2.0, chunks.to(tl.float32))
-            first_step = chunks - lasting.to(tl.int32)
-            fade += -whole / C * (end - begin).to(tl.float32)
-        for step in tl.range(first_step, chunks, num_stages=STAGES):
+        for step in tl.range(0, chunks, num_stages=STAGES):
             chunk = (chunks - 1 - step) if REVERSE else step
             t = begin + tl.cast(chunk, tl.int64) * C
             live = (rows < end - t)[:, None]
@@ -116,8 +106,7 @@ def states_kernel(
                 leaving = before if REVERSE else behind
                 c_tile = c_tile.to(tl.float32) * tl.exp2(leaving)[:, None]
                 state *= tl.exp2(total)
-                if KIND != HEAD or EVERY_CHUNK:
-                    fade += total
+                fade += total
             if KIND == CHANNEL:
                 if REVERSE:
                     b_tile *= scale

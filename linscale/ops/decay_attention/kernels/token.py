@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.channel import state_at
-from linscale.ops.decay_attention.kernels.common import chunk_decays, locate, product, split, tile
+from linscale.ops.decay_attention.kernels.common import borders_of, chunk_decays, locate, product, split, tile
 
 
 @triton.jit(do_not_specialize=["T", "per_row", "per_segment"])
@@ -40,14 +40,8 @@ def token_grads_kernel(
         g += row * g_row + tl.cast(head, tl.int64) * g_head
         do += row * do_row + tl.cast(head, tl.int64) * do_head
         at = tl.cast(chunk, tl.int64) * H + head
-        segment_place = place // per_segment
-        if PACKED:
-            segment = tl.load(segment_of + document) + segment_place
-        else:
-            segment = tl.cast(row, tl.int32) * tl.cdiv(count, per_segment) + segment_place
-        border = (segment - document - 1) * H + head
-        first_segment = place < per_segment
-        last_segment = segment_place == (count - 1) // per_segment
+        border, first_segment, last_segment = borders_of(document, row, place, count, segment_of, per_segment, PACKED)
+        border = border * H + head
         across: tl.constexpr = (V + BV - 1) // BV
         down: tl.constexpr = (K + BK - 1) // BK
 
