@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +15,7 @@ Backend = Literal["auto", "reference", "chunk", "triton"]
 chunk: plain PyTorch, many steps at a time; runs on every device. triton: GPU kernels."""
 
 Form = Literal["reference", "chunk", "triton"]
+BACKENDS = get_args(Backend)
 
 LEAST_TRITON, TESTED_TRITON = (3, 4), "3.6"
 LEAST_CAPABILITY = (8, 0)  # Ampere: bf16 products on the matrix units, and asynchronous copies
@@ -27,21 +29,24 @@ class Choice(NamedTuple):
     reason: str
 
 
+KERNELS = Choice("triton", f"a GPU that Triton compiles for (tested with Triton {TESTED_TRITON})")
+
+
 def choose(backend: Backend, device: torch.device, dtype: torch.dtype, obstacle: str | None = None) -> Choice:
     """The form that `backend` means for tensors of `dtype` on `device`.
 
     obstacle  why the kernels of the operator at hand cannot take these shapes, or None
     Raises ValueError on an unknown name, and where "triton" is asked for but cannot run: it never falls back.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend = {backend!r}: expected one of {', '.join(get_args(Backend))}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend = {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend in ("reference", "chunk"):
         return Choice(backend, "asked for by name")
     if dtype not in KERNEL_DTYPES:
         obstacle = f"the kernels take bfloat16, float16 and float32, not {str(dtype).removeprefix('torch.')}"
     obstacle = obstacle or triton_obstacle(device.type, device.index)
     if obstacle is None:
-        return Choice("triton", f"a GPU that Triton compiles for (tested with Triton {TESTED_TRITON})")
+        return KERNELS
     if backend == "triton":
         raise ValueError(f"backend = 'triton' cannot run here: {obstacle}. backend = 'auto' takes what can")
     return Choice("chunk", obstacle)
@@ -52,6 +57,12 @@ def triton_obstacle(device_type: str, index: int | None) -> str | None:
     """Why Triton kernels cannot run on this device, or None. Imports Triton, but never from a process without GPU."""
     if device_type != "cuda" and not interpreting():
         return f"Triton kernels need a CUDA or ROCm GPU, the tensors are on {device_type}"
+    return _installed_obstacle(device_type, index)
+
+
+@cache
+def _installed_obstacle(device_type: str, index: int | None) -> str | None:
+    """What a process finds the same at every call: once, because asking takes as long as launching a kernel."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (it comes with torch's CUDA builds: pip install triton)"
     version = str(importlib.import_module("triton").__version__)

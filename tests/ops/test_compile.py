@@ -18,13 +18,15 @@ class Hopper:
 driver.set_active(Hopper())
 from linscale.ops.decay_attention import passes
 from linscale.ops.decay_attention.layout import Call
+from linscale.ops.launch import Launch
 
-def compile_only(kernel, programs, tensors, numbers, constants, warps, stages=1):
-    built = kernel.warmup(*tensors, *numbers, grid=(programs,), **constants, num_warps=warps, num_stages=stages)
-    assert built.metadata.shared <= 232448, (kernel.__name__, built.metadata.shared)  # bytes that a program may have
-    print(kernel.__name__)
+def compile_only(work, pieces, tensors):
+    options = {**work.constants, "num_warps": work.warps, "num_stages": work.stages}
+    built = work.kernel.warmup(*tensors, *work.numbers, grid=(pieces * work.programs,), **options)
+    assert built.metadata.shared <= 232448, (work.kernel.__name__, built.metadata.shared)  # bytes a program may have
+    print(work.kernel.__name__)
 
-passes.launch = compile_only
+Launch.__call__ = compile_only
 KINDS = {"none": None, "head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, 128)}
 for kind, dtype in (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat16"), ("channel", "bfloat16")):
     q, k, v = (torch.empty(1, 4096, 16, 128, dtype=getattr(torch, dtype)) for _ in range(3))

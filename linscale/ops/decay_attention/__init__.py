@@ -11,6 +11,8 @@ matrix products, and is how a CPU trains; kernel.py and kernels/ are Triton, and
 from __future__ import annotations
 
 import importlib
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -59,14 +61,14 @@ def decay_attention(
         if scale == 0.0:  # the kernels divide gradients of states by it
             q, scale = q * 0.0, 1.0
         state = None if state is None else state.float()
-        inputs = (q.to(v.dtype), k.to(v.dtype), v, log_decay, state)
-        save = _differentiated(*inputs)
+        if not q.dtype == k.dtype == v.dtype:
+            q, k = q.to(v.dtype), k.to(v.dtype)
+        save = _differentiated(q, k, v, log_decay, state)
         if torch.compiler.is_compiling() or type(q) is not Tensor:
             _load_kernels()
-            o, final, _ = torch.ops.linscale.decay_attention(*inputs, cu_seqlens, scale, save)
+            o, final, _ = torch.ops.linscale.decay_attention(q, k, v, log_decay, state, cu_seqlens, scale, save)
             return o, final
-        kernel = importlib.import_module("linscale.ops.decay_attention.kernel")
-        result: tuple[Tensor, Tensor] = kernel.run(*inputs, cu_seqlens, scale, save)
+        result: tuple[Tensor, Tensor] = _kernels().run(q, k, v, log_decay, state, cu_seqlens, scale, save)
         return result
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     if state is None:
@@ -84,7 +86,7 @@ def serving(backend: Backend, q: Tensor, v: Tensor, state: Tensor | None = None)
     obstacle = None
     if max(q.shape[-1], v.shape[-1]) > WIDEST:
         obstacle = f"the kernels take head widths up to {WIDEST}, got K = {q.shape[-1]}, V = {v.shape[-1]}"
-    elif 0 in q.shape or 0 in v.shape:
+    elif q.numel() == 0 or v.numel() == 0:
         obstacle = "there is nothing to compute"
     elif state is not None and state.dtype == torch.float64:
         obstacle = "the state is float64, the kernels keep it in float32"
@@ -96,10 +98,16 @@ def _differentiated(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
+@cache
+def _kernels() -> ModuleType:
+    """Not imported with this module: a process without a GPU never imports Triton."""
+    return importlib.import_module("linscale.ops.decay_attention.kernel")
+
+
 @torch.compiler.assume_constant_result
 def _load_kernels() -> None:
-    """Register the kernels, once. Not at import: a process without a GPU never imports Triton."""
-    importlib.import_module("linscale.ops.decay_attention.kernel")
+    """Register the custom operators, once."""
+    _kernels()
 
 
 def decay_attention_step(
@@ -127,7 +135,7 @@ def decay_attention_step(
             _load_kernels()
             step = torch.ops.linscale.decay_attention_step
         else:
-            step = importlib.import_module("linscale.ops.decay_attention.kernel").step
+            step = _kernels().step
         stepped: tuple[Tensor, Tensor] = step(q, k, v, log_decay, state, scale)
         return stepped
     if log_decay is not None:
@@ -141,10 +149,11 @@ def _check(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, state_shape: tuple[int, ...]
 ) -> None:
     """Raise ValueError naming the tensor whose shape does not fit. q, k (B, T, H, K), v (B, T, H, V)."""
-    if q.ndim != 4 or k.shape != q.shape or v.shape[:-1] != q.shape[:-1]:
-        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    shape = q.shape
+    if len(shape) != 4 or k.shape != shape or v.shape[:-1] != shape[:-1]:
+        shapes = f"q {tuple(shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"expected q, k (B, T, H, K) and v (B, T, H, V), got {shapes}")
-    accepted = (q.shape[2:3], q.shape[:3], q.shape)
+    accepted = (shape[2:3], shape[:3], shape)
     if log_decay is not None and log_decay.shape not in accepted:
         names = ", ".join(str(tuple(shape)) for shape in accepted)
         raise ValueError(

@@ -4,6 +4,7 @@ and without the dispatcher for everyone else. The work is done in passes.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linscale.ops.decay_attention.kernels.step import step_kernel
-from linscale.ops.decay_attention.layout import CHANNEL, HEAD, NONE, TOKEN, Call, steady, walk_layout
-from linscale.ops.decay_attention.passes import run_backward, run_chunk_grads, run_forward
+from linscale.ops.decay_attention.layout import CHANNEL, HEAD, NONE, TOKEN, Call, new_like, steady, walk_layout
+from linscale.ops.decay_attention.passes import kept, run_backward, run_forward
 from linscale.ops.decay_attention.tiles import cdiv, chunk_tiles, width
 from linscale.ops.launch import launch
 from linscale.ops.packing import document_lengths
@@ -37,7 +38,7 @@ _DEFINITIONS.define(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, cu: Tensor | None, scale: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     if cu is not None:
         document_lengths(cu, q)
     call = Call(q, k, v, log_decay, cu, scale)
@@ -48,46 +49,36 @@ def _forward_shapes(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, cu: Tensor | None, scale: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = Call(q, k, v, log_decay, None, scale)
+    call = Call(q, k, v, log_decay, cu, scale)
     documents = q.shape[0] if cu is None else cu.shape[0] - 1
-    saved = call.new(0)
-    if save and call.kind == CHANNEL:
-        chunk = chunk_tiles(q.dtype, call.K, call.V)[1].chunk
-        chunks = q.shape[0] * cdiv(q.shape[1], chunk) if cu is None else q.shape[1] // chunk + documents
-        saved = call.new(chunks, call.H, chunk + 1, chunk, dtype=call.precision.stored)
-    elif save:
-        span = walk_layout(call).span
-        borders = q.shape[0] * (cdiv(q.shape[1], span) - 1) if cu is None else q.shape[1] // span
-        saved = call.new(borders, call.H, call.K, call.V) if q.shape[1] > span else saved
+    shape, dtype = kept(call, documents) if save else ((0,), torch.float32)
+    saved = call.new(*shape, dtype=dtype)
     final = call.new(documents, call.H, call.K, call.V)
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), final, saved
+    return new_like(v), final, saved
 
 
 def _backward(
     do: Tensor | None, dfinal: Tensor | None, saved: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None,
     state: Tensor | None, cu: Tensor | None, scale: float, decay_grad: bool, state_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     call = Call(q, k, v, log_decay, cu, scale)
     do = steady(torch.zeros_like(v) if do is None else do)
-    state, dfinal = (None if x is None else x.contiguous() for x in (state, dfinal))
+    state, dfinal = None if state is None else state.contiguous(), None if dfinal is None else dfinal.contiguous()
     dstate = call.new(*call.state_shape) if state_grad else None
-    nothing = call.new(0)
-    if call.kind != CHANNEL and not decay_grad:
-        dq, dk, dv = run_backward(call, do, saved, state, dfinal, dstate)
-        return dq, dk, dv, nothing, nothing if dstate is None else dstate
-    dq, dk, dv, dg = run_chunk_grads(call, do, saved, state, dfinal, dstate)
-    dg = (dg.sum((0, 1)) if call.kind == HEAD else dg).to(call.g.dtype) if decay_grad else nothing
-    return dq, dk, dv, dg, nothing if dstate is None else dstate
+    dq, dk, dv, dg = run_backward(call, do, saved, state, dfinal, dstate, decay_grad)
+    if dg is not None:
+        dg = (dg.sum((0, 1)) if call.kind == HEAD else dg).to(call.g.dtype)
+    return dq, dk, dv, dg if decay_grad else None, dstate
 
 
 def _backward_shapes(
     do: Tensor | None, dfinal: Tensor | None, saved: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None,
     state: Tensor | None, cu: Tensor | None, scale: float, decay_grad: bool, state_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = new_like(q), new_like(k), new_like(v)
     dg = dstate = q.new_empty(0, dtype=torch.float32)
     if log_decay is not None and decay_grad:
-        dg = torch.empty(log_decay.shape, dtype=log_decay.dtype, device=q.device)
+        dg = new_like(log_decay)
     if state is not None and state_grad:
         dstate = torch.empty(state.shape, dtype=torch.float32, device=q.device)
     return dq, dk, dv, dg, dstate
@@ -109,7 +100,7 @@ def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, _: None) 
 def _gradients(ctx: Any, backward: Any, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
     """For q, k, v, log_decay and state: what `backward` gives for those of them that want a gradient."""
     *tensors, saved = ctx.saved_tensors
-    decay_grad, state_grad = ctx.needs_input_grad[3], ctx.needs_input_grad[4]
+    _, _, _, decay_grad, state_grad, *_ = ctx.needs_input_grad
     dq, dk, dv, dg, dstate = backward(do, dfinal, saved, *tensors, ctx.scale, decay_grad, state_grad)
     return dq, dk, dv, dg if decay_grad else None, dstate if state_grad else None
 
@@ -132,9 +123,10 @@ class DecayAttention(torch.autograd.Function):
         return o, final
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, _backward, do, dfinal), None, None)
+        # Only under create_graph=True are gradients of gradients recorded, and there is something to refuse.
+        once = once_differentiable(_gradients) if torch.is_grad_enabled() else _gradients
+        return (*once(ctx, _backward, do, dfinal), None, None)
 
 
 def run(
@@ -157,10 +149,7 @@ def step(
     kind = NONE if log_decay is None else {1: HEAD, 2: TOKEN, 3: CHANNEL}[log_decay.ndim]
     g = state if log_decay is None else log_decay.contiguous()
     g_strides = (0, 1) if g.ndim == 1 else g.stride()[:2]
-    out, new_state = (
-        torch.empty(v.shape, dtype=v.dtype, device=v.device),
-        torch.empty_like(state, memory_format=torch.contiguous_format),
-    )
+    out, new_state = new_like(v), new_like(state)
     BV = min(width(V), max(16, 4096 // width(K)))
     launch(step_kernel, B * H * cdiv(V, BV), (
         q, k, v, g, state, out, new_state,
@@ -175,9 +164,18 @@ def step(
 def _step_shapes(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(
-        state.shape, dtype=state.dtype, device=v.device
-    )
+    return new_like(v), new_like(state)
+
+
+def _operator(run: Callable[..., Iterable[Tensor | None]]) -> Callable[..., tuple[Tensor, ...]]:
+    """What a custom operator runs: it cannot leave out what is not asked for."""
+
+    def operator(*inputs: Any) -> tuple[Tensor, ...]:
+        first, *others = run(*inputs)
+        assert first is not None
+        return first, *(first.new_empty(0, dtype=torch.float32) if x is None else x for x in others)
+
+    return operator
 
 
 for _name, _run, _shapes in (
@@ -185,7 +183,7 @@ for _name, _run, _shapes in (
     ("decay_attention_backward", _backward, _backward_shapes),
     ("decay_attention_step", step, _step_shapes),
 ):
-    _DEFINITIONS.impl(_name, _run, "CUDA")
-    _DEFINITIONS.impl(_name, _run, "CPU")  # Triton's interpreter
+    _DEFINITIONS.impl(_name, _operator(_run), "CUDA")
+    _DEFINITIONS.impl(_name, _operator(_run), "CPU")  # Triton's interpreter
     torch.library.register_fake(f"linscale::{_name}", _shapes)
 torch.library.register_autograd("linscale::decay_attention", _differentiate, setup_context=_keep)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from linscale.ops.backend import interpreting
 from linscale.ops.decay_attention.masks import masks
 from linscale.ops.decay_attention.tiles import cdiv, chunk_tiles, precision_of, walk_tiles
+from linscale.ops.launch import MOST
 
 NONE, HEAD, TOKEN, CHANNEL = range(4)  # as in kernels/common.py
 FILL = 256  # programs that keep a device busy; a sequence is cut into segments until there are about as many
 LEAST_SEGMENT = 1024  # tokens: below, passing states on costs more than it brings
 LARGEST_STRIDE = 1 << 22  # elements between tokens, so that offsets inside a tile fit in 32 bits
+
+Strides = tuple[int, ...]
 
 
 class Layout:
@@ -47,54 +53,105 @@ class Layout:
         return (self.first if self.cu is None else self.cu), self.document, self.first
 
 
+class Plan:
+    """What calls of the same shapes, strides and dtypes have in common.
+
+    `plan_of` makes one for all of them, so that a call costs the host little. Compared by identity, it is a quick key
+    for what else they have in common.
+
+    shape    of q;  width: V;  strides, dtype: of q, k and v;  decay: strides and dtype of log_decay
+    strides  from here on of q, k, v and log_decay, each row, token, head
+    tiles    those of `chunk_tiles`
+    cuts     chunk and slices, as `Call.segments` takes them: of kernels/walk.py, then of kernels/states.py
+    steady   whether every input is, as the function of this name has it
+    """
+
+    def __init__(
+        self, shape: Sequence[int], width: int, strides: tuple[Strides, Strides, Strides], dtype: torch.dtype,
+        decay: tuple[Strides, torch.dtype] | None, packed: bool, scale: float,
+    ) -> None:  # fmt: skip
+        self.rows, self.length, self.H, self.K = shape
+        self.V, self.dtype, self.packed, self.scale = width, dtype, packed, scale
+        self.kind, g_strides = NONE, strides[0]
+        if decay is not None:
+            self.kind, g_strides = {1: HEAD, 3: TOKEN, 4: CHANNEL}[len(decay[0])], decay[0]
+        self.precision = precision_of(dtype, None if decay is None else torch.empty(0, dtype=decay[1], device="meta"))
+        self.g_strides = (0, 0, 1) if self.kind == HEAD else g_strides[:3]
+        self.strides = (*strides[0][:3], *strides[1][:3], *strides[2][:3], *self.g_strides)
+        narrow, wide = min(self.K, width), max(self.K, width)
+        walks, self.tiles = walk_tiles(dtype, wide, narrow), chunk_tiles(dtype, self.K, width)
+        states = self.tiles[0]
+        self.cuts = (
+            (walks.chunk, cdiv(narrow, walks.values)),
+            (states.chunk, cdiv(self.K, states.keys) * cdiv(width, states.values)),
+        )
+        widths = (self.K, self.K, width, self.K)
+        self.steady = all(is_steady(size, x) for size, x in zip(widths, (*strides, g_strides), strict=True))
+
+
+plan_of = lru_cache(MOST)(Plan)
+
+
 class Call:
     """One call's inputs, as the kernels take them, and its cuts into chunks and segments."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, scale: float
     ) -> None:
-        self.q, self.k, self.v = (steady(x) for x in (q, k, v))
-        self.kind = NONE if log_decay is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[log_decay.ndim]
-        self.g = q if log_decay is None else steady(log_decay)
-        self.cu, self.scale = cu_seqlens, float(scale)
-        self.H, self.K, self.V = q.shape[2], q.shape[3], v.shape[3]
-        self.precision = precision_of(q.dtype, log_decay)
-        self.state_shape = (q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1, self.H, self.K, self.V)
+        plan = _plan(q, k, v, log_decay, cu_seqlens, scale)
+        if not plan.steady:
+            q, k, v = steady(q), steady(k), steady(v)
+            log_decay = None if log_decay is None else steady(log_decay)
+            plan = _plan(q, k, v, log_decay, cu_seqlens, scale)
+        self.plan, self.q, self.k, self.v, self.cu = plan, q, k, v, cu_seqlens
+        self.g = q if log_decay is None else log_decay
+        self.H, self.K, self.V = plan.H, plan.K, plan.V
+        self.kind, self.scale, self.precision, self.g_strides = plan.kind, plan.scale, plan.precision, plan.g_strides
+        self.state_shape = (plan.rows if cu_seqlens is None else cu_seqlens.shape[0] - 1, plan.H, plan.K, plan.V)
 
     def segments(self, chunk: int, slices: int) -> Layout:
         """As few segments as fill the device with `slices` programs a head."""
-        tokens = self.q.shape[0] * self.q.shape[1]
+        tokens = self.plan.rows * self.plan.length
         span = max(LEAST_SEGMENT, cdiv(tokens * self.H * slices, FILL))
         return Layout(self.q, self.cu, cdiv(span, chunk) * chunk)
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.q.new_empty(shape, dtype=dtype)
+        return self.q.new_empty(*shape, dtype=dtype)
 
     def masks(self, chunk: int) -> Tensor:
         return masks(chunk, torch.float32 if interpreting() else torch.bfloat16, self.q.device)
 
-    @property
-    def g_strides(self) -> tuple[int, int, int]:
-        """row, token, head."""
-        if self.g.ndim == 1:
-            return 0, 0, 1
-        row, token, head = self.g.stride()[:3]
-        return row, token, head
+
+def _plan(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, scale: float
+) -> Plan:  # fmt: skip
+    make = plan_of if type(q) is Tensor else Plan  # sizes of fake tensors may be symbols, which have no hash
+    decay = None if log_decay is None else (log_decay.stride(), log_decay.dtype)
+    strides = q.stride(), k.stride(), v.stride()
+    return make(q.shape, v.shape[3], strides, q.dtype, decay, cu_seqlens is not None, float(scale))
 
 
 def steady(x: Tensor) -> Tensor:
     """x with its last axis dense and its tokens not too far apart; a copy only if they are not."""
-    dense = x.ndim < 4 or x.stride(-1) == 1 or x.shape[-1] == 1
-    return x if dense and (x.ndim == 1 or x.stride(1) < LARGEST_STRIDE) else x.contiguous()
+    return x if is_steady(x.shape[-1], x.stride()) else x.contiguous()
+
+
+def is_steady(width: int, strides: Strides) -> bool:
+    """width: of the last axis."""
+    dense = len(strides) < 4 or strides[3] == 1 or width == 1
+    return dense and (len(strides) == 1 or strides[1] < LARGEST_STRIDE)
+
+
+def new_like(x: Tensor) -> Tensor:
+    """Room for something of the shape and dtype of x, dense whatever x is."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def walk_layout(call: Call) -> Layout:
     """Segments for the walks of one call, all over the same cuts."""
-    tiles = walk_tiles(call.q.dtype, max(call.K, call.V), min(call.K, call.V))
-    return call.segments(tiles.chunk, cdiv(min(call.K, call.V), tiles.values))
+    return call.segments(*call.plan.cuts[0])
 
 
 def state_layout(call: Call) -> Layout:
     """Segments for kernels/states.py."""
-    tiles = chunk_tiles(call.q.dtype, call.K, call.V)[0]
-    return call.segments(tiles.chunk, cdiv(call.K, tiles.keys) * cdiv(call.V, tiles.values))
+    return call.segments(*call.plan.cuts[1])

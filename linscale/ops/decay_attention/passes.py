@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linscale.ops.decay_attention import hopper
 from linscale.ops.decay_attention.kernels.channel import grads_kernel, output_kernel, value_grad_kernel
 from linscale.ops.decay_attention.kernels.states import join_kernel, states_kernel
 from linscale.ops.decay_attention.kernels.token import token_grads_kernel
@@ -91,9 +92,29 @@ def run_states(
     return States(states, scales, fades, borders)
 
 
-def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """o (B, T, H, V), the final state and, if `save`, what the backward pass need not compute again: the scores under
-    per-channel decay, else the states at the borders of segments."""
+def kept(call: Call, documents: int) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of what the forward pass keeps for the backward pass. documents: N, the batch if not packed.
+
+    The states at the borders of segments. Under per-channel decay the scores of every chunk with their scales; with the
+    Hopper kernels the state before every chunk, transposed.
+    """
+    on_hopper = hopper.serves(call)
+    if call.kind != CHANNEL:
+        layout = hopper.walk_segments(call) if on_hopper else walk_layout(call)
+        borders = call.q.shape[1] // layout.span if call.plan.packed else layout.borders
+        return ((borders, call.H, call.K, call.V) if layout.segmented else (0,)), torch.float32
+    chunk = hopper.CHUNK if on_hopper else chunk_tiles(call.q.dtype, call.K, call.V)[1].chunk
+    rows, T = call.q.shape[:2]
+    chunks = T // chunk + documents if call.plan.packed else rows * cdiv(T, chunk)
+    if on_hopper:
+        return (chunks, call.H, call.V, call.K), call.q.dtype
+    return (chunks, call.H, chunk + 1, chunk), call.precision.stored
+
+
+def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """o (B, T, H, V), the final state and, if `save`, what the backward pass need not compute again: see `kept`."""
+    if hopper.serves(call):
+        return hopper.run_forward(call, state, save)
     finish = call.new(*call.state_shape)
     if call.kind != CHANNEL:
         layout, borders = walk_layout(call), None
@@ -122,6 +143,19 @@ def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, T
 
 
 def run_backward(
+    call: Call, do: Tensor, saved: Tensor, state: Tensor | None, dfinal: Tensor | None, dstate: Tensor | None,
+    decay_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """dq, dk, dv and, if asked for, dlog_decay, (B, T, H) or (B, T, H, K), of a head's one decay too; writes the gradient
+    of `state` into dstate."""
+    if hopper.serves(call) and (call.kind == CHANNEL or not decay_grad or max(call.K, call.V) <= 128):
+        return hopper.run_backward(call, do, saved, state, dfinal, dstate, decay_grad)
+    if call.kind == CHANNEL or decay_grad:
+        return run_chunk_grads(call, do, saved, state, dfinal, dstate)
+    return *run_walks(call, do, saved, state, dfinal, dstate), None
+
+
+def run_walks(
     call: Call, do: Tensor, saved: Tensor, state: Tensor | None, dfinal: Tensor | None, dstate: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv where log_decay needs no gradient; writes the gradient of `state` into dstate."""

@@ -125,6 +125,23 @@ def test_the_operators_are_sound_for_the_compiler(device):
     torch.library.opcheck(torch.ops.linscale.decay_attention.default, (*tensors, None, 1.0, True))
 
 
+def test_gradients_cannot_be_differentiated_again(device):
+    q, k, v, g, state = inputs("head", (1, 20, 1, 16, 16), device)
+    o, _ = decay_attention(q, k, v, g.detach(), state=state, backend="triton")
+    gradients = torch.autograd.grad(o, (q, k, v), torch.ones_like(o).requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        sum(x.sum() for x in gradients).backward()
+
+
+def test_calls_alike_share_a_plan(device):
+    q, k, v, g = (x.detach() for x in inputs("channel", (2, 20, 2, 16, 16), device)[:4])
+    plan = layout.Call(q, k, v, g, None, 1.0).plan
+    assert layout.Call(k, k, q, g, None, 1).plan is plan
+    assert layout.Call(q, k, v, g, None, 0.5).plan is not plan
+    spread = g.repeat_interleave(2, -1)[..., ::2]
+    assert layout.Call(q, k, v, spread, None, 1.0).plan is plan  # what the kernels cannot take is copied
+
+
 def test_a_scale_of_nought(device):
     tensors = inputs("token", (1, 20, 1, 16, 16), device)
     assert all(x.isfinite().all() for x in results(tensors, "triton", scale=0.0))

@@ -1,0 +1,113 @@
+"""The Hopper kernels of `decay_attention`, run on the CPU by gluon_emulator.py: through the operator, against float64.
+
+On a Hopper GPU itself they are what tests/ops/interpreted tests there.
+"""
+
+import importlib
+
+import pytest
+import torch
+
+from linscale.ops import backend, decay_attention
+from linscale.ops.numerics import Case, changing, check, contaminated, decay_attention_by, make_problem
+
+pytest.importorskip("triton", reason="Triton is made for Linux alone")
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="this Triton has no Gluon")
+
+from .gluon_emulator import run
+from .hopper_target import compile_for_hopper
+
+hopper = importlib.import_module("linscale.ops.decay_attention.hopper")
+KINDS = ("none", "head", "token", "channel")
+CPU = torch.device("cpu")
+kernels = decay_attention_by("triton")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels that run, in the emulator; the device has four multiprocessors."""
+    names = []
+
+    def launch(kernel, programs, tensors, numbers, constants, warps, stages=1):
+        names.append(kernel.fn.__name__)
+        run(kernel, programs, tensors, numbers, constants, warps, stages)
+
+    monkeypatch.setattr(hopper, "launch", launch)
+    monkeypatch.setattr(hopper, "obstacle", lambda device: None)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(backend, "triton_obstacle", lambda device_type, index: None)
+    return names
+
+
+def segmented(monkeypatch, count):
+    monkeypatch.setattr(hopper, "cut", lambda heads, chunks, processors: min(count, chunks))
+
+
+@pytest.mark.parametrize("situation", ["ordinary", "strong", "zero", "equal keys", "large", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_within_the_bounds(kind, situation, launched, monkeypatch):
+    segmented(monkeypatch, 2)
+    found = check(Case(kind, 200, situation, torch.bfloat16), kernels, CPU)
+    assert not found.failures, found.errors
+    assert any(name.startswith("hopper") for name in launched)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths(kind, length, launched):
+    found = check(Case(kind, length, "ordinary", torch.bfloat16), kernels, CPU)
+    assert not found.failures, found.errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "K", "V"), [("none", 256, 128), ("head", 64, 128), ("token", 128, 64), ("none", 128, 256), ("channel", 128, 128)]
+)
+def test_widths(kind, K, V, launched):
+    found = check(Case(kind, 100, "ordinary", torch.bfloat16, K, V), kernels, CPU)
+    assert not found.failures, found.errors
+    assert any(name.startswith("hopper") for name in launched)
+
+
+def test_decays_in_bf16_and_strong_ones_beside_mild_ones(launched, monkeypatch):
+    """A strong head is done again by the second launch, and what the first one left of it does not show."""
+    segmented(monkeypatch, 2)
+    found = check(Case("channel", 200, "ordinary", torch.bfloat16, decay_dtype=torch.bfloat16), kernels, CPU)
+    assert not found.failures, found.errors
+
+    def one_strong_head(q, k, v, g, state, cu, scale):
+        g = g * torch.tensor([1.0, 12.0])[:, None]
+        return decay_attention(q, k, v, g, state=state, scale=scale, backend=form)
+
+    for form in ("triton", "chunk"):
+        results = [one_strong_head]
+    form = "triton"
+    problem = make_problem(Case("channel", 200, "ordinary", torch.bfloat16), CPU)
+    gates = problem.log_decay * torch.tensor([1.0, 12.0])[:, None]
+    problem = problem._replace(log_decay=gates)
+    from linscale.ops.numerics import TOLERANCE, reference_results, relative_errors
+    from linscale.ops.numerics import results as results_of
+
+    errors = relative_errors(results_of(kernels, problem), *reference_results(problem))
+    assert all(error <= TOLERANCE[torch.bfloat16][name] for name, error in errors.items()), errors
+    assert results
+
+
+@pytest.mark.parametrize("situation", ["ordinary", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_runs_give_the_same_bits_and_nothing_unwritten_is_read(kind, situation, launched, monkeypatch):
+    segmented(monkeypatch, 3)
+    problem = make_problem(Case(kind, 200, situation, torch.bfloat16), CPU)
+    assert changing(kernels, problem) == []
+    assert contaminated(kernels, problem) == []
+
+
+def test_what_they_do_not_take_goes_elsewhere(launched):
+    q = torch.randn(1, 8, 2, 48, dtype=torch.bfloat16)
+    assert not hopper.serves(call_of(q, q, q, None))
+    wide = torch.randn(1, 8, 2, 65, dtype=torch.bfloat16)[..., :64]  # rows 130 bytes apart
+    assert not hopper.serves(call_of(wide, wide, wide, None))
+    assert not hopper.serves(call_of(q.float(), q.float(), q.float(), None))
+
+
+def call_of(q, k, v, g):
+    return importlib.import_module("linscale.ops.decay_attention.layout").Call(q, k, v, g, None, 1.0)
