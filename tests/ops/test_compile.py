@@ -33,10 +33,7 @@ for kind, dtype in (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat
     g = None if KINDS[kind] is None else torch.empty(KINDS[kind], dtype=torch.float32)
     call = Call(q, k, v, g, None, 1.0)
     saved = passes.run_forward(call, None, True)[2]
-    if kind in ("token", "channel"):
-        passes.run_chunk_grads(call, v, saved, None, None, None)
-    else:
-        passes.run_backward(call, v, saved, None, None, None)
+    passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
 """
 
 

@@ -19,7 +19,6 @@ from linscale.ops.launch import MOST, launch
 CHUNK = 64
 WIDTHS = (64, 128, 256)  # of heads; under per-channel decay the first two
 TESTED = ((3, 6),)  # versions of Triton
-OUTPUT_WARPS, GRADS_WARPS = 1, 2  # times what the state takes
 SEGMENT_COST = 3  # chunks: what reading and writing the states of a segment costs
 STATES_COST = 0.4  # of a walk: what finding the states between segments costs
 
@@ -253,7 +252,8 @@ def _channel_states(
     borders, weights, start, finish, states, gradients, through = tensors
     spare = call.new(0)
     launch(hopper_channel_states_kernel, layout.stretches * call.H, (
-        b, c, call.g, *(spare if x is None else x for x in tensors), *layout.table, chunk_table(call),
+        b, c, call.g, *(spare if x is None else x for x in tensors), call.masks(CHUNK), *layout.table,
+        chunk_table(call),
     ), (
         *b.stride()[:3], *c.stride()[:3], *call.g_strides, layout.length, layout.per_row, layout.span, call.scale,
     ), dict(
@@ -283,15 +283,15 @@ def channel_forward(call: Call, state: Tensor | None, layout: Layout, save: bool
     for strong in (False, True):
         launch(hopper_channel_kernel, layout.stretches * H, (
             q, k, v, call.g, out, saved, *(finish if x is None else x for x in (borders, state)), finish, flags,
-            *layout.table, chunk_table(call),
+            call.masks(CHUNK), *layout.table, chunk_table(call),
         ), (
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *call.g_strides,
             layout.length, layout.per_row, layout.span, call.scale,
         ), dict(
             H=H, K=K, V=V, C=CHUNK, PACKED=call.cu is not None, SEGMENTED=layout.segmented,
             HAS_START=state is not None, SAVE=save, STRONG=strong, PARTS=call.precision.parts,
-            WARPS=warps(V) * OUTPUT_WARPS,
-        ), warps(V) * OUTPUT_WARPS)  # fmt: skip
+            WARPS=warps(V),
+        ), warps(V))  # fmt: skip
     return out, finish, saved
 
 
@@ -311,12 +311,13 @@ def channel_backward(
     flags = torch.zeros(layout.stretches * H, dtype=torch.int32, device=q.device)
     for strong in (False, True):
         launch(hopper_channel_grads_kernel, layout.stretches * H, (
-            q, k, v, g, do, dq, dk, dv, dg, saved, gradients, through, flags, *layout.table, chunk_table(call),
+            q, k, v, g, do, dq, dk, dv, dg, saved, gradients, through, flags, call.masks(CHUNK), *layout.table,
+            chunk_table(call),
         ), (
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *call.g_strides, *do.stride()[:3],
             layout.length, layout.per_row, layout.span, call.scale,
         ), dict(
             H=H, K=K, V=V, C=CHUNK, PACKED=call.cu is not None, STRONG=strong, PARTS=call.precision.parts,
-            WARPS=warps(V) * GRADS_WARPS,
-        ), warps(V) * GRADS_WARPS)  # fmt: skip
+            WARPS=8,
+        ), 8)  # fmt: skip
     return dq, dk, dv, dg

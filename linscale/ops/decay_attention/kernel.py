@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linscale.ops.decay_attention.kernels.step import step_kernel
-from linscale.ops.decay_attention.layout import CHANNEL, HEAD, NONE, TOKEN, Call, new_like, steady, walk_layout
+from linscale.ops.decay_attention.layout import CHANNEL, HEAD, NONE, TOKEN, Call, new_like, steady
 from linscale.ops.decay_attention.passes import kept, run_backward, run_forward
-from linscale.ops.decay_attention.tiles import cdiv, chunk_tiles, width
+from linscale.ops.decay_attention.tiles import cdiv, width
 from linscale.ops.launch import launch
 from linscale.ops.packing import document_lengths
 

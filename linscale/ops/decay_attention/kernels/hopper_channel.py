@@ -26,13 +26,25 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
-from linscale.ops.decay_attention.kernels.hopper_common import MILD, fetch, locate, publish, state_offsets, write
+from linscale.ops.decay_attention.kernels.hopper_common import (
+    BEHIND,
+    BETWEEN,
+    MILD,
+    UP_TO,
+    anew,
+    fetch,
+    locate,
+    publish,
+    split,
+    state_offsets,
+    write,
+)
 from linscale.ops.decay_attention.kernels.hopper_decays import (
     fine,
-    from_middle,
+    four,
     half,
+    mask,
     scale_both,
-    steps_up_to,
     strong_scores,
     sums,
     take_decays,
@@ -41,7 +53,7 @@ from linscale.ops.decay_attention.kernels.hopper_decays import (
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
 def hopper_channel_kernel(
-    q, k, v, g, out, states, borders, start, finish, flags, cu, document_of, first_of, first_chunk,
+    q, k, v, g, out, states, borders, start, finish, flags, masks, cu, document_of, first_of, first_chunk,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
     T, per_row, span, scale,
     H: gl.constexpr, K: gl.constexpr, V: gl.constexpr, C: gl.constexpr, PACKED: gl.constexpr,
@@ -90,13 +102,18 @@ def hopper_channel_kernel(
         g_tiles = g_tile._reinterpret(
             type, [PARTS, C, K], SHARED_K
         )  # as they came; floored and split, in the same place
-        x_tiles = gl.allocate_shared_memory(type, [4, C, K], SHARED_K)
+        x_tiles = four(type, C, K, SHARED_K)
         halves = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         scores_tile = gl.allocate_shared_memory(type, [C, C], SHARED_C)
         out_tile = gl.allocate_shared_memory(type, [C, V], SHARED_V)
         state_tile = gl.allocate_shared_memory(type, [V, K], gl.NVMMASharedLayout.get_default_for([V, K], type))
+
+        steps = gl.arange(0, C, layout=gl.SliceLayout(1, LAYOUT))
         middle_tile = gl.allocate_shared_memory(type, [C, C], SHARED_C)
-        middle_tile.store(from_middle(C, gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0]), C))
+        BLOCKED: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+        r = gl.arange(0, C, layout=gl.SliceLayout(1, BLOCKED))[:, None]
+        c = gl.arange(0, C, layout=gl.SliceLayout(0, BLOCKED))[None, :]
+        middle_tile.store(gl.load(masks + BETWEEN * (C * C) + (r * C + c)))
 
         inside = state_offsets(0, STATE, K, V, V, False)
         own = (document * H + head) * K * V
@@ -124,18 +141,19 @@ def hopper_channel_kernel(
             gl.thread_barrier()
             strongest = take_decays(g_tile, g_tiles, halves, LAYOUT, C, PARTS)
             publish()
-            s = sums(middle_tile, g_tiles, LAYOUT, C, K, PARTS)
+            between = sums(middle_tile, g_tiles, LAYOUT, C, K, PARTS)
+            s = gl.where((anew(steps, t) >= C // 2)[:, None], between, -between)
             mild = strongest >= -MILD
             scores = gl.zeros([C, C], gl.float32, SCORES)
             if STRONG:
                 if not mild:
-                    scores, s, block = strong_scores(
-                        q_tile, k_tile, g_tiles, x_tiles, scores, s, LAYOUT, SCORES, C, K, PARTS
+                    scores, s, _ = strong_scores(
+                        q_tile, k_tile, g_tiles, x_tiles, scores, s, masks, t, LAYOUT, SCORES, C, K, PARTS
                     )
-                    past = sums(steps_up_to(LAYOUT, C, False), g_tiles, LAYOUT, C, K, PARTS)
-                    x_tiles.index(0).store((q_tile.load(LAYOUT).to(gl.float32) * gl.exp2(past)).to(type))
-                    future = sums(steps_up_to(LAYOUT, C, True), g_tiles, LAYOUT, C, K, PARTS)
-                    x_tiles.index(2).store((k_tile.load(LAYOUT).to(gl.float32) * gl.exp2(future)).to(type))
+                    past = sums(mask(masks, UP_TO, LAYOUT, C), g_tiles, LAYOUT, C, K, PARTS)
+                    x_tiles[0].store((q_tile.load(LAYOUT).to(gl.float32) * gl.exp2(past)).to(type))
+                    future = sums(mask(masks, BEHIND, LAYOUT, C), g_tiles, LAYOUT, C, K, PARTS)
+                    x_tiles[2].store((k_tile.load(LAYOUT).to(gl.float32) * gl.exp2(future)).to(type))
             elif not mild:
                 gl.store(flags + program, 1)
                 chunks = 0
@@ -143,8 +161,8 @@ def hopper_channel_kernel(
                 scale_both(q_tile, k_tile, x_tiles, s, LAYOUT)
                 publish()
                 scores = fine(
-                    x_tiles.index(2), x_tiles.index(3),
-                    x_tiles.index(0).permute((1, 0)), x_tiles.index(1).permute((1, 0)), scores,
+                    x_tiles[2], x_tiles[3],
+                    x_tiles[0].permute((1, 0)), x_tiles[1].permute((1, 0)), scores,
                 )  # fmt: skip
                 scores = warpgroup_mma_wait(0, deps=[scores])
                 scores = gl.where(i >= j, scores, 0.0)
@@ -166,11 +184,11 @@ def hopper_channel_kernel(
             async_copy.wait_group(1)
             publish()
             result = warpgroup_mma(
-                state_tile, x_tiles.index(0).permute((1, 0)), gl.zeros([V, C], gl.float32, OUT), use_acc=False,
+                state_tile, x_tiles[0].permute((1, 0)), gl.zeros([V, C], gl.float32, OUT), use_acc=False,
                 is_async=True,
             )  # fmt: skip
             result = warpgroup_mma(v_tile.permute((1, 0)), scores_tile, result, is_async=True)
-            state = warpgroup_mma(v_tile.permute((1, 0)), x_tiles.index(2), state, is_async=True)
+            state = warpgroup_mma(v_tile.permute((1, 0)), x_tiles[2], state, is_async=True)
             if SAVE:
                 at = states + ((number + step) * H + head) * K * V
                 write(at, begin * 0, begin * 0 + V, K, state_tile, V, K)

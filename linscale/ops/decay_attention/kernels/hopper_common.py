@@ -23,6 +23,12 @@ NONE = gl.constexpr(common.NONE.value)
 HEAD = gl.constexpr(common.HEAD.value)
 TOKEN = gl.constexpr(common.TOKEN.value)
 locate = gluon.jit(common.locate.fn)
+# Numbers of matrices in ../masks.py.
+UP_TO = gl.constexpr(0)
+BEHIND = gl.constexpr(1)
+ONWARDS = gl.constexpr(2)
+BEFORE = gl.constexpr(3)
+BETWEEN = gl.constexpr(4)
 
 
 @gluon.jit

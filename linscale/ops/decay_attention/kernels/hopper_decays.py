@@ -7,32 +7,40 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from linscale.ops.decay_attention.kernels.hopper_common import FLOOR, LOG2E, MILD, cut, finished, publish, split
+from linscale.ops.decay_attention.kernels.hopper_common import (
+    BETWEEN,
+    FLOOR,
+    LOG2E,
+    MILD,
+    anew,
+    cut,
+    finished,
+    product,
+    publish,
+    put,
+    split,
+)
 
 
 @gluon.jit
-def middle(i, block):
-    """The step that row i's block is measured from: the last of its first half."""
-    return i // block * block + gl.maximum(block // 2, 1) - 1
+def mask(masks, number, layout: gl.constexpr, C: gl.constexpr):
+    """0/1 matrix `number` of ../masks.py, (C, C), as a left operand for products laid out as `layout`.
 
-
-@gluon.jit
-def from_middle(block, layout: gl.constexpr, C: gl.constexpr):
-    """(C, C), the matrix that takes log decays to s for blocks of `block` rows."""
-    i = gl.arange(0, C, layout=gl.SliceLayout(1, layout))[:, None]
-    t = gl.arange(0, C, layout=gl.SliceLayout(0, layout))[None, :]
-    m = middle(i, block)
-    between = gl.where((t > m) & (t <= i), 1.0, 0.0) - gl.where((t > i) & (t <= m), 1.0, 0.0)
-    return between.to(gl.bfloat16)
-
-
-@gluon.jit
-def steps_up_to(layout: gl.constexpr, C: gl.constexpr, BEHIND: gl.constexpr):
-    """(C, C), the matrix that takes log decays to their sums up to and with each row, or over the rows behind it."""
+    Read, not computed: where entries are constants, ptxas (CUDA 12.8, 13.0) puts them in their registers after the
+    product has read those.
+    """
     operand: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
-    i = gl.arange(0, C, layout=gl.SliceLayout(1, operand))[:, None]
-    t = gl.arange(0, C, layout=gl.SliceLayout(0, operand))[None, :]
-    return gl.where(t > i if BEHIND else t <= i, 1.0, 0.0).to(gl.bfloat16)
+    r = gl.arange(0, C, layout=gl.SliceLayout(1, operand))[:, None]
+    c = gl.arange(0, C, layout=gl.SliceLayout(0, operand))[None, :]
+    return gl.load(masks + number * (C * C) + (r * C + c))
+
+
+@gluon.jit
+def from_middle(masks, level, t, g_tiles, layout: gl.constexpr, C: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr):
+    """s for blocks of C / 2^level rows (C, K): log2 of the decay from the middle of a row's block, positive before it."""
+    between = sums(mask(masks, BETWEEN + level, layout, C), g_tiles, layout, C, K, PARTS)
+    rows = anew(gl.arange(0, C, layout=gl.SliceLayout(1, layout)), t)
+    return gl.where(((rows & (C >> (level + 1))) != 0)[:, None], between, -between)
 
 
 @gluon.jit
@@ -79,14 +87,24 @@ def largest(x):
 
 
 @gluon.jit
+def four(type: gl.constexpr, M: gl.constexpr, N: gl.constexpr, layout: gl.constexpr):
+    """Four tiles (M, N) in shared memory, by themselves: between stores into parts of one, Triton would put barriers."""
+    first = gl.allocate_shared_memory(type, [M, N], layout)
+    second = gl.allocate_shared_memory(type, [M, N], layout)
+    third = gl.allocate_shared_memory(type, [M, N], layout)
+    fourth = gl.allocate_shared_memory(type, [M, N], layout)
+    return first, second, third, fourth
+
+
+@gluon.jit
 def scale_both(q_tile, k_tile, x_tiles, s, layout: gl.constexpr):
     """q~ and k~ into x_tiles 0 to 3: two bf16 numbers each."""
     high, low = split(q_tile.load(layout).to(gl.float32) * gl.exp2(s))
-    x_tiles.index(0).store(high)
-    x_tiles.index(1).store(low)
+    x_tiles[0].store(high)
+    x_tiles[1].store(low)
     high, low = split(k_tile.load(layout).to(gl.float32) * gl.exp2(-s))
-    x_tiles.index(2).store(high)
-    x_tiles.index(3).store(low)
+    x_tiles[2].store(high)
+    x_tiles[3].store(low)
 
 
 @gluon.jit
@@ -106,42 +124,44 @@ def half_scaled(q_tile, k_tile, x_tiles, s, block, layout: gl.constexpr, C: gl.c
     factor = gl.exp2(-gl.abs(s))
     x = gl.where(later, q_tile.load(layout).to(gl.float32), k_tile.load(layout).to(gl.float32)) * factor
     high, low = split(x)
-    x_tiles.index(0).store(high)
-    x_tiles.index(1).store(low)
+    x_tiles[0].store(high)
+    x_tiles[1].store(low)
     return factor
 
 
 @gluon.jit
 def strong_scores(
-    q_tile, k_tile, g_tiles, x_tiles, scores, s,
+    q_tile, k_tile, g_tiles, x_tiles, scores, s, masks, t,
     LAYOUT: gl.constexpr, SCORES: gl.constexpr, C: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """scoresᵀ (of k, of q) of a chunk by halves, and the size of the blocks at the end; q~ and k~ of those blocks are in
-    x_tiles."""
+    """scoresᵀ (of k, of q) of a chunk by halves, and the level of their blocks at the end, C / 2^level rows; q~ and k~ of
+    those blocks are in x_tiles."""
     j = gl.arange(0, C, layout=gl.SliceLayout(1, SCORES))[:, None]
     i = gl.arange(0, C, layout=gl.SliceLayout(0, SCORES))[None, :]
-    block = gl.to_tensor(C)
+    level = gl.to_tensor(0)
     strongest = 2 * MILD
-    while (strongest > MILD) & (block > 1):
+    while strongest > MILD:
+        block = C >> level
         half_scaled(q_tile, k_tile, x_tiles, s, block, LAYOUT, C)
         publish()
-        x, rest = x_tiles.index(0), x_tiles.index(1)
+        x, rest = x_tiles[0], x_tiles[1]
         pairs = fine(x, rest, x.permute((1, 0)), rest.permute((1, 0)), gl.zeros([C, C], gl.float32, SCORES))
         pairs = warpgroup_mma_wait(0, deps=[pairs])
         gl.thread_barrier()
         half = block // 2
         across = (i // block == j // block) & (i // half > j // half)
         scores = gl.where(across, pairs, scores)
-        block = half
-        s = sums(from_middle(block, gl.DotOperandLayout(0, LAYOUT, 2), C), g_tiles, LAYOUT, C, K, PARTS)
+        level += 1
+        s = from_middle(masks, level, t, g_tiles, LAYOUT, C, K, PARTS)
         strongest = largest(s)
     scale_both(q_tile, k_tile, x_tiles, s, LAYOUT)
     publish()
     pairs = fine(
-        x_tiles.index(2), x_tiles.index(3), x_tiles.index(0).permute((1, 0)), x_tiles.index(1).permute((1, 0)),
+        x_tiles[2], x_tiles[3], x_tiles[0].permute((1, 0)), x_tiles[1].permute((1, 0)),
         gl.zeros([C, C], gl.float32, SCORES),
     )  # fmt: skip
     pairs = warpgroup_mma_wait(0, deps=[pairs])
     gl.thread_barrier()
+    block = C >> level
     scores = gl.where((i // block == j // block) & (i >= j), pairs, scores)
-    return scores, s, block
+    return scores, s, level

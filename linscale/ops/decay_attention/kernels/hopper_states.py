@@ -4,13 +4,22 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
-from linscale.ops.decay_attention.kernels.hopper_common import MILD, fetch, locate, publish, state_offsets, write
-from linscale.ops.decay_attention.kernels.hopper_decays import half, steps_up_to, sums, take_decays
+from linscale.ops.decay_attention.kernels.hopper_common import (
+    BEHIND,
+    MILD,
+    UP_TO,
+    fetch,
+    locate,
+    publish,
+    state_offsets,
+    write,
+)
+from linscale.ops.decay_attention.kernels.hopper_decays import half, mask, sums, take_decays
 
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
 def hopper_channel_states_kernel(
-    b, c, g, borders, weights, start, finish, states, gradients, through, cu, document_of, first_of, first_chunk,
+    b, c, g, borders, weights, start, finish, states, gradients, through, masks, cu, document_of, first_of, first_chunk,
     b_row, b_token, b_head, c_row, c_token, c_head, g_row, g_token, g_head, T, per_row, span, scale,
     H: gl.constexpr, K: gl.constexpr, V: gl.constexpr, C: gl.constexpr, PACKED: gl.constexpr,
     REVERSE: gl.constexpr, EVERY_CHUNK: gl.constexpr, SEGMENTED: gl.constexpr, HAS_START: gl.constexpr,
@@ -69,7 +78,7 @@ def hopper_channel_states_kernel(
         if REVERSE:
             state = state / scale
         fade = gl.full([1, K], 1.0, gl.float32, STATE)
-        over = steps_up_to(LAYOUT, C, not REVERSE)
+        over = mask(masks, UP_TO if REVERSE else BEHIND, LAYOUT, C)
         chunks = ((end - begin + (C - 1)) // C).to(gl.int32)
         t = begin + (chunks - 1 if REVERSE else 0) * C
         fetch(b_tiles.index(0), b, t, end, b_token, K, C, WARPS)
