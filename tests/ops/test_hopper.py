@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from linscale.ops import backend, decay_attention
+from linscale.ops.launch import Launch
 from linscale.ops.numerics import Case, changing, check, contaminated, decay_attention_by, make_problem
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
@@ -28,11 +29,11 @@ def launched(monkeypatch):
     """Names of the kernels that run, in the emulator; the device has four multiprocessors."""
     names = []
 
-    def launch(kernel, programs, tensors, numbers, constants, warps, stages=1):
-        names.append(kernel.fn.__name__)
-        run(kernel, programs, tensors, numbers, constants, warps, stages)
+    def launch(self, pieces, tensors):
+        names.append(self.kernel.fn.__name__)
+        run(self.kernel, pieces * self.programs, tensors, self.numbers, self.constants, self.warps, self.stages)
 
-    monkeypatch.setattr(hopper, "launch", launch)
+    monkeypatch.setattr(Launch, "__call__", launch)
     monkeypatch.setattr(hopper, "obstacle", lambda device: None)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 4)
     monkeypatch.setattr(backend, "triton_obstacle", lambda device_type, index: None)

@@ -63,6 +63,7 @@ class Plan:
     strides  from here on of q, k, v and log_decay, each row, token, head
     tiles    those of `chunk_tiles`
     cuts     chunk and slices, as `Call.segments` takes them: of kernels/walk.py, then of kernels/states.py
+    for_hopper  whether the kernels of hopper.py take it
     steady   whether every input is, as the function of this name has it
     """
 
@@ -86,7 +87,18 @@ class Plan:
             (states.chunk, cdiv(self.K, states.keys) * cdiv(width, states.values)),
         )
         widths = (self.K, self.K, width, self.K)
+        self.for_hopper = _for_hopper(self, decay)
         self.steady = all(is_steady(size, x) for size, x in zip(widths, (*strides, g_strides), strict=True))
+
+
+def _for_hopper(plan: Plan, decay: tuple[Strides, torch.dtype] | None) -> bool:
+    """bf16, heads of whole warpgroups, copied 16 bytes at a time; per-channel decay in bf16 or float32."""
+    if plan.dtype != torch.bfloat16 or any(stride % 16 for stride in plan.strides[:9]):
+        return False
+    if plan.kind != CHANNEL or decay is None:
+        return plan.K in (64, 128, 256) and plan.V in (64, 128, 256)
+    known = decay[1] in (torch.bfloat16, torch.float32) and not any(stride % 16 for stride in plan.g_strides)
+    return known and plan.K == plan.V and plan.K in (64, 128)
 
 
 plan_of = lru_cache(MOST)(Plan)

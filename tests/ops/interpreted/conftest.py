@@ -18,7 +18,8 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             if ON_GPU:
                 item.add_marker("gpu")
-                item.add_marker(pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"))  # a hint of inductor's
+                for hint in ("TensorFloat32 tensor cores", "\\s*Online softmax is disabled"):  # of inductor's
+                    item.add_marker(pytest.mark.filterwarnings(f"ignore:{hint}"))
             else:
                 item.add_marker(pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"))
                 # Pairs that a mask discards may overflow, here as on a GPU.

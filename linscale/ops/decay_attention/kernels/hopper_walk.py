@@ -67,7 +67,8 @@ def walk_chunks(
     A: gl.constexpr, X: gl.constexpr, C: gl.constexpr, KIND: gl.constexpr, REVERSE: gl.constexpr,
     OUTPUT: gl.constexpr, SUMS: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A) in STATE's layout.
+    """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A), and log2 of
+    the decay on the way.
     SUMS: write also the sum over X of the output times d (.., X), before it is rounded. strides: of tokens, in a, b, c,
     d, g, out and sums."""
     FINE: gl.constexpr = KIND == TOKEN or SUMS  # the state as two numbers of its type
@@ -110,6 +111,7 @@ def walk_chunks(
                 fetch(d_tiles.index(ahead), d, t, end, strides[3], X, C, WARPS)
         async_copy.commit_group()
 
+    fade = gl.to_tensor(0.0)
     if KIND == TOKEN:
         steps, later_steps = read_steps(g, begin + (chunks - 1 if REVERSE else 0) * C, end, strides[4], C)
     for step in range(chunks):
@@ -137,6 +139,9 @@ def walk_chunks(
             steps, later_steps = read_steps(
                 g, begin + (chunks - 2 - step if REVERSE else step + 1) * C, end, strides[4], C
             )
+
+        if KIND != NONE:
+            fade += total
 
         if OUTPUT:
             a_tile = a_tiles.index(slot)
@@ -221,25 +226,7 @@ def walk_chunks(
         else:
             state, _, _ = warpgroup_mma_wait(0, deps=[state, leading, rest])
     async_copy.wait_group(0)
-    return state
-
-
-@gluon.jit
-def segment_decay(g, begin, end, stride, KIND: gl.constexpr):
-    """log2 of the decay over a segment."""
-    if KIND == HEAD:
-        decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E * (end - begin).to(gl.float32)
-    else:
-        line: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-        token = gl.arange(0, 256, layout=line)
-        sums = gl.zeros([256], gl.float32, line)
-        t = begin
-        while t < end:
-            steps = gl.load(g + (t + token) * stride, mask=token < end - t, other=0.0).to(gl.float32)
-            sums += gl.maximum(steps, FLOOR)
-            t += 256
-        decay = gl.sum(sums, axis=0) * LOG2E
-    return decay
+    return state, fade
 
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
@@ -299,7 +286,7 @@ def hopper_walk_kernel(
         if REVERSE:
             state = state / scale
         strides = (a_token, b_token, c_token, d_token, g_token, H * X, H * slices)
-        state = walk_chunks(
+        state, fade = walk_chunks(
             a, b, c, d, g, out, sums, strides, begin, end, state, scale,
             A, BX, C, KIND, REVERSE, OUTPUT, SUMS, STAGES, WARPS,
         )  # fmt: skip
@@ -325,4 +312,4 @@ def hopper_walk_kernel(
                 line: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
                 wide = gl.arange(0, A, layout=line)
                 at = weights + (segment.to(gl.int64) * H + head) * A + wide
-                gl.store(at, gl.zeros([A], gl.float32, line) + segment_decay(g, begin, end, g_token, KIND))
+                gl.store(at, gl.zeros([A], gl.float32, line) + fade)
