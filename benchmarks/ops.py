@@ -4,11 +4,12 @@
 
 The peer is flash-linear-attention (`pip install flash-linear-attention`), in the same process and the same run, bf16,
 scale 1, warm. Milliseconds are medians with a cold L2 before each call; every number is taken twice and "noise" is the
-larger relative difference. Forward alone keeps nothing for a backward pass. The floor reads every input once and writes
-every output once at the measured copy rate. The goals in milliseconds are for an H100. Memory is the peak of forward
-and backward above the inputs, results included. Before anything is timed, o and every gradient of the last sequence
-are compared with float64: where ours misses its tolerance or has a larger error than the peer (by more than 5 %), no
-speed-up is printed.
+larger relative difference. "Replayed" is forward and backward captured as a CUDA graph: what the device takes when the
+host, whose speed differs from machine to machine, does not hold it up. Forward alone keeps nothing for a backward pass.
+The floor reads every input once and writes every output once at the measured copy rate. The goals in milliseconds are
+for an H100. Memory is the peak of forward and backward above the inputs, results included. Before anything is timed, o
+and every gradient of the last sequence are compared with float64: where ours misses its tolerance or has a larger error
+than the peer (by more than 5 %), no speed-up is printed.
 
 Without a GPU it times the chunk form on the CPU, against the loop over time and against length (ops_cpu.py).
 """

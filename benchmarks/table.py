@@ -15,6 +15,7 @@ from measure import (
     attempt,
     both_call,
     forward_call,
+    graphed,
     median_ms,
     numerics_failures,
     peak_bytes,
@@ -46,6 +47,7 @@ class Side:
     extra_bytes: int | None = None
     forward_ms: list[float] = field(default_factory=list)
     both_ms: list[float] = field(default_factory=list)
+    replayed_ms: float | None = None
 
     @property
     def both(self) -> float:
@@ -81,6 +83,9 @@ def measure_row(
                 side.forward_ms.append(median_ms(forward_call(side.call, x), device))
             if not side.failed and not side.forward_only:
                 side.both_ms.append(median_ms(both_call(side.call, x), device))
+    for side in (mine, *others):
+        if not side.failed and not side.forward_only:
+            replay(side, x, device)
     return summary(row, mine, others, limits)
 
 
@@ -97,6 +102,13 @@ def examine(side: Side, x: Inputs, reference: tuple[Tensor, ...], device: torch.
         return {}
 
     side.failed = attempt(look, device).get("failed", "")
+
+
+def replay(side: Side, x: Inputs, device: torch.device) -> None:
+    """Forward and backward as one CUDA graph: what the device takes where the host is no hindrance."""
+    if device.type == "cuda":
+        found = attempt(lambda: {"ms": median_ms(graphed(both_call(side.call, x), device), device)}, device)
+        side.replayed_ms = found.get("ms")
 
 
 def one_result(operator: Operator, x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
@@ -128,6 +140,9 @@ def summary(row: Row, mine: Side, others: list[Side], limits: Ceilings) -> dict[
         "peer_both_ms": None if peer is None else peer.both,
         "ours_forward_ms": mean(mine.forward_ms) if mine.forward_ms else None,
         "ours_both_ms": mine.both if mine.both_ms else None,
+        "peer_replayed_ms": None if peer is None else peer.replayed_ms,
+        "ours_replayed_ms": mine.replayed_ms,
+        "ratio_replayed": ratio_replayed(peer, mine, failures),
         "over_floor": mine.both / floor_ms if mine.both_ms else None,
         "numerics_failed": failures,
         "ratio": peer.both / mine.both if peer is not None and mine.both_ms and not failures else None,
@@ -135,6 +150,13 @@ def summary(row: Row, mine: Side, others: list[Side], limits: Ceilings) -> dict[
         "memory_ratio": memory,
         "spread": max((max(s.both_ms) / min(s.both_ms) - 1 for s in (mine, *working) if s.both_ms), default=None),
     }
+
+
+def ratio_replayed(peer: Side | None, mine: Side, failures: list[str]) -> float | None:
+    """Of the same peer, both from graphs. None while the numerics fail."""
+    if failures or peer is None or peer.replayed_ms is None or mine.replayed_ms is None:
+        return None
+    return peer.replayed_ms / mine.replayed_ms
 
 
 def errors_to_match(peer: Side | None, others: list[Side]) -> dict[str, float]:
@@ -165,6 +187,10 @@ def print_row(found: dict[str, object], row: Row) -> None:
     )
     if found["numerics_failed"]:
         print(f"    numerics failed, no speed-up: {'; '.join(map(str, found['numerics_failed']))}")  # type: ignore[call-overload]
+    print(
+        f"    replayed from a graph: peer {number('peer_replayed_ms', '.3f')}, ours {number('ours_replayed_ms', '.3f')}"
+        f" ms: {number('ratio_replayed', '.2f', 'x')}"
+    )
     print(f"    errors: ours {shown(mine['errors'])}")
     for side in others:
         state = side["failed"] or side["forward_only"]

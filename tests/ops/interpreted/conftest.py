@@ -32,3 +32,10 @@ def pytest_collection_modifyitems(items):
 def device():
     """Where the kernels run."""
     return torch.device("cuda" if ON_GPU else "cpu")
+
+
+@pytest.fixture(autouse=ON_GPU)
+def _memory_for_others():
+    """Give back what a test's reference took: processes of pytest-xdist share one GPU."""
+    yield
+    torch.cuda.empty_cache()
