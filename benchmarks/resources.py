@@ -1,6 +1,7 @@
 """What the kernels of `decay_attention` take of a GPU, without one: registers, stack (spills), shared memory, products.
 
-    .venv/bin/python benchmarks/resources.py [KIND] [--heads 16] [--keys 128] [--values 128] [--dtype bfloat16]
+    .venv/bin/python benchmarks/resources.py [KIND] [--heads 16] [--keys 128] [--values 128]
+        [--dtype bfloat16] [--general]
 
 Compiles forward and backward of each kind of decay (or of KIND alone) for Hopper, and reads what the assembler says. An
 SM has 65,536 registers and 227 KiB of shared memory: 255 registers and 128 threads allow two programs at a time.
@@ -45,6 +46,7 @@ def main() -> None:
     for name, default in (("heads", 16), ("keys", 128), ("values", 128), ("length", 2048)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--general", action="store_true", help="not the kernels for Hopper")
     options = parser.parse_args()
     driver.set_active(Hopper())
     for kind in [options.kind] if options.kind else KINDS:
@@ -54,30 +56,26 @@ def main() -> None:
 
 def compile_both(kind: str, options: argparse.Namespace) -> None:
     """The kernels of a forward and a backward pass over one sequence."""
-    from linscale.ops.decay_attention import passes
+    from linscale.ops.decay_attention import hopper, passes
     from linscale.ops.decay_attention.layout import Call
+    from linscale.ops.launch import Launch
 
-    passes.launch = report  # type: ignore[assignment]
+    Launch.__call__ = report  # type: ignore[method-assign]
+    hopper.multiprocessors = lambda device: 132  # type: ignore[assignment]
+    hopper.obstacle = lambda device: "not asked for" if options.general else None  # type: ignore[assignment]
     T, H, K, V = options.length, options.heads, options.keys, options.values
     q, k, v = (torch.empty(1, T, H, width, dtype=getattr(torch, options.dtype)) for width in (K, K, V))
     shape = {"head": (H,), "token": (1, T, H), "channel": (1, T, H, K)}.get(kind)
     call = Call(q, k, v, None if shape is None else torch.empty(shape), None, 1.0)
     saved = passes.run_forward(call, None, True)[2]
-    backward: Any = passes.run_chunk_grads if kind in ("token", "channel") else passes.run_backward
-    backward(call, v, saved, None, None, None)
+    passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
 
 
-def report(
-    kernel: Any,
-    programs: int,
-    tensors: Sequence[Tensor],
-    numbers: Sequence[int | float],
-    constants: dict[str, Any],
-    warps: int,
-    stages: int = 1,
-) -> None:
+def report(work: Any, pieces: int, tensors: Sequence[Tensor]) -> None:
     """In place of a launch."""
-    built = kernel.warmup(*tensors, *numbers, grid=(programs,), **constants, num_warps=warps, num_stages=stages)
+    kernel, programs = work.kernel, pieces * work.programs
+    options = {"num_warps": work.warps, "num_stages": work.stages}
+    built = kernel.warmup(*tensors, *work.numbers, grid=(programs,), **work.constants, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -87,7 +85,7 @@ def report(
     registers, stack = (int(match[1]) if match else -1 for match in found.values())
     products = built.asm["ptx"].count("wgmma.mma_async") or built.asm["ptx"].count("mma.sync")
     print(
-        f"  {kernel.__name__:<20}{programs:>7} programs of {warps} warps{registers:>5} registers{stack:>6} B stack"
+        f"  {kernel.__name__:<30}{programs:>7} programs of {work.warps} warps{registers:>5} registers{stack:>6} B stack"
         f"{built.metadata.shared:>8} B shared{products:>5} products"
     )
 

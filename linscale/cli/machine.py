@@ -122,7 +122,13 @@ def operators(device: torch.device) -> list[dict[str, Any]]:
 
 def _attention(dtype: torch.dtype, device: torch.device) -> Choice:
     x = torch.empty(1, 1, 1, 64, dtype=dtype, device=device)
-    return serving("auto", x, x)
+    choice = serving("auto", x, x)
+    if choice.form != "triton" or dtype != torch.bfloat16:
+        return choice
+    obstacle = importlib.import_module("linscale.ops.decay_attention.hopper").obstacle(device)
+    if obstacle is None:
+        return Choice("triton", f"{choice.reason}; heads 64, 128 or 256 wide by the kernels for Hopper")
+    return Choice("triton", f"{choice.reason}; not by the kernels for Hopper: {obstacle}")
 
 
 def _softmax(dtype: torch.dtype, device: torch.device) -> str:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 PROGRAM = """
+import re
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -16,24 +17,39 @@ class Hopper:
     get_current_stream = staticmethod(lambda device=None: 0)
 
 driver.set_active(Hopper())
-from linscale.ops.decay_attention import passes
+from linscale.ops.decay_attention import hopper, passes
 from linscale.ops.decay_attention.layout import Call
+from linscale.ops.linear_scan import kernel as scan
 from linscale.ops.launch import Launch
 
 def compile_only(work, pieces, tensors):
     options = {**work.constants, "num_warps": work.warps, "num_stages": work.stages}
     built = work.kernel.warmup(*tensors, *work.numbers, grid=(pieces * work.programs,), **options)
     assert built.metadata.shared <= 232448, (work.kernel.__name__, built.metadata.shared)  # bytes a program may have
+    # A thread's number times 2^24 and more is no address: half of a vector that has run over into the other half.
+    factors = re.findall(r"mul\\.wide\\.u32\\s+%rd\\d+, %r\\d+, (\\d+);", built.asm["ptx"])
+    assert all(int(factor) < 1 << 24 for factor in factors), (work.kernel.__name__, factors)
     print(work.kernel.__name__)
 
 Launch.__call__ = compile_only
+hopper.multiprocessors = lambda device: 132
 KINDS = {"none": None, "head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, 128)}
-for kind, dtype in (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat16"), ("channel", "bfloat16")):
-    q, k, v = (torch.empty(1, 4096, 16, 128, dtype=getattr(torch, dtype)) for _ in range(3))
-    g = None if KINDS[kind] is None else torch.empty(KINDS[kind], dtype=torch.float32)
-    call = Call(q, k, v, g, None, 1.0)
-    saved = passes.run_forward(call, None, True)[2]
-    passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
+GENERAL = (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat16"), ("channel", "bfloat16"))
+for obstacle, kinds in (("not now", GENERAL), (None, GENERAL[1:])):
+    hopper.obstacle = lambda device: obstacle
+    for kind, dtype in kinds:
+        q, k, v = (torch.empty(1, 4096, 16, 128, dtype=getattr(torch, dtype)) for _ in range(3))
+        g = None if KINDS[kind] is None else torch.empty(KINDS[kind], dtype=torch.float32)
+        call = Call(q, k, v, g, None, 1.0)
+        saved = passes.run_forward(call, None, True)[2]
+        passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
+
+# Packed, three channels, two segments: LLVM made a wrong product of this once, see first_steps in the kernels.
+scan.FILL = 1 << 12
+x, decay, dh = (torch.rand(1, 557, 3, dtype=torch.bfloat16) for _ in range(3))
+state, dfinal, cu = torch.rand(4, 3), torch.rand(4, 3), torch.tensor([0, 1, 2, 224, 557], dtype=torch.int32)
+h, _ = scan.scan(x, decay, state, cu, final=True, steps=scan.STEPS)
+scan.scan_backward(dh, dfinal, h, decay, state, cu)
 """
 
 
@@ -50,3 +66,6 @@ def test_every_kernel_compiles_for_hopper(tmp_path):
     compiled = set(run.stdout.split())
     assert compiled >= {"walk_kernel", "walk_grads_kernel", "states_kernel", "join_kernel", "output_kernel"}
     assert compiled >= {"grads_kernel", "value_grad_kernel", "token_grads_kernel"}
+    assert compiled >= {"hopper_walk_kernel", "hopper_grads_kernel", "hopper_channel_kernel"}
+    assert compiled >= {"hopper_channel_states_kernel", "hopper_channel_grads_kernel"}
+    assert compiled >= {"totals_kernel", "forward_kernel", "backward_kernel"}

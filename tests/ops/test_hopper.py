@@ -8,15 +8,25 @@ import importlib
 import pytest
 import torch
 
-from linscale.ops import backend, decay_attention
+from linscale.ops import backend
 from linscale.ops.launch import Launch
-from linscale.ops.numerics import Case, changing, check, contaminated, decay_attention_by, make_problem
+from linscale.ops.numerics import (
+    TOLERANCE,
+    Case,
+    changing,
+    check,
+    contaminated,
+    decay_attention_by,
+    make_problem,
+    reference_results,
+    relative_errors,
+    results,
+)
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="this Triton has no Gluon")
 
 from .gluon_emulator import run
-from .hopper_target import compile_for_hopper
 
 hopper = importlib.import_module("linscale.ops.decay_attention.hopper")
 KINDS = ("none", "head", "token", "channel")
@@ -61,7 +71,8 @@ def test_lengths(kind, length, launched):
 
 
 @pytest.mark.parametrize(
-    ("kind", "K", "V"), [("none", 256, 128), ("head", 64, 128), ("token", 128, 64), ("none", 128, 256), ("channel", 128, 128)]
+    ("kind", "K", "V"),
+    [("none", 256, 128), ("head", 64, 128), ("token", 128, 64), ("none", 128, 256), ("channel", 128, 128)],
 )
 def test_widths(kind, K, V, launched):
     found = check(Case(kind, 100, "ordinary", torch.bfloat16, K, V), kernels, CPU)
@@ -69,28 +80,19 @@ def test_widths(kind, K, V, launched):
     assert any(name.startswith("hopper") for name in launched)
 
 
-def test_decays_in_bf16_and_strong_ones_beside_mild_ones(launched, monkeypatch):
-    """A strong head is done again by the second launch, and what the first one left of it does not show."""
+def test_decays_in_bf16(launched, monkeypatch):
     segmented(monkeypatch, 2)
     found = check(Case("channel", 200, "ordinary", torch.bfloat16, decay_dtype=torch.bfloat16), kernels, CPU)
     assert not found.failures, found.errors
 
-    def one_strong_head(q, k, v, g, state, cu, scale):
-        g = g * torch.tensor([1.0, 12.0])[:, None]
-        return decay_attention(q, k, v, g, state=state, scale=scale, backend=form)
 
-    for form in ("triton", "chunk"):
-        results = [one_strong_head]
-    form = "triton"
+def test_a_strong_head_beside_a_mild_one(launched, monkeypatch):
+    """It is done again by the second launch, and what the first one left of it does not show."""
+    segmented(monkeypatch, 2)
     problem = make_problem(Case("channel", 200, "ordinary", torch.bfloat16), CPU)
-    gates = problem.log_decay * torch.tensor([1.0, 12.0])[:, None]
-    problem = problem._replace(log_decay=gates)
-    from linscale.ops.numerics import TOLERANCE, reference_results, relative_errors
-    from linscale.ops.numerics import results as results_of
-
-    errors = relative_errors(results_of(kernels, problem), *reference_results(problem))
+    problem = problem._replace(log_decay=problem.log_decay * torch.tensor([1.0, 12.0])[:, None])
+    errors = relative_errors(results(kernels, problem), *reference_results(problem))
     assert all(error <= TOLERANCE[torch.bfloat16][name] for name, error in errors.items()), errors
-    assert results
 
 
 @pytest.mark.parametrize("situation", ["ordinary", "packed"])

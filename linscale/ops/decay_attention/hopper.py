@@ -74,8 +74,8 @@ def cut(heads: int, chunks: int, slots: int) -> int:
 
 
 def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """o, the final states and, if `save`, what the backward pass needs: the states at the borders of segments, of chunks
-    under per-channel decay."""
+    """o, the final states and, if `save`, what the backward pass needs: the states at the borders of segments, or of
+    chunks under per-channel decay."""
     call.q, call.k, call.v, call.g = aligned(call.q), aligned(call.k), aligned(call.v), aligned(call.g)
     layout = walk_segments(call)
     if call.kind == CHANNEL:

@@ -176,8 +176,8 @@ def run_backward(
     call: Call, do: Tensor, saved: Tensor | None, state: Tensor | None, dfinal: Tensor | None, dstate: Tensor | None,
     decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """dq, dk, dv and, if asked for, dlog_decay, (B, T, H) or (B, T, H, K), of a head's one decay too; writes the gradient
-    of `state` into dstate."""
+    """dq, dk, dv and, if asked for, dlog_decay, (B, T, H), of a head's one decay too, or (B, T, H, K); writes the
+    gradient of `state` into dstate."""
     if hopper.serves(call) and (call.kind == CHANNEL or not decay_grad or max(call.K, call.V) <= 128):
         return hopper.run_backward(call, do, saved, state, dfinal, dstate, decay_grad)
     if call.kind == CHANNEL or decay_grad:

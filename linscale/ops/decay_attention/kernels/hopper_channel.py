@@ -15,8 +15,8 @@ then products of these, and each output takes its decay at the very end:
 The gradient of a step's log decay is the sum over all paths that cross it: those of pairs in the chunk, those from a
 state before it, those to behind it, and those through the whole chunk, the row sums of S1 · R1.
 
-This holds while |s| <= MILD, far from where bf16 and float32 end. Where a chunk decays more, `strong` does it by halves:
-pairs across the middle have factors of at most 1 whatever the decay, and what lies within a half is a smaller chunk.
+This holds while |s| <= MILD, far from where bf16 and float32 end. Where a chunk decays more it is done by halves: pairs
+across the middle have factors of at most 1 whatever the decay, and what lies within a half is a smaller chunk.
 
 Operands of A and of dA's products are split in two bf16 numbers (q~ and k~ carry no digits to spare); products with a
 state take one. The forward pass leaves S1 of each chunk, bf16, for the backward pass.
@@ -35,7 +35,6 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     fetch,
     locate,
     publish,
-    split,
     state_offsets,
     write,
 )
@@ -174,7 +173,7 @@ def hopper_channel_kernel(
                 fetch(g_tile, g, t + C, end, g_token, K, C, WARPS)
             async_copy.commit_group()
 
-            # Mild: S1, to which k~ᵀ v is added, then the rest of the decay. Strong: S, and all of its decay before k^ᵀ v.
+            # Mild: S1, to which k~ᵀ v is added, then the rest of the decay. Strong: S, and all of its decay first.
             if not STRONG or mild:
                 state = state * half(halves, 0, STATE)
             state_tile.store(state.to(type))

@@ -22,7 +22,6 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     product,
     publish,
     put,
-    split,
 )
 from linscale.ops.decay_attention.kernels.hopper_decays import (
     fine,
@@ -162,8 +161,8 @@ def strong_grads(
     LAYOUT: gl.constexpr, SCORES: gl.constexpr, C: gl.constexpr, K: gl.constexpr, V: gl.constexpr, H: gl.constexpr,
     PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """As `mild_grads`, with q~ and k~ of blocks of `block` rows in x_tiles, S and R in place of S1 and R1: what crosses
-    the middle of a larger block is taken from `half_scaled` anew."""
+    """As `mild_grads`, with q~ and k~ of blocks of C / 2^level rows in x_tiles, S and R in place of S1 and R1: what
+    crosses the middle of a larger block is taken from `half_scaled` anew."""
     dq, dk, dv, dg = outputs
     operand: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)
     diagonal = pair_products(v_tile, do_tile, pair_tiles, t, LAYOUT, SCORES, C)
@@ -231,7 +230,7 @@ def hopper_channel_grads_kernel(
     H: gl.constexpr, K: gl.constexpr, V: gl.constexpr, C: gl.constexpr, PACKED: gl.constexpr, STRONG: gl.constexpr,
     PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """All gradients of the chunks of one (segment, head), from what the output and hopper_channel_states_kernel left."""
+    """All gradients of the chunks of one (segment, head), from what the output and hopper_states.py left."""
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, K * 4 // WARPS, 16])
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, C * 4 // WARPS, 16])
     type: gl.constexpr = gl.bfloat16
@@ -312,7 +311,8 @@ def hopper_channel_grads_kernel(
                     publish()
                     strong_grads(
                         s, level, outputs, t, end, through + hop * K, states + hop * K * V, q_tile, k_tile, g_tiles,
-                        x_tiles, v_tile, do_tile, state_tile, pair_tiles, masks, scale, LAYOUT, SCORES, C, K, V, H, PARTS, WARPS,
+                        x_tiles, v_tile, do_tile, state_tile, pair_tiles, masks, scale, LAYOUT, SCORES, C, K, V, H,
+                        PARTS, WARPS,
                     )  # fmt: skip
                     gl.thread_barrier()
                     if chunk + 1 < chunks:
@@ -344,8 +344,8 @@ def hopper_channel_grads_kernel(
                 async_copy.wait_group(1)
                 publish()
                 mild_grads(
-                    s, outputs, t, end, through + hop * K, states + hop * K * V, ahead, x_tiles, v_tile, do_tile, state_tile,
-                    pair_tiles, masks, scale, LAYOUT, SCORES, C, K, V, H, WARPS,
+                    s, outputs, t, end, through + hop * K, states + hop * K * V, ahead, x_tiles, v_tile, do_tile,
+                    state_tile, pair_tiles, masks, scale, LAYOUT, SCORES, C, K, V, H, WARPS,
                 )  # fmt: skip
                 gl.thread_barrier()
             elif not STRONG:

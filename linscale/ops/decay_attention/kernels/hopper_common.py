@@ -1,8 +1,8 @@
 """What the Hopper kernels share. They are written in Gluon, which leaves layouts, copies and barriers to their author.
 
-Inputs are copied to shared memory while earlier chunks are worked on (`fetch`), and multiplied from there by warpgroups.
-Whatever a warpgroup reads there must be published first; what it reads from registers is named where its product is
-waited for, or the compiler would put other things in its place.
+Inputs are copied to shared memory while earlier chunks are worked on (`fetch`), and multiplied from there. Whatever a
+warpgroup reads there must be published first; what it reads from registers is named where its product is waited for, or
+the compiler would put other things in its place.
 """
 
 from triton.experimental import gluon
@@ -96,7 +96,7 @@ def state_offsets(part, layout: gl.constexpr, A: gl.constexpr, X: gl.constexpr, 
 
 @gluon.jit
 def finished(total, a):
-    """`total` once no product is under way. a: a left operand; in registers, it must not make way for anything before."""
+    """`total` once no product is under way. a: a left operand, which in registers must not make way before."""
     if isinstance(a, gl.tensor):
         total, _ = warpgroup_mma_wait(0, deps=[total, a])
         return total

@@ -15,9 +15,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     anew,
     cut,
     finished,
-    product,
     publish,
-    put,
     split,
 )
 
@@ -37,7 +35,7 @@ def mask(masks, number, layout: gl.constexpr, C: gl.constexpr):
 
 @gluon.jit
 def from_middle(masks, level, t, g_tiles, layout: gl.constexpr, C: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr):
-    """s for blocks of C / 2^level rows (C, K): log2 of the decay from the middle of a row's block, positive before it."""
+    """s for blocks of C / 2^level rows (C, K): log2 of the decay from the middle of its block, positive before it."""
     between = sums(mask(masks, BETWEEN + level, layout, C), g_tiles, layout, C, K, PARTS)
     rows = anew(gl.arange(0, C, layout=gl.SliceLayout(1, layout)), t)
     return gl.where(((rows & (C >> (level + 1))) != 0)[:, None], between, -between)
@@ -88,7 +86,7 @@ def largest(x):
 
 @gluon.jit
 def four(type: gl.constexpr, M: gl.constexpr, N: gl.constexpr, layout: gl.constexpr):
-    """Four tiles (M, N) in shared memory, by themselves: between stores into parts of one, Triton would put barriers."""
+    """Four tiles (M, N) in shared memory, by themselves: between stores into one, Triton puts barriers."""
     first = gl.allocate_shared_memory(type, [M, N], layout)
     second = gl.allocate_shared_memory(type, [M, N], layout)
     third = gl.allocate_shared_memory(type, [M, N], layout)
@@ -134,8 +132,8 @@ def strong_scores(
     q_tile, k_tile, g_tiles, x_tiles, scores, s, masks, t,
     LAYOUT: gl.constexpr, SCORES: gl.constexpr, C: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """scoresᵀ (of k, of q) of a chunk by halves, and the level of their blocks at the end, C / 2^level rows; q~ and k~ of
-    those blocks are in x_tiles."""
+    """scoresᵀ (of k, of q) of a chunk by halves, and the level of their blocks at the end, C / 2^level rows; q~ and k~
+    of those blocks are in x_tiles."""
     j = gl.arange(0, C, layout=gl.SliceLayout(1, SCORES))[:, None]
     i = gl.arange(0, C, layout=gl.SliceLayout(0, SCORES))[None, :]
     level = gl.to_tensor(0)

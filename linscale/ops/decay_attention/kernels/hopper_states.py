@@ -25,12 +25,12 @@ def hopper_channel_states_kernel(
     REVERSE: gl.constexpr, EVERY_CHUNK: gl.constexpr, SEGMENTED: gl.constexpr, HAS_START: gl.constexpr,
     HAS_FINISH: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """States (V, K) of one (segment, head), forward from k and v, or their gradients over scale, in reverse from q and do.
+    """States (V, K) of one (segment, head), forward from k and v, or their gradients over scale, back from q and do.
 
     EVERY_CHUNK, in reverse only: R1 of every chunk (R of strong ones) into gradients (chunks, H, V, K), bf16, and into
     through (chunks, H, K) what passes through it, from `states`, which the output left; from the states in `borders`.
-    Otherwise: what each segment adds to the next into `borders`, and log2 of the decay over it into weights (segments, H,
-    K), for join_kernel.
+    Otherwise: what each segment adds to the next into `borders`, and log2 of the decay over it into weights (segments,
+    H, K), for join_kernel.
     """
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, K * 4 // WARPS, 16])
     STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [V // 16, WARPS * 16 // V], [16, K * V // (16 * WARPS), 16])

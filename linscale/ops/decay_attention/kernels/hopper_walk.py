@@ -1,7 +1,7 @@
-"""The walks of walk.py as Hopper runs them best: the whole state of a head in registers, matrix products by warpgroups.
+"""The walks of walk.py as Hopper runs them best: the whole state of a head in registers, products by warpgroups.
 
-The recurrence and its roles are those of walk.py. Here everything is kept transposed, Sᵀ (X, A) and outᵀ (X, C), because
-a warpgroup takes the left operand of a product from registers: the state goes from accumulator to operand without
+The recurrence and its roles are those of walk.py. Here everything is kept transposed, Sᵀ (X, A) and outᵀ (X, C): a
+warpgroup takes the left operand of a product from registers: the state goes from accumulator to operand without
 touching shared memory, in which inputs arrive a few chunks ahead. So each input is read from memory once, and a walk
 takes about as long as reading them.
 """
@@ -30,7 +30,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
 
 @gluon.jit
 def read_steps(g, t, end, stride, C: gl.constexpr):
-    """log2 of the decay of each step of a chunk and of the one behind it, 0 where there is none, each warp all of them."""
+    """log2 of the decay of each step of a chunk and of the one behind it, 0 where there is none; in every warp."""
     line: gl.constexpr = gl.BlockedLayout([C // 32], [32], [gl.num_warps()], [0])
     token = gl.arange(0, C, layout=line)
     steps = gl.load(g + (t + token) * stride, mask=(t + token < end) & (t + token >= 0), other=0.0)
@@ -41,7 +41,7 @@ def read_steps(g, t, end, stride, C: gl.constexpr):
 
 @gluon.jit
 def sum_steps(steps, later, line_tiles):
-    """log2 of the decay up to each step, and over those behind it, into line_tiles (2, C). Returns that of the chunk."""
+    """log2 of the decay up to each step, and over those behind it, into line_tiles (2, C); returns the chunk's."""
     line_tiles.index(0).store(gl.associative_scan(steps, 0, add))
     line_tiles.index(1).store(gl.associative_scan(later, 0, add, reverse=True))
     return gl.sum(steps, axis=0)
@@ -148,7 +148,7 @@ def walk_chunks(
             scores = warpgroup_mma(
                 b_tile, a_tile.permute((1, 0)), gl.zeros([C, C], gl.float32, SCORES), use_acc=False, is_async=True
             )
-            # Operands in registers are named where their product is waited for: until then nothing may take their place.
+            # Operands in registers are named where their product is waited for: nothing may take their place before.
             known = gl.convert_layout(state.to(type), gl.DotOperandLayout(0, OUT, 2))
             result = warpgroup_mma(
                 known,

@@ -38,7 +38,7 @@ def hopper_grads_kernel(
         dk = scale ((v doᵀ · decay) q + exp(G_C - G) v Rᵀ)        dv = scale ((k qᵀ · decay) do + exp(G_C - G) k R)
 
     DECAY_GRAD: also dg (B, T, H), from what the walk that gives dq left in `sums` and `crossing`. All paths that cross
-    step t end at a step from t on, or behind the segment: so dg is the sum of q · dq - k · dk from t on, and `crossing`.
+    step t end at a step from t on, or behind the segment: dg is the sum of q · dq - k · dk from t on, and `crossing`.
     Of pairs in a chunk both products are the same numbers, and those with a state are taken from two bf16 numbers for
     it: what does not cross t cancels to seven digits, however long the segment.
     """
