@@ -114,3 +114,24 @@ def test_what_they_do_not_take_goes_elsewhere(launched):
 
 def call_of(q, k, v, g):
     return importlib.import_module("linscale.ops.decay_attention.layout").Call(q, k, v, g, None, 1.0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_without_a_break_is_the_same(kind, packed, launched, monkeypatch):
+    """What the forward pass is said to keep is what it keeps: see `kept` in passes.py."""
+    segmented(monkeypatch, 2)
+    torch.compiler.reset()
+    problem = make_problem(Case(kind, 150, "packed" if packed else "ordinary", torch.bfloat16), CPU)
+    leaves = [x for x in (problem.q, problem.k, problem.v, problem.log_decay, problem.state) if x is not None]
+
+    def call(*tensors):
+        q, k, v, *decay, state = tensors
+        o, final = kernels(q, k, v, decay[0] if decay else None, state, problem.cu_seqlens, problem.scale)
+        return o.float().square().sum() + final.square().sum()
+
+    found = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=False)):
+        tensors = [x.detach().requires_grad_() for x in leaves]
+        found.append(torch.autograd.grad(function(*tensors), tensors))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
