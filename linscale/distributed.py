@@ -1,4 +1,4 @@
-"""Processes: what a worker needs to know about the process that started it, and how many cores there are."""
+"""Processes: what ends them and how, what a worker has of the process that started it, and how many cores there are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -28,6 +29,41 @@ def follow_parent() -> None:
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: stop as after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, so that workers are stopped and the state of a run is written."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    with _on_sigterm(stop):
+        yield
+
+
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM does nothing but be noted: the function given says whether one came. Ctrl-C is as ever."""
+    came: list[int] = []
+    with _on_sigterm(lambda number, frame: came.append(number)):
+        yield lambda: bool(came)
+
+
+@contextlib.contextmanager
+def _on_sigterm(handler: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """How many cores there are, for this process and in this container."""
 
 import os
+import signal
 
 import pytest
 
@@ -39,3 +40,15 @@ def test_a_limit_of_threads_never_raises_one(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_noted_sigterm_is_remembered_and_the_handler_before_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.sigterm_noted() as came:
+        assert not came()
+        signal.raise_signal(signal.SIGTERM)
+        assert came()
+        with pytest.raises(distributed.Terminated), distributed.sigterm_raises():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

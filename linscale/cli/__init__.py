@@ -1,8 +1,8 @@
 """The command line: a dictionary of verbs to functions. A function's signature and docstring are its options and help.
 
 Tables go to standard output, or JSON with --json; progress and errors go to standard error. Exit status: 0 when all
-went well, 1 when some runs of a study or some checks of the doctor failed, 2 for bad input, 130 when interrupted,
-143 when terminated.
+went well or SIGTERM stopped training, which was saved, 1 when some runs of a study or some checks of the doctor
+failed, 2 for bad input, 130 when interrupted, 143 when SIGTERM stopped anything else.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import itertools
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pydantic
 import tyro
 
 from linscale import __version__
 from linscale.config import UserError, explain
+from linscale.distributed import Terminated, sigterm_raises
 
 Verbs = Mapping[str, "str | Verbs"]
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" rather than nothing
     try:
-        with _terminated_like_interrupted():
+        with sigterm_raises():
             return _dispatch(VERBS, words, "linscale")
     except UserError as error:
         return _complain(str(error), 2)
@@ -72,27 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain("terminated; run the same command again to go on", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to go on", 128 + signal.SIGINT)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: stop as after Ctrl-C."""
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises Terminated, so that workers are stopped and the state of a run is written."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(message: str, status: int) -> int:

@@ -12,7 +12,7 @@ import tyro
 
 from linscale.cli.output import Json, duration, file_size, print_json, print_table, stderr_console, stdout_console
 from linscale.config import UserError, human
-from linscale.distributed import cores, limit_threads
+from linscale.distributed import Terminated, cores, limit_threads
 
 if TYPE_CHECKING:
     from linscale.study.ladder import Outcome
@@ -49,7 +49,8 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
 def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = None, json: Json = False) -> int:
     """Train what is missing of a study, evaluate every checkpoint, fit the laws and write the report.
 
-    Killed at any moment and called again it continues; finished and called again it does nothing.
+    Killed at any moment and called again it continues; finished and called again it does nothing. SIGTERM saves the
+    step that each run is at and ends the command with status 0.
 
     Args:
         study: The study file, e.g. configs/study/demo.toml.
@@ -65,7 +66,17 @@ def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = Non
     runs = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
     limit_threads(cores())
     with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
-        outcome = run_study(config, out, LocalExecutor(min(count, len(runs))), watcher)
+        try:
+            outcome = run_study(config, out, LocalExecutor(min(count, len(runs))), watcher)
+        except Terminated:
+            watcher.close()
+            print(
+                f"linscale: {out / config.name}: stopped by SIGTERM and saved; run the same command again to go on",
+                file=sys.stderr,
+            )
+            if json:
+                print_json({"study": str(out / config.name), "state": "stopped"})
+            return 0
     return _conclude(outcome, json)
 
 

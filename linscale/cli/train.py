@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import tyro
 
 from linscale.cli.output import Json, ProgressBar, duration, print_json, print_table
 from linscale.config import human, load_toml
-from linscale.distributed import cores, limit_threads
+from linscale.distributed import cores, limit_threads, sigterm_noted
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train as train_run
 
@@ -20,18 +21,23 @@ def train(config: Annotated[Path, tyro.conf.Positional], *, out: Path | None = N
     Args:
         config: The run: model, data and recipe; configs/train/small.toml is an example.
         out: The run folder. By default runs/<name>.
+
+    SIGTERM saves the step that is being done and ends the command with status 0.
     """
     run: RunConfig = load_toml(config, RunConfig)
     folder = out or Path("runs") / run.name
     limit_threads(cores())
-    with ProgressBar() as bar:
+    with ProgressBar() as bar, sigterm_noted() as stop:
 
         def show(status: dict[str, Any]) -> None:
             loss, speed = status.get("loss"), status.get("tokens_per_s")
             text = run.name + (f"  loss {loss:.3f}" if loss else "") + (f"  {human(speed)} tok/s" if speed else "")
             bar.update(text, status["step"], status["steps"], status["eta_s"])
 
-        status = train_run(folder, run, on_step=show)
+        status = train_run(folder, run, on_step=show, stop=stop)
+    if status["state"] == "stopped":
+        place = f"{folder}: stopped by SIGTERM and saved at step {status['step']} of {status['steps']}"
+        print(f"linscale: {place}; run the same command again to go on", file=sys.stderr)
     if json:
         print_json({"folder": str(folder), **status})
         return

@@ -66,6 +66,10 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of `step` >= 0; the same for the same dataset, arguments and step."""
+        return read_batch(self.dataset, self.split, self.windows_of(step), self.length, self.documents)
+
+    def windows_of(self, step: int) -> np.ndarray:
+        """The numbers of the windows that make up the batch of `step`."""
         if step < 0:
             raise UserError(f"step = {step}: must be at least 0")
         epochs, places = np.divmod(step * self.sequences + self._rows, self.windows)
@@ -73,7 +77,7 @@ class Loader:
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             windows[rows] = permute(places[rows], self.windows, self.seed, int(epoch))
-        return read_batch(self.dataset, self.split, windows, self.length, self.documents)
+        return windows
 
 
 def validation_batches(

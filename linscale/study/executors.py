@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from linscale.config import UserError, parse, to_dict
-from linscale.distributed import cores, follow_parent, limit_threads
+from linscale.distributed import cores, follow_parent, limit_threads, sigterm_noted
 from linscale.train.config import RunConfig
 
 POLL_S = 0.5
+STOPPED = "its process was told to stop (SIGTERM); run the same command again to go on"
 ATTEMPTS = 3  # of a run whose process died under it; each goes on from the run's newest checkpoint
 
 
@@ -70,14 +71,30 @@ class LocalExecutor:
                 poll()
         except BaseException:
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.terminate()  # each saves the step that it is at
             raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            _shut_down(pool)
         return died
 
 
+def _shut_down(pool: ProcessPoolExecutor) -> None:
+    """Wait for what the pool is doing; who interrupts that as well does not want to wait."""
+    try:
+        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+
+
+_worker = contextlib.ExitStack()  # what lasts as long as this process, when it is a worker
+_asked_to_stop: Callable[[], bool]  # whether it had a SIGTERM
+
+
 def _start_worker(threads: int) -> None:
+    global _asked_to_stop
+    _asked_to_stop = _worker.enter_context(sigterm_noted())
     follow_parent()
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
     limit_threads(threads)
@@ -87,8 +104,10 @@ def _train(path: str, config: dict[str, Any]) -> str | None:
     """Train one run; returns what went wrong in one line, with the traceback in the run folder if it is our fault."""
     from linscale.train.trainer import train
 
+    if _asked_to_stop():
+        return STOPPED
     try:
-        train(Path(path), parse(RunConfig, config))
+        status = train(Path(path), parse(RunConfig, config), stop=_asked_to_stop)
     except UserError as error:
         return str(error)
     except Exception as error:
@@ -96,4 +115,4 @@ def _train(path: str, config: dict[str, Any]) -> str | None:
         with contextlib.suppress(OSError):
             trace.write_text(traceback.format_exc(), encoding="utf-8")
         return f"{type(error).__name__}: {error} (see {trace})"
-    return None
+    return STOPPED if status["state"] == "stopped" else None

@@ -47,6 +47,9 @@ class TrainConfig:
     """Decoupled weight decay, on the matrices of linear maps and embeddings only."""
     grad_clip: Annotated[float, pydantic.Field(ge=0.0)] = 1.0
     """Largest norm of the gradient, longer ones are scaled down; 0 turns clipping off."""
+    max_skipped: Natural = 10
+    """Steps in a row that may leave the weights as they are because the loss or the gradient is not finite; the next
+    one stops the run."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     """Learning rate after warm-up: constant, half a cosine down, or constant and then linearly down (wsd)."""
     warmup_tokens: Natural = 0

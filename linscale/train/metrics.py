@@ -13,9 +13,18 @@ from typing import Any
 import torch
 
 from linscale.config import UserError
-from linscale.run_folder import METRICS, STATUS, RecordWriter, code_version, read_json, write_json
+from linscale.run_folder import METRICS, STATUS, RecordWriter, code_version, read_json, read_records, write_json
 
+SKIPPED = "skipped"  # the metric of a step whose loss or gradient was not finite; it has no other but its learning rate
 INTERVAL_S = 1.0  # between two updates of status.json, and the longest wait for a reading of a fast run
+
+
+class TooManySkippedError(Exception):
+    """More steps in a row than `max_skipped` were left out; the last of them, and what was not finite in it."""
+
+    def __init__(self, step: int, count: int, what: str) -> None:
+        super().__init__(f"step {step}: {what} is not finite")
+        self.step, self.count, self.what = step, count, what
 
 
 class RunLog:
@@ -31,6 +40,7 @@ class RunLog:
         self._batch_tokens, self._log_every = settings["train"]["batch_tokens"], settings["train"]["log_every"]
         self._writer = RecordWriter(run / METRICS)
         self._pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
+        self._skipped = skipped_steps(run, start)
         self._began = self._reading_began = time.monotonic()
         self._training_s = self._checkpoint_s = 0.0
         self._status_written = -math.inf
@@ -43,6 +53,7 @@ class RunLog:
             "tokens": start * self._batch_tokens,
             "tokens_per_s": None,
             "loss": earlier.get("loss") if earlier.get("step") == start else None,
+            "skipped": len(self._skipped),
             "elapsed_s": self._earlier_s,
             "eta_s": None,
             "pid": os.getpid(),
@@ -62,7 +73,8 @@ class RunLog:
     def flush(self) -> None:
         """Read the device once, record every pending step, and update the status.
 
-        Raises UserError naming the first step whose loss or gradient is not finite; steps before it are recorded.
+        Raises TooManySkippedError at a step whose loss or gradient is not finite when those of the `max_skipped` steps
+        before it were not either; it and those before it are recorded.
         """
         if not self._pending:
             return
@@ -71,11 +83,15 @@ class RunLog:
         seconds = max(now - self._reading_began, 1e-9)
         rate = len(self._pending) * self._batch_tokens / seconds
         for (step, lr, _, _), (loss, grad_norm) in zip(self._pending, values, strict=True):
-            self._require_finite(step, {"loss": loss, "grad_norm": grad_norm})
-            self._record(step, {"loss": loss, "grad_norm": grad_norm, "learning_rate": lr, "tokens_per_s": rate})
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                self._record(step, {"loss": loss, "grad_norm": grad_norm, "learning_rate": lr, "tokens_per_s": rate})
+                self.status["loss"] = loss
+            else:
+                self._record(step, {SKIPPED: 1.0, "learning_rate": lr})
+                self._skip(step, f"loss = {loss}" if not math.isfinite(loss) else f"grad_norm = {grad_norm}")
         self._pending.clear()
         self._training_s += seconds
-        self.status |= {"step": step, "tokens": step * self._batch_tokens, "tokens_per_s": rate, "loss": loss}
+        self.status |= {"step": step, "tokens": step * self._batch_tokens, "tokens_per_s": rate}
         if now - self._status_written >= INTERVAL_S:
             self._write_status()
         self._reading_began = now
@@ -91,6 +107,11 @@ class RunLog:
         self.status |= {"state": "done", "eta_s": 0.0}
         self._write_status()
 
+    def stop(self) -> None:
+        """The run was asked to stop, and can go on from the checkpoint of its last step."""
+        self.status |= {"state": "stopped", "eta_s": None}
+        self._write_status()
+
     def fail(self, message: str) -> None:
         """The run stopped; where even that cannot be written, the reason still reaches the caller."""
         self.status |= {"state": "failed", "error": message}
@@ -101,12 +122,14 @@ class RunLog:
         """Close metrics.jsonl."""
         self._writer.close()
 
-    def _require_finite(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"step {step}: {name} = {value} is not finite; lower train.lr, or lengthen train.warmup_tokens"
-                )
+    def _skip(self, step: int, what: str) -> None:
+        self._skipped.add(step)
+        self.status["skipped"] = len(self._skipped)
+        count = 1
+        while step - count in self._skipped:
+            count += 1
+        if count > self._settings["train"]["max_skipped"]:
+            raise TooManySkippedError(step, count, what)
 
     def _record(self, step: int, metrics: Mapping[str, float]) -> None:
         tokens = step * self._batch_tokens
@@ -132,6 +155,19 @@ class RunLog:
         training = (self.status["steps"] - step) * self._training_s / (step - self._start)
         saving = (len(self._checkpoints) - saved) * self._checkpoint_s / saved if saved else 0.0
         return round(training + saving, 1)
+
+
+def skipped_steps(run: Path, last: int) -> set[int]:
+    """The steps up to `last` that were left out, as the run's metrics have them."""
+    skipped: set[int] = set()
+    for record in read_records(run / METRICS) if last else ():
+        if record["step"] > last:
+            continue
+        if record["metric"] == SKIPPED:
+            skipped.add(record["step"])
+        elif record["metric"] == "loss":  # trained again after a kill, and then all was well
+            skipped.discard(record["step"])
+    return skipped
 
 
 def read_status(run: Path) -> dict[str, Any]:

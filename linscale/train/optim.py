@@ -57,6 +57,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def skip_unless(optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
+    """Let the next step of a fused optimizer leave everything as it is, moments and step counts too, where `finite`, a
+    scalar on the device, is false. Decided on the device: nothing waits for it."""
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's gradient scaler tells it
+
+
 def clip_gradient(model: nn.Module, grad_clip: float) -> torch.Tensor:
     """Scale the gradient to a norm of at most `grad_clip` (0: leave it) and return the norm it had, on its device."""
     return nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)

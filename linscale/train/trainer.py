@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ from linscale.models import LanguageModel, ModelConfig, build_model
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, disk_errors, locked, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
-from linscale.train.metrics import RunLog, read_status
-from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from linscale.train.diagnose import first_bad_tensor
+from linscale.train.metrics import RunLog, TooManySkippedError, read_status
+from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, Any]], None]
+SHOWN = 8  # numbers of windows in a message
 
 
 @dataclass
@@ -46,13 +49,17 @@ class Run:
     optimizer: torch.optim.Optimizer
 
 
-def train(path: Path, config: RunConfig, *, on_step: OnStep | None = None) -> dict[str, Any]:
+def train(
+    path: Path, config: RunConfig, *, on_step: OnStep | None = None, stop: Callable[[], bool] | None = None
+) -> dict[str, Any]:
     """Train a run to its end in the folder `path` and return its final status.
+
+    `stop` is asked after every step: once it says yes, the step is saved, the status is "stopped", and that is all.
 
     Resumes what is there, and does nothing when the run is finished. `on_step` gets a copy of the status whenever
     the device is read: every `log_every` steps or every second, whichever is sooner, and once at the end.
     Raises UserError when the folder belongs to another config or another process, the data does not fit,
-    the folder cannot be written, or the loss is no longer finite.
+    the folder cannot be written, or the loss is not finite in more than `max_skipped` steps in a row.
     """
     try:
         with disk_errors(path), locked(path):
@@ -64,7 +71,7 @@ def train(path: Path, config: RunConfig, *, on_step: OnStep | None = None) -> di
             saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
             if status.get("state") == "done" and config.train.steps in saved:
                 return status
-            return _train(path, config, settings, dataset, on_step or (lambda status: None))
+            return _train(path, config, settings, dataset, on_step or (lambda status: None), stop or (lambda: False))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
@@ -120,8 +127,9 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def _train(
-    path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, on_step: OnStep
-) -> dict[str, Any]:
+    path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, on_step: OnStep,
+    stop: Callable[[], bool],
+) -> dict[str, Any]:  # fmt: skip
     run = _build(path, config, settings, dataset)
     _write_config(path, settings)
     dataset.tokenizer.save(path)
@@ -129,12 +137,15 @@ def _train(
     start = checkpoint.restore(newest, run.model, run.optimizer) if newest else 0
     log = RunLog(path, settings, checkpoint_steps(config.train), start)
     try:
-        if start and missing_steps(path, task_version(dataset, settings["train"]), [start]):
+        planned = start in checkpoint_steps(config.train)
+        if planned and missing_steps(path, task_version(dataset, settings["train"]), [start]):
             record_validation(path, settings, start, run.model, dataset)
-        _loop(run, log, start, on_step)
-        if config.train.keep_optimizer == "last":
-            checkpoint.prune_optimizers(path, keep=1)
-        log.finish()
+        if _loop(run, log, start, on_step, stop):
+            if config.train.keep_optimizer == "last":
+                checkpoint.prune_optimizers(path, keep=1)
+            log.finish()
+        else:
+            log.stop()
     except BaseException as error:
         log.fail(str(error) or type(error).__name__)
         raise
@@ -153,22 +164,58 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: Tok
     return Run(path, settings, recipe, dataset, loader, model, build_optimizer(model, recipe))
 
 
-def _loop(run: Run, log: RunLog, start: int, on_step: OnStep) -> None:
+def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[], bool]) -> bool:
+    """Whether it came to the end of the run; else it was stopped, and what it has done is saved."""
     checkpoints = set(checkpoint_steps(run.train))
     for step in range(start + 1, run.train.steps + 1):
         lr = learning_rate(run.train, step)
         set_learning_rate(run.optimizer, lr)
         loss = _accumulate(run, step)
         grad_norm = clip_gradient(run.model, run.train.grad_clip)
+        skip_unless(run.optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
         run.optimizer.step()
         run.optimizer.zero_grad()
         log.add(step, lr, loss, grad_norm)
-        if step in checkpoints or log.due():
-            log.flush()  # before a checkpoint, so that none holds what is not finite
+        stopping = stop() and step < run.train.steps
+        if step in checkpoints or stopping or log.due():
+            _flush(run, log)
             on_step(dict(log.status))
-        if step in checkpoints:
+        if step in checkpoints or stopping:
             _save(run, step)
+        if stopping:
+            return False
+        if step in checkpoints:
+            _clear_interim(run)
+            record_validation(run.path, run.settings, step, run.model, run.dataset)
             log.checkpoint_done()
+    return True
+
+
+def _flush(run: Run, log: RunLog) -> None:
+    try:
+        log.flush()
+    except TooManySkippedError as stop:
+        raise UserError(f"{stop}, {stop.count} steps in a row; {_explain(run, stop.step)}") from None
+
+
+def _explain(run: Run, step: int) -> str:
+    """Where a step that was left out is not finite, the windows of its batch, and what to do.
+
+    The weights are those that it met, unless a step after it, in the same reading of the device, went through.
+    """
+    steps = range((step - 1) * run.train.grad_accum_steps, step * run.train.grad_accum_steps)
+    windows: list[int] = []
+    place = None
+    for micro_step in steps:
+        numbers = run.loader.windows_of(micro_step).tolist()
+        bad = None if place else first_bad_tensor(run.model, lambda micro_step=micro_step: _loss(run, micro_step))  # type: ignore[misc]
+        place, windows = (bad, numbers) if bad else (place, windows or numbers)
+    shown = ", ".join(map(str, windows[:SHOWN])) + (", ..." if len(windows) > SHOWN else "")
+    return (
+        f"first not finite: {place or 'nothing, when the step is repeated'}; its batch has windows {shown} of "
+        f"{run.train.length} tokens of {run.dataset.folder}; lower train.lr, lengthen train.warmup_tokens, or raise "
+        f"train.max_skipped = {run.train.max_skipped}"
+    )
 
 
 def _accumulate(run: Run, step: int) -> torch.Tensor:
@@ -176,23 +223,35 @@ def _accumulate(run: Run, step: int) -> torch.Tensor:
     device, accumulation = torch.device(run.settings["device"]), run.train.grad_accum_steps
     total = torch.zeros((), device=device)
     for micro_step in range((step - 1) * accumulation, step * accumulation):
-        batch = run.loader.batch(micro_step)
-        bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
-        with autocast(run.settings["precision"], device):
-            output = run.model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
-        loss = output.loss.sum() / run.train.batch_tokens
+        loss = _loss(run, micro_step)
         loss.backward()
         total += loss.detach()
     return total
 
 
+def _loss(run: Run, micro_step: int) -> torch.Tensor:
+    """What a micro-batch adds to the mean loss of its step."""
+    device = torch.device(run.settings["device"])
+    batch = run.loader.batch(micro_step)
+    bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+    with autocast(run.settings["precision"], device):
+        output = run.model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
+    return output.loss.sum() / run.train.batch_tokens
+
+
 def _save(run: Run, step: int) -> None:
-    """Write the checkpoint of a step, then its validation record: the record never speaks of weights that are lost."""
+    """Write the checkpoint of a step. Its validation record comes after it: it never speaks of lost weights."""
     extra = {"tokens": step * run.train.batch_tokens, "tokenizer": run.dataset.tokenizer.fingerprint}
     checkpoint.save(run.path, step, run.model, run.optimizer, extra)
     if run.train.keep_optimizer == "last":
         checkpoint.prune_optimizers(run.path, keep=2)  # two, so that training survives damage to the newest
-    record_validation(run.path, run.settings, step, run.model, run.dataset)
+
+
+def _clear_interim(run: Run) -> None:
+    """Remove the checkpoints of steps at which the run was stopped: it ends with the files of one that never was."""
+    for path in checkpoint.list_checkpoints(run.path):
+        if checkpoint.step_of(path) not in checkpoint_steps(run.train):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def require_same_config(path: Path, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
@@ -226,7 +285,7 @@ def _write_config(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    free = ("device", "precision", "log_every", "keep_optimizer")  # the precision that was used counts instead
+    free = ("device", "precision", "log_every", "keep_optimizer", "max_skipped")  # the precision used counts instead
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

@@ -225,6 +225,31 @@ def test_signals_and_system_errors_are_one_line(call, monkeypatch):
     thread.join()
 
 
+def test_sigterm_saves_the_step_that_is_being_done_and_the_same_command_goes_on(call, place, monkeypatch):
+    """The handler of the process is the real one; the signal comes from the loop itself, so that it comes in time."""
+    from linscale.train import trainer
+
+    def step(run, number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate(run, number)
+
+    accumulate = trainer._accumulate
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_accumulate", step)
+        status, out, err = call("train", "small.toml", "--out", "stopped", "--json")
+    assert status == 0
+    assert json.loads(out)["state"] == "stopped"
+    assert err.splitlines()[-1] == (
+        "linscale: stopped: stopped by SIGTERM and saved at step 3 of 8; run the same command again to go on"
+    )
+    assert (Path("stopped") / "checkpoints" / "step_00000003").is_dir()
+    status, out, _ = call("train", "small.toml", "--out", "stopped", "--json")
+    assert (status, json.loads(out)["state"]) == (0, "done")
+    name = "checkpoints/step_00000008/model.safetensors"
+    assert (Path("stopped") / name).read_bytes() == (Path("run") / name).read_bytes()
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_the_time_left_and_nothing_before_it_begins(monkeypatch, terminal):
     now = [100.0]

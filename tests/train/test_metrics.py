@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from linscale.config import UserError
 from linscale.run_folder import read_json, read_records
 from linscale.train import metrics
-from linscale.train.metrics import RunLog, read_status
+from linscale.train.metrics import RunLog, TooManySkippedError, read_status, skipped_steps
 
-SETTINGS = {"run": "tiny", "flops_per_token": 2.0, "train": {"batch_tokens": 100, "log_every": 4}}
+SETTINGS = {"run": "tiny", "flops_per_token": 2.0, "train": {"batch_tokens": 100, "log_every": 4, "max_skipped": 1}}
 
 
 class Clock:
@@ -90,16 +89,48 @@ def test_the_status_is_written_about_once_a_second(tmp_path: Path, clock: Clock)
 
 
 @pytest.mark.parametrize(("loss", "norm", "words"), [("nan", "1", "loss = nan"), ("1", "inf", "grad_norm = inf")])
-def test_the_first_step_that_is_not_finite_is_named(
+def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(
     tmp_path: Path, clock: Clock, loss: str, norm: str, words: str
 ) -> None:
+    def bad(log: RunLog, *steps: int) -> None:
+        for step in steps:
+            log.add(step, 0.1, torch.tensor(float(loss)), torch.tensor(float(norm)))
+
     log = RunLog(tmp_path, SETTINGS, [100], start=0)
-    add(log, clock, range(1, 4), 0.1)
-    for step in (4, 5):
-        log.add(step, 0.1, torch.tensor(float(loss)), torch.tensor(float(norm)))
-    with pytest.raises(UserError, match=f"step 4: {words}"):
+    add(log, clock, range(1, 3), 0.1)
+    bad(log, 3)
+    add(log, clock, range(4, 5), 0.1)
+    bad(log, 5)
+    log.flush()
+    assert (log.status["skipped"], log.status["step"], log.status["loss"]) == (2, 5, 1.0)
+    bad(log, 6, 7)
+    with pytest.raises(TooManySkippedError, match=f"step 6: {words}") as stop:
         log.flush()
-    assert values(tmp_path, "loss") == {1: 4.0, 2: 3.0, 3: 2.0}
+    assert (stop.value.step, stop.value.count) == (6, 2)
+    assert values(tmp_path, "loss") == {1: 4.0, 2: 3.0, 4: 1.0}
+    assert values(tmp_path, "skipped") == {3: 1.0, 5: 1.0, 6: 1.0}
+    assert sorted(values(tmp_path, "learning_rate")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_steps_left_out_in_an_earlier_session_count(tmp_path: Path, clock: Clock) -> None:
+    nan = torch.tensor(torch.nan)
+    log = RunLog(tmp_path, SETTINGS, [100], start=0)
+    add(log, clock, range(1, 2), 0.1)
+    log.add(2, 0.1, nan, nan)
+    add(log, clock, range(3, 4), 0.1)
+    log.add(4, 0.1, nan, nan)
+    log.flush()
+    assert skipped_steps(tmp_path, 3) == {2}
+    again = RunLog(tmp_path, SETTINGS, [100], start=1)  # killed, and this time step 2 is well
+    assert again.status["skipped"] == 0
+    add(again, clock, range(2, 4), 0.1)
+    again.add(4, 0.1, nan, nan)
+    again.flush()
+    third = RunLog(tmp_path, SETTINGS, [100], start=4)
+    assert third.status["skipped"] == 1
+    third.add(5, 0.1, nan, nan)
+    with pytest.raises(TooManySkippedError, match="step 5"):
+        third.flush()
 
 
 def test_a_damaged_status_says_nothing(tmp_path: Path) -> None:

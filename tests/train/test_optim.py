@@ -9,7 +9,14 @@ import torch
 from linscale.config import parse
 from linscale.models import LanguageModel, ModelConfig, build_model
 from linscale.train.config import TrainConfig
-from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, parameter_groups, set_learning_rate
+from linscale.train.optim import (
+    build_optimizer,
+    clip_gradient,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+    skip_unless,
+)
 
 ARCHITECTURES = ["llama", "tnl", "hgrn2", "cosformer2"]
 
@@ -49,6 +56,35 @@ def test_weight_decay_is_decoupled_from_the_gradient() -> None:
     for name, parameter in model.named_parameters():
         factor = 1 - 0.5 * 0.1 if id(parameter) in decayed else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_a_skipped_step_leaves_everything_as_it_is_and_others_keep_their_bits() -> None:
+    models = {name: tiny("tnl") for name in ("guarded", "plain")}
+    optimizers = {name: build_optimizer(model, recipe(lr=0.01)) for name, model in models.items()}
+
+    def step(name: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in models[name].parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers[name].step()
+
+    def state(name: str) -> list[torch.Tensor]:
+        tensors = [tensor for entry in optimizers[name].state.values() for tensor in entry.values()]
+        return [tensor.detach().clone() for tensor in (*models[name].parameters(), *tensors)]
+
+    for seed in range(3):
+        skip_unless(optimizers["guarded"], torch.tensor(True))
+        step("guarded", seed)
+        step("plain", seed)
+    before = state("guarded")
+    assert all(map(torch.equal, before, state("plain")))
+    skip_unless(optimizers["guarded"], torch.tensor(False))
+    step("guarded", 99)
+    assert all(map(torch.equal, before, state("guarded")))
+    skip_unless(optimizers["guarded"], torch.tensor(True))
+    step("guarded", 3)
+    step("plain", 3)
+    assert all(map(torch.equal, state("guarded"), state("plain")))
 
 
 def test_constant_rate_after_linear_warm_up() -> None:

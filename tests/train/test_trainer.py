@@ -2,11 +2,12 @@
 
 import errno
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from safetensors.torch import load_file
 
 from linscale import checkpoint, run_folder
 from linscale.config import UserError, parse, to_dict
+from linscale.data.loader import Loader
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.data.shards import TokenDataset
 from linscale.run_folder import latest_records, locked, read_json, read_records
+from linscale.train import trainer
 from linscale.train.config import RunConfig, checkpoint_steps
 from linscale.train.trainer import train
 
@@ -27,7 +31,8 @@ CONFIG_KEYS = [
     *("fingerprint", "code"),
 ]
 STATUS_KEYS = [
-    *("state", "step", "steps", "tokens", "tokens_per_s", "loss", "elapsed_s", "eta_s", "pid", "updated", "error"),
+    *("state", "step", "steps", "tokens", "tokens_per_s", "loss", "skipped", "elapsed_s", "eta_s", "pid", "updated"),
+    "error",
 ]
 
 
@@ -182,48 +187,92 @@ def test_a_finished_run_is_left_alone(make: Make, whole: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock"} == before
 
 
-KILLED = """
-import sys, torch
+def files(run: Path) -> list[str]:
+    return sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
+
+
+@pytest.mark.parametrize("steps", [(1,), (3, 5, 7), (4,), (9,)])
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
+    make: Make, whole: Path, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    run, config, at = tmp_path / "run", make(), 0
+    for step in steps:
+        asked = iter([False] * (step - at - 1) + [True])  # once a step
+        status = train(run, config, stop=lambda asked=asked: next(asked))
+        assert status == read_json(run / "status.json")
+        assert (status["state"], status["step"], status["error"]) == ("stopped", step, None)
+        assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == step
+        at = step
+    train(run, config)
+    assert_same_run(run, whole)
+    assert files(run) == files(whole)
+
+
+def test_a_stop_at_the_last_step_changes_nothing(make: Make, whole: Path, tmp_path: Path) -> None:
+    asked = iter([False] * 9 + [True])
+    status = train(tmp_path / "run", make(), stop=lambda: next(asked))
+    assert status["state"] == "done"
+    assert_same_run(tmp_path / "run", whole)
+
+
+RESTARTED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
 torch.set_num_threads(1)
 from linscale.config import parse
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
-import json
-from pathlib import Path
-print(train(Path(sys.argv[1]), parse(RunConfig, json.loads(sys.argv[2])))["state"], flush=True)
+
+# A process that has loaded everything begins the run again and again in a child, and kills that: half of the times
+# after a random while, half of them as soon as it sees a checkpoint being written. Then the run may come to its end.
+run, config, kills = Path(sys.argv[1]), parse(RunConfig, json.loads(sys.argv[2])), int(sys.argv[3])
+chance, writing, done = random.Random(int(sys.argv[4])), 0, 0
+
+def begin():
+    child = os.fork()
+    if child == 0:
+        train(run, config)
+        os._exit(0)
+    return child
+
+def unfinished():
+    return any(run.glob("checkpoints/.*.tmp"))
+
+for number in range(kills):
+    child = begin()
+    if number % 2:
+        deadline = time.monotonic() + 20
+        while not unfinished() and time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+            pass
+        time.sleep(chance.uniform(0, 0.004))
+    else:
+        time.sleep(chance.uniform(0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    done += not os.WIFSIGNALED(status)
+    writing += unfinished()
+_, status = os.waitpid(begin(), 0)
+print(json.dumps({"status": status, "writing": writing, "done": done}))
 """
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments_loses_nothing(make: Make, tmp_path: Path) -> None:
-    config = make(tokens=120 * 256, checkpoints=30)
-    began = time.monotonic()
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sixty_kills_at_random_moments_lose_nothing(make: Make, tmp_path: Path) -> None:
+    config = make(tokens=400 * 256, checkpoints=80, keep_optimizer="last")
     train(tmp_path / "whole", config)
-    duration = time.monotonic() - began
-    run, chance = tmp_path / "run", random.Random(1)
-    values = json.dumps(
-        {"name": config.name, **{key: to_dict(getattr(config, key)) for key in ("model", "data", "train")}}
-    )
-    command = [sys.executable, "-c", KILLED, str(run), values]
-    killed = 0
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (run / "status.json").exists():
-            time.sleep(0.01)
-        seen = len(list((run / "checkpoints").glob("step_*")))
-        deadline = time.monotonic() + 30
-        while process.poll() is None and len(list((run / "checkpoints").glob("step_*"))) < seen + 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, duration / 8))
-        process.kill()
-        killed += process.wait() != 0
-    assert killed == 2
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "done"
-    left, right = weights(run, 120), weights(tmp_path / "whole", 120)
+    values = {"name": config.name, **{key: to_dict(getattr(config, key)) for key in ("model", "data", "train")}}
+    command = [sys.executable, "-c", RESTARTED, str(tmp_path / "run"), json.dumps(values), "60", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout)
+    assert (found["status"], found["done"]) == (0, 0), result.stderr
+    assert found["writing"] >= 15  # killed inside the writing of a checkpoint
+    left, right = weights(tmp_path / "run", 400), weights(tmp_path / "whole", 400)
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert losses(run) == losses(tmp_path / "whole")
-    assert validation(run) == validation(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert validation(tmp_path / "run") == validation(tmp_path / "whole")
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
 def test_a_lost_validation_record_is_made_first_on_resume(make: Make, whole: Path, tmp_path: Path) -> None:
@@ -372,14 +421,110 @@ def test_a_split_shorter_than_a_window_is_refused_before_the_folder_is_made_a_ru
     assert train(tmp_path / "run", make())["state"] == "done"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step \d+: (loss|grad_norm) = (nan|inf) is not finite"):
-        train(tmp_path / "run", make(lr=1e38, warmup_tokens=0, weight_decay=0.0))
+def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, forward: bool = True) -> None:
+    """Make the loss of some steps, or only its gradient, not finite."""
+    whole = trainer._loss
+
+    def loss(run: trainer.Run, micro_step: int) -> torch.Tensor:
+        value = whole(run, micro_step)
+        if micro_step + 1 not in steps:
+            return value
+        if forward:
+            return value * torch.nan
+        value.register_hook(lambda gradient: gradient * torch.inf)
+        return value
+
+    monkeypatch.setattr(trainer, "_loss", loss)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_step_that_is_not_finite_is_left_out_and_counted(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: bool
+) -> None:
+    spoil(monkeypatch, 5, 6, forward=forward)
+    config = make(checkpoints=10, keep_optimizer="all")
+    status = train(tmp_path / "run", config)
+    assert (status["state"], status["skipped"]) == ("done", 2)
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 7, 8, 9, 10]
+    records = [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["metric"] == "skipped"]
+    assert records == [5, 6]
+    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        before, after = (load_file(tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / name) for step in (4, 6))
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(
+        not torch.equal(weights(tmp_path / "run", 7)[key], value) for key, value in weights(tmp_path / "run", 6).items()
+    )
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run_and_say_where(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 5, 6, 7)
+    with pytest.raises(UserError) as stop:
+        train(tmp_path / "run", make(max_skipped=2, log_every=1))
+    assert re.search(
+        r"step 7: loss = nan is not finite, 3 steps in a row; first not finite: loss; its batch has windows "
+        r"(\d+, ){7}\d+ of 32 tokens of .*data; lower train.lr, .* or raise train.max_skipped = 2",
+        str(stop.value),
+    )
     status = read_json(tmp_path / "run" / "status.json")
-    assert status["state"] == "failed"
-    assert "not finite" in status["error"]
+    assert (status["state"], status["error"], status["skipped"]) == ("failed", str(stop.value), 3)
+    shown = [int(number) for number in re.findall(r"windows ([\d, ]+) of", str(stop.value))[0].split(", ")]
+    batch = Loader(TokenDataset.open(make().data.path), "train", length=32, sequences=8, seed=0).windows_of(6)
+    assert shown == batch.tolist()
+    assert train(tmp_path / "run", make(max_skipped=3))["skipped"] == 3  # the same run, with more patience
+
+
+def test_a_rate_far_too_high_names_the_first_bad_tensor(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"first not finite: (weight|output of|gradient of) \w+"):
+        train(tmp_path / "run", make(lr=1e38, warmup_tokens=0, weight_decay=0.0, max_skipped=1))
+
+
+def test_a_shard_that_vanishes_stops_the_run_and_loses_nothing(
+    make: Make, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+
+    def vanish(status: dict[str, Any]) -> None:
+        if status["step"] == 5:
+            (moved / "train-00000.bin").rename(tmp_path / "kept")
+
+    with pytest.raises(UserError, match=r"train-00000\.bin: missing; "):
+        train(tmp_path / "run", make(path=moved, log_every=1), on_step=vanish)
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"
     for path in checkpoint.list_checkpoints(tmp_path / "run"):
-        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+        checkpoint.verify(path, (checkpoint.MODEL, checkpoint.OPTIMIZER))
+    (tmp_path / "kept").rename(moved / "train-00000.bin")
+    train(tmp_path / "run", make(path=moved))
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_becomes_read_only_stops_the_run_and_loses_nothing(
+    make: Make, whole: Path, tmp_path: Path
+) -> None:
+    def close(status: dict[str, Any]) -> None:
+        if status["step"] == 5:
+            (tmp_path / "run" / "checkpoints").chmod(0o500)
+
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot write the checkpoint .*Permission denied.*make the folder writable"
+        ):
+            train(tmp_path / "run", make(log_every=1), on_step=close)
+    finally:
+        (tmp_path / "run" / "checkpoints").chmod(0o700)
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 4]
+    train(tmp_path / "run", make())
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_place_where_no_checkpoint_can_be_written_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    with pytest.raises(UserError, match=r"step_00000002: cannot write the checkpoint \(.*make the folder writable"):
+        train(tmp_path / "run", make())
 
 
 def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:
