@@ -112,8 +112,90 @@ def test_what_they_do_not_take_goes_elsewhere(launched):
     assert not hopper.serves(call_of(q.float(), q.float(), q.float(), None))
 
 
+def test_a_gpu_of_amd_that_says_9_0_is_none_of_hoppers(monkeypatch):
+    monkeypatch.setattr(hopper, "interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(hopper, "TESTED", (tuple(int(part) for part in hopper.triton.__version__.split(".")[:2]),))
+    obstacle, device = hopper.obstacle.__wrapped__, torch.device("cuda", 0)
+    assert obstacle(device) is None
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "NVIDIA" in obstacle(device)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices_that_cannot_be_copied_16_bytes_at_a_time(kind, launched, monkeypatch):
+    """They begin anywhere, and their tokens are further apart than those of the copies that are made of them."""
+    segmented(monkeypatch, 2)
+    problem = make_problem(Case(kind, 150, "ordinary", torch.bfloat16), CPU)
+    decay = cut_out(problem.log_decay) if kind == "channel" else problem.log_decay
+    q, k, v, do = (cut_out(x) for x in (problem.q, problem.k, problem.v, problem.do))
+    assert hopper.serves(call_of(q, k, v, decay))
+    whole, sliced = results(kernels, problem), results(kernels, problem._replace(q=q, k=k, v=v, log_decay=decay, do=do))
+    assert all(torch.equal(x, sliced[name]) for name, x in whole.items())
+
+
+def cut_out(x):
+    """x as a slice of a wider tensor, two entries behind an address that 16 divides; what is around it is NaN."""
+    wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
+    slice = wide[..., 2 : 2 + x.shape[-1]]
+    return slice.copy_(x)
+
+
+def test_a_batch_of_one_from_rows_an_odd_number_apart(launched, monkeypatch):
+    """Its gradient counts as contiguous, but with its strides Triton cannot copy 16 bytes at a time: it fails."""
+    T, H, V = 100, 2, 64
+    strides = []
+    make = hopper._grads
+    monkeypatch.setattr(hopper, "_grads", lambda plan, do, *others: strides.append(do) or make(plan, do, *others))
+    q, k, v = (torch.randn(1, T, H, V).bfloat16().requires_grad_() for _ in range(3))
+    do = torch.randn(2, T * H * V + 1).bfloat16()[:, : T * H * V].unflatten(1, (T, H, V))[:1]
+    assert do.is_contiguous()
+    assert do.stride(0) % 16
+    o, _ = kernels(q, k, v, None, None, None, 1.0)
+    o.backward(do)
+    assert strides == [(T * H * V, H * V, V, 1)]
+
+
+def test_decays_of_heads_at_any_stride(launched):
+    problem = make_problem(Case("head", 100, "strong", torch.bfloat16), CPU)
+    apart = problem.log_decay.new_full((4,), torch.nan)[::2].copy_(problem.log_decay)
+    equal = problem.log_decay[:1].expand(2)
+    for decay in (apart, equal):
+        whole = results(kernels, problem._replace(log_decay=decay.clone(memory_format=torch.contiguous_format)))
+        found = results(kernels, problem._replace(log_decay=decay))
+        assert all(torch.equal(x, found[name]) for name, x in whole.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boundaries_at_any_stride(kind, launched, monkeypatch):
+    segmented(monkeypatch, 2)
+    problem = make_problem(Case(kind, 150, "packed", torch.bfloat16), CPU)
+    apart = torch.stack([problem.cu_seqlens, problem.cu_seqlens * 0 - 1], dim=1)[:, 0]
+    whole, found = results(kernels, problem), results(kernels, problem._replace(cu_seqlens=apart))
+    assert all(torch.equal(x, found[name]) for name, x in whole.items())
+
+
 def call_of(q, k, v, g):
     return importlib.import_module("linscale.ops.decay_attention.layout").Call(q, k, v, g, None, 1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_for_any_sizes(kind, launched):
+    """Sizes are symbols then, heads too."""
+    torch.compiler.reset()
+
+    def call(q, k, v, decay):
+        o, final = kernels(q, k, v, decay, None, None, 0.125)
+        return o.float().square().sum() + final.square().sum()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch, length, heads in ((2, 150, 2), (3, 70, 3)):
+        q, k, v = (torch.randn(batch, length, heads, 64).bfloat16().requires_grad_() for _ in range(3))
+        steps = (batch, length, heads)
+        shape = {"none": None, "head": (heads,), "token": steps, "channel": (*steps, 64)}[kind]
+        decay = None if shape is None else -torch.rand(shape)
+        found = [torch.autograd.grad(function(q, k, v, decay), (q, k, v)) for function in (call, compiled)]
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linscale.ops.backend import interpreting
 from linscale.ops.decay_attention import hopper_channel
-from linscale.ops.decay_attention.layout import CHANNEL, Call, Layout, Plan, Strides, new_like
+from linscale.ops.decay_attention.layout import CHANNEL, NONE, Call, Layout, Plan, Strides, new_like
 from linscale.ops.decay_attention.tiles import cdiv
 from linscale.ops.launch import MOST, Launch
 
@@ -28,6 +28,8 @@ def obstacle(device: torch.device) -> str | None:
     """Why the Hopper kernels cannot run on this device, or None."""
     if device.type != "cuda" or interpreting():
         return "they are compiled for a GPU, and only for one"
+    if torch.version.hip is not None:  # AMD's gfx90a calls itself 9.0 too
+        return "they are written for NVIDIA's GPUs"
     if torch.cuda.get_device_capability(device) != (9, 0):
         return "they use instructions of compute capability 9.0 alone"
     if importlib.util.find_spec("triton.experimental.gluon.language.nvidia.hopper") is None:
@@ -45,15 +47,23 @@ def serves(call: Call) -> bool:
 
 def aligned(x: Tensor) -> Tensor:
     """x, at an address from which 16 bytes can be copied at a time; itself unless it is a slice cut elsewhere."""
-    return x.clone() if x.data_ptr() % 16 else x
+    return x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % 16 else x
+
+
+def aligned_call(call: Call) -> Call:
+    """The call with `aligned` inputs: the plan of a copy is its own, for a slice's strides are not kept by it."""
+    q, k, v, g = (aligned(x) for x in (call.q, call.k, call.v, call.g))
+    if q is call.q and k is call.k and v is call.v and g is call.g:
+        return call
+    return Call(q, k, v, None if call.kind == NONE else g, call.cu, call.scale)
 
 
 def walk_segments(call: Call) -> Layout:
     """Segments for one call, as many programs at a time as the device holds; o and all gradients walk over the same."""
     plan = call.plan
     slots = multiprocessors(call.q.device) * (2 if plan.kind != CHANNEL and max(plan.K, plan.V) == 64 else 1)
-    chunks = int(cdiv(plan.length, CHUNK))
-    count = cut(int(plan.rows) * plan.H * cdiv(min(plan.K, plan.V), 128), chunks, slots)
+    chunks = int(cdiv(plan.length, CHUNK))  # int: symbols of torch.compile have no hash
+    count = cut(int(plan.rows * plan.H * cdiv(min(plan.K, plan.V), 128)), chunks, slots)
     return Layout(call.q, call.cu, cdiv(chunks, count) * CHUNK)
 
 
@@ -76,7 +86,7 @@ def cut(heads: int, chunks: int, slots: int) -> int:
 def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """o, the final states and, if `save`, what the backward pass needs: the states at the borders of segments, or of
     chunks under per-channel decay."""
-    call.q, call.k, call.v, call.g = aligned(call.q), aligned(call.k), aligned(call.v), aligned(call.g)
+    call = aligned_call(call)
     layout = walk_segments(call)
     if call.kind == CHANNEL:
         return hopper_channel.run_forward(call, layout, state, save)
@@ -91,11 +101,11 @@ def run_backward(
     decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """dq, dk, dv and dlog_decay, (B, T, H) or (B, T, H, K); writes the gradient of `state` into dstate."""
-    q, k, v, call.g, do = aligned(call.q), aligned(call.k), aligned(call.v), aligned(call.g), aligned(do)
-    call.q, call.k, call.v = q, k, v
+    call, do = aligned_call(call), aligned(do)
+    q, k, v = call.q, call.k, call.v
     layout = walk_segments(call)
     if any(stride % 16 for stride in do.stride()[:3]):
-        do = do.contiguous()
+        do = do.clone(memory_format=torch.contiguous_format)  # contiguous() keeps any stride of a batch of one
     if call.kind == CHANNEL:
         assert saved is not None
         return hopper_channel.run_backward(call, layout, do, saved, dfinal, dstate)

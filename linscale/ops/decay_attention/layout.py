@@ -77,7 +77,7 @@ class Plan:
         if decay is not None:
             self.kind, g_strides = {1: HEAD, 3: TOKEN, 4: CHANNEL}[len(decay[0])], decay[0]
         self.precision = precision_of(dtype, None if decay is None else torch.empty(0, dtype=decay[1], device="meta"))
-        self.g_strides = (0, 0, 1) if self.kind == HEAD else g_strides[:3]
+        self.g_strides = (0, 0, *g_strides) if self.kind == HEAD else g_strides[:3]
         self.strides = (*strides[0][:3], *strides[1][:3], *strides[2][:3], *self.g_strides)
         narrow, wide = min(self.K, width), max(self.K, width)
         walks, self.tiles = walk_tiles(dtype, wide, narrow), chunk_tiles(dtype, self.K, width)
@@ -115,7 +115,8 @@ class Call:
             q, k, v = steady(q), steady(k), steady(v)
             log_decay = None if log_decay is None else steady(log_decay)
             plan = _plan(q, k, v, log_decay, cu_seqlens, scale)
-        self.plan, self.q, self.k, self.v, self.cu = plan, q, k, v, cu_seqlens
+        self.plan, self.q, self.k, self.v = plan, q, k, v
+        self.cu = None if cu_seqlens is None else cu_seqlens.contiguous()
         self.g = q if log_decay is None else log_decay
         self.H, self.K, self.V = plan.H, plan.K, plan.V
         self.kind, self.scale, self.precision, self.g_strides = plan.kind, plan.scale, plan.precision, plan.g_strides
