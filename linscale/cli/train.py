@@ -32,6 +32,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], *, out: Path | None = N
         def show(status: dict[str, Any]) -> None:
             loss, speed = status.get("loss"), status.get("tokens_per_s")
             text = run.name + (f"  loss {loss:.3f}" if loss else "") + (f"  {human(speed)} tok/s" if speed else "")
+            text += f"  {status['mfu']:.0%} MFU" if status["mfu"] else ""
             bar.update(text, status["step"], status["steps"], status["eta_s"])
 
         status = train_run(folder, run, on_step=show, stop=stop)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 
 from linscale.distributed import limit_threads
 from linscale.models import ModelConfig, build_model
 from linscale.models.count import flops_per_token
 from linscale.study.plan import PlannedRun
+from linscale.train.utilisation import fastest, matrix_rate
 
 TRIAL_TOKENS = 1024
 LIMIT_S = 2.0  # a pass expected to take longer is priced by the matrix rate instead of being tried
@@ -25,7 +23,7 @@ class Probe:
         """threads: how many a run will have on the CPU."""
         limit_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.matrix_rate = _matrix_rate(self.device)  # FLOP/s
+        self.matrix_rate = matrix_rate(self.device)  # FLOP/s
         self._utilisation = ASSUMED_UTILISATION
         self.tried = 0
 
@@ -43,13 +41,6 @@ class Probe:
         return run.exact_flops / (self._utilisation * self.matrix_rate)
 
 
-def _matrix_rate(device: str) -> float:
-    """FLOP/s of a square matrix product in the precision that training uses there."""
-    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / _fastest(lambda: a @ a, device, repeats=3)
-
-
 def _trial(model_config: ModelConfig, sequences: int, length: int, device: str) -> float:
     """Seconds of one forward and backward pass."""
     model = build_model(model_config).to(device)
@@ -60,16 +51,4 @@ def _trial(model_config: ModelConfig, sequences: int, length: int, device: str) 
             loss = model(tokens, targets=tokens).loss
         loss.mean().backward()
 
-    return _fastest(step, device, repeats=2)
-
-
-def _fastest(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return fastest(step, device, repeats=2)

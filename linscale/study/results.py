@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,36 @@ class RunSummary:
     """Validation bits per byte at the last checkpoint evaluated."""
     tokens_per_s: float | None
     """Median over the run's records."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What one run is doing, as its status file says; None for what it does not say."""
+
+    folder: str
+    run: str
+    study: str | None
+    arch: str
+    params: int
+    """Every parameter."""
+    state: str
+    """running, done, stopped (killed, or by SIGTERM), failed, or not started."""
+    step: int
+    steps: int | None
+    loss: float | None
+    """Training loss of the last step, nats per token."""
+    validation_loss: float | None
+    """At the last checkpoint evaluated, nats per token."""
+    skipped: int
+    """Steps left out because they were not finite."""
+    tokens_per_s: float | None
+    mfu: float | None
+    """Share of the device's matrix rate that went into the model."""
+    eta_s: float | None
+    """Seconds left of a run that is running."""
+    updated: float | None
+    """When the status was written, seconds since 1970."""
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +154,21 @@ def read_summaries(study: Path) -> list[RunSummary]:
     return sorted((_summary(folder) for folder in run_folders(study)), key=lambda s: (s.arch, s.params, s.run))
 
 
+def read_states(root: Path) -> list[RunState]:
+    """Every run at or below `root`, at most two folders deep, those heard of last first; running ones before all.
+
+    Raises UserError when there is no such folder. What is not a run, or damaged, is passed over.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected a folder of runs or of studies")
+    folders = [path.parent for pattern in ("", "*/", "*/*/") for path in root.glob(pattern + CONFIG)]
+    states = []
+    for folder in folders:
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+            states.append(_run_state(folder))
+    return sorted(states, key=lambda state: (state.state != "running", -(state.updated or 0), state.folder))
+
+
 def read_provenance(study: Path) -> Provenance:
     """Study name, and the distinct code versions, data fingerprints, devices and validation protocols of its runs."""
     folders = run_folders(study)
@@ -164,7 +210,6 @@ def interpolated(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 def _summary(folder: Path) -> RunSummary:
     values = _config(folder)
     status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
-    killed = status.get("state") == "running" and not is_locked(folder)
     curve = read_curve(folder, loss="validation")
     speeds = [
         float(r["value"])
@@ -177,7 +222,7 @@ def _summary(folder: Path) -> RunSummary:
         run=str(values["run"]),
         arch=str(values["model"]["arch"]),
         size=str(values.get("size") or values["run"]),
-        state="stopped" if killed else str(status.get("state", "not started")),
+        state=_state(folder, status),
         params=float(values["params"]["non_embedding"]),
         flops_per_token=flops_per_token,
         step=int(status.get("step") or 0),
@@ -188,6 +233,36 @@ def _summary(folder: Path) -> RunSummary:
         bits_per_byte=_last(folder, "bits_per_byte"),
         tokens_per_s=float(np.median(speeds)) if speeds else None,
     )
+
+
+def _run_state(folder: Path) -> RunState:
+    values = _config(folder)
+    status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
+    state = _state(folder, status)
+    return RunState(
+        folder=str(folder),
+        run=str(values["run"]),
+        study=values.get("study"),
+        arch=str(values["model"]["arch"]),
+        params=int(values["params"]["total"]),
+        state=state,
+        step=int(status.get("step") or 0),
+        steps=status.get("steps"),
+        loss=status.get("loss"),
+        validation_loss=_last(folder, "loss"),
+        skipped=int(status.get("skipped") or 0),
+        tokens_per_s=status.get("tokens_per_s"),
+        mfu=status.get("mfu"),
+        eta_s=status.get("eta_s") if state == "running" else None,
+        updated=status.get("updated"),
+        error=status.get("error"),
+    )
+
+
+def _state(folder: Path, status: Mapping[str, Any]) -> str:
+    """A status of "running" that nobody is writing was left by a process that was killed."""
+    killed = status.get("state") == "running" and not is_locked(folder)
+    return "stopped" if killed else str(status.get("state", "not started"))
 
 
 def _last(folder: Path, metric: str) -> float | None:

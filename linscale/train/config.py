@@ -74,6 +74,8 @@ class TrainConfig:
     """Checkpoints that keep their optimizer state. last: the two newest while training, the last one afterwards."""
     log_every: Positive = 10
     """Steps between two readings of the device (sooner when a second has passed); every step is recorded."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Tools that get a copy of the metrics as they come, each of them a package to install."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> TrainConfig:

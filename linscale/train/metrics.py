@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from linscale.config import UserError
 from linscale.run_folder import METRICS, STATUS, RecordWriter, code_version, read_json, read_records, write_json
+from linscale.train.tracking import Tracker
 
 SKIPPED = "skipped"  # the metric of a step whose loss or gradient was not finite; it has no other but its learning rate
 INTERVAL_S = 1.0  # between two updates of status.json, and the longest wait for a reading of a fast run
@@ -30,11 +31,16 @@ class TooManySkippedError(Exception):
 class RunLog:
     """Collects the metrics of each step on the device, and writes them whenever it reads the device."""
 
-    def __init__(self, run: Path, settings: Mapping[str, Any], checkpoints: list[int], start: int) -> None:
+    def __init__(
+        self, run: Path, settings: Mapping[str, Any], checkpoints: list[int], start: int, *,
+        limit: float | None = None, trackers: Sequence[Tracker] = (),
+    ) -> None:  # fmt: skip
         """`settings` is the content of config.json, `start` the step from which this process goes on.
 
-        `checkpoints` are the run's checkpoint steps, the last of them its last step.
+        `checkpoints` are the run's checkpoint steps, the last of them its last step. `limit` is the tokens/s at which
+        the model would use the device in full. `trackers` get what is recorded, and are closed with this.
         """
+        self._limit, self._trackers = limit, trackers
         self._run, self._settings, self._start = run, settings, start
         self._checkpoints = [step for step in checkpoints if step > start]
         self._batch_tokens, self._log_every = settings["train"]["batch_tokens"], settings["train"]["log_every"]
@@ -52,6 +58,7 @@ class RunLog:
             "steps": checkpoints[-1],
             "tokens": start * self._batch_tokens,
             "tokens_per_s": None,
+            "mfu": None,
             "loss": earlier.get("loss") if earlier.get("step") == start else None,
             "skipped": len(self._skipped),
             "elapsed_s": self._earlier_s,
@@ -92,12 +99,15 @@ class RunLog:
         self._pending.clear()
         self._training_s += seconds
         self.status |= {"step": step, "tokens": step * self._batch_tokens, "tokens_per_s": rate}
+        self.status["mfu"] = rate / self._limit if self._limit else None
         if now - self._status_written >= INTERVAL_S:
             self._write_status()
         self._reading_began = now
 
-    def checkpoint_done(self) -> None:
-        """Book the time since the last reading as that of a checkpoint and its evaluation, not of training."""
+    def checkpoint_done(self, step: int, validation: Mapping[str, float]) -> None:
+        """A checkpoint is saved and evaluated: the time since the last reading was its, not that of training."""
+        for tracker in self._trackers:
+            tracker.log(step, {f"validation/{name}": value for name, value in validation.items()})
         now = time.monotonic()
         self._checkpoint_s += now - self._reading_began
         self._reading_began = now
@@ -119,8 +129,10 @@ class RunLog:
             self._write_status()
 
     def close(self) -> None:
-        """Close metrics.jsonl."""
+        """Close metrics.jsonl and the trackers."""
         self._writer.close()
+        for tracker in self._trackers:
+            tracker.close(self.status["state"])
 
     def _skip(self, step: int, what: str) -> None:
         self._skipped.add(step)
@@ -137,6 +149,8 @@ class RunLog:
         head = {"run": self._settings["run"], "step": step, "tokens": tokens, "flops": flops}
         code = code_version()
         self._writer.write(*({**head, "metric": name, "value": value, "code": code} for name, value in metrics.items()))
+        for tracker in self._trackers:
+            tracker.log(step, {**metrics, "tokens": tokens})
 
     def _write_status(self) -> None:
         elapsed = self._earlier_s + time.monotonic() - self._began

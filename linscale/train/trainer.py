@@ -24,12 +24,14 @@ from linscale.data.loader import Loader, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.evaluate.perplexity import autocast, missing_steps, record_validation, task_version
 from linscale.models import LanguageModel, ModelConfig, build_model
-from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
+from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, disk_errors, locked, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
+from linscale.train.tracking import open_trackers
+from linscale.train.utilisation import matrix_rate
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, Any]], None]
@@ -135,7 +137,9 @@ def _train(
     dataset.tokenizer.save(path)
     newest = checkpoint.newest(path, resumable=True, report=logger.warning)
     start = checkpoint.restore(newest, run.model, run.optimizer) if newest else 0
-    log = RunLog(path, settings, checkpoint_steps(config.train), start)
+    limit = matrix_rate(settings["device"]) / flops_per_token(config.model, "train", config.train.length)
+    trackers = open_trackers(config.train.trackers, path, settings, start)
+    log = RunLog(path, settings, checkpoint_steps(config.train), start, limit=limit, trackers=trackers)
     try:
         planned = start in checkpoint_steps(config.train)
         if planned and missing_steps(path, task_version(dataset, settings["train"]), [start]):
@@ -186,8 +190,8 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
             return False
         if step in checkpoints:
             _clear_interim(run)
-            record_validation(run.path, run.settings, step, run.model, run.dataset)
-            log.checkpoint_done()
+            score = record_validation(run.path, run.settings, step, run.model, run.dataset)
+            log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
     return True
 
 
@@ -285,7 +289,14 @@ def _write_config(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    free = ("device", "precision", "log_every", "keep_optimizer", "max_skipped")  # the precision used counts instead
+    free = (
+        "device",
+        "precision",
+        "log_every",
+        "keep_optimizer",
+        "max_skipped",
+        "trackers",
+    )  # the precision used counts
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

@@ -94,7 +94,7 @@ def call(place, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("nope", "unknown command 'linscale nope'; expected one of info, data, train, study, generate"),
+        ("nope", "unknown command 'linscale nope'; expected one of info, data, train, runs, study, generate"),
         ("study nope", "unknown command 'linscale study nope'; expected one of plan, run, status, report"),
         ("info --lenght 5", "--lenght, 5; Perhaps you meant: --length INT"),
         ("info --length many", "--length: invalid literal for int() with base 10: 'many'"),
@@ -161,6 +161,7 @@ def test_a_bad_train_file_is_one_line_and_leaves_no_run(call, place, old, new, p
         "train small.toml --out run",
         "study plan ladder.toml --workers 1",
         "study status ladder.toml",
+        "runs .",
         "generate run --prompt ROMEO: --max-tokens 4",
         " ".join([*PREPARE, "--out", "corpus"]),
     ],

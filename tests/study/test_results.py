@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
-from linscale.run_folder import RecordWriter, write_json
+from linscale.run_folder import RecordWriter, locked, write_json
 from linscale.study.results import (
     interpolated,
     read_provenance,
+    read_states,
     read_study,
     read_summaries,
     smoothed,
 )
 
 
-def write_run(study: Path, run: str, *, arch: str = "tnl", params: float = 1e6, **changes: Any) -> Path:
+def write_run(folder: Path, run: str, *, arch: str = "tnl", params: float = 1e6, **changes: Any) -> Path:
     values = {
         "run": run,
         "study": "shakespeare",
@@ -30,8 +31,8 @@ def write_run(study: Path, run: str, *, arch: str = "tnl", params: float = 1e6, 
         "device": "cpu",
         "code": "0.1.0",
     }
-    write_json(study / run / "config.json", values | changes)
-    return study / run
+    write_json(folder / run / "config.json", values | changes)
+    return folder / run
 
 
 def evaluation(step: int, value: float, metric: str = "loss", **changes: Any) -> dict[str, Any]:
@@ -150,3 +151,32 @@ def test_interpolation_is_exact_for_parabolas_and_silent_outside() -> None:
     values = interpolated(x, x**2 - 2 * x, at)
     assert np.isnan(values[[0, 4]]).all()
     assert values[1:4] == pytest.approx(at[1:4] ** 2 - 2 * at[1:4])
+
+
+def test_states_of_runs_in_studies_and_beside_them_running_first(tmp_path: Path) -> None:
+    status = {"step": 4, "steps": 8, "loss": 5.0, "tokens_per_s": 100.0, "mfu": 0.25, "eta_s": 60.0, "skipped": 2}
+    old = write_run(tmp_path / "ladder", "old")
+    write_json(old / "status.json", {**status, "state": "done", "step": 8, "updated": 10.0, "eta_s": 0.0})
+    write_records(old / "evaluations.jsonl", evaluation(8, 3.0), evaluation(4, 4.0))
+    killed = write_run(tmp_path, "killed", study=None)
+    write_json(killed / "status.json", {**status, "state": "running", "updated": 20.0})
+    failed = write_run(tmp_path, "failed", study=None)
+    write_json(failed / "status.json", {"state": "failed", "step": 0, "updated": 15.0, "error": "no luck"})
+    write_run(tmp_path / "ladder", "planned")
+    (tmp_path / "notes").mkdir()
+    write_json(tmp_path / "damaged" / "config.json", [])
+    live = write_run(tmp_path, "live", study=None)
+    write_json(live / "status.json", {**status, "state": "running", "updated": 5.0})
+    with locked(live):
+        states = read_states(tmp_path)
+    assert [(state.run, state.state) for state in states] == [
+        ("live", "running"), ("killed", "stopped"), ("failed", "failed"), ("old", "done"), ("planned", "not started"),
+    ]  # fmt: skip
+    first, second, third, fourth, _ = states
+    assert (first.step, first.steps, first.loss, first.mfu, first.eta_s, first.skipped) == (4, 8, 5.0, 0.25, 60.0, 2)
+    assert second.eta_s is None
+    assert third.error == "no luck"
+    assert (fourth.folder, fourth.study, fourth.validation_loss) == (str(old), "shakespeare", 3.0)
+    assert [state.run for state in read_states(old)] == ["old"]
+    with pytest.raises(UserError, match="no such folder; expected a folder of runs"):
+        read_states(tmp_path / "none")

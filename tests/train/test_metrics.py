@@ -42,12 +42,12 @@ def values(run: Path, metric: str) -> dict[int, Any]:
 
 
 def test_throughput_and_eta_keep_training_and_checkpoints_apart(tmp_path: Path, clock: Clock) -> None:
-    log = RunLog(tmp_path, SETTINGS, [10, 20, 50, 110], start=10)
+    log = RunLog(tmp_path, SETTINGS, [10, 20, 50, 110], start=10, limit=100.0)
     assert read_json(tmp_path / "status.json")["eta_s"] is None
     add(log, clock, range(11, 21), 2.0)
     log.flush()
     clock.now += 30.0
-    log.checkpoint_done()
+    log.checkpoint_done(20, {})
     add(log, clock, range(21, 31), 4.0)
     log.flush()
     assert values(tmp_path, "tokens_per_s") == {
@@ -57,6 +57,7 @@ def test_throughput_and_eta_keep_training_and_checkpoints_apart(tmp_path: Path, 
     status = read_json(tmp_path / "status.json")
     assert (status["state"], status["step"], status["steps"], status["tokens"]) == ("running", 30, 110, 3000)
     assert status["eta_s"] == 80 * 3.0 + 2 * 30.0
+    assert status["mfu"] == 0.25
     assert status["elapsed_s"] == 90.0
     log.finish()
     assert RunLog(tmp_path, SETTINGS, [10, 20, 50, 110], start=110).status["elapsed_s"] == 90.0

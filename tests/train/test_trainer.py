@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from linscale import checkpoint, run_folder
-from linscale.config import UserError, parse, to_dict
+from linscale.config import UserError, to_dict
 from linscale.data.loader import Loader
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.shards import TokenDataset
@@ -31,49 +30,12 @@ CONFIG_KEYS = [
     *("fingerprint", "code"),
 ]
 STATUS_KEYS = [
-    *("state", "step", "steps", "tokens", "tokens_per_s", "loss", "skipped", "elapsed_s", "eta_s", "pid", "updated"),
-    "error",
+    *("state", "step", "steps", "tokens", "tokens_per_s", "mfu", "loss", "skipped", "elapsed_s", "eta_s", "pid"),
+    *("updated", "error"),
 ]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "ran"], k=6000)
-    (folder / "text.txt").write_text("\n".join(" ".join(words[k : k + 8]) for k in range(0, len(words), 8)) + "\n")
-    options = PrepareOptions(document_bytes=300, val_fraction=0.1, workers=1)
-    prepare([str(folder / "text.txt")], tokenizer="byte", out=folder / "data", options=options)
-    return folder / "data"
-
-
 Make = Callable[..., RunConfig]
-
-
-@pytest.fixture(scope="module")
-def make(data: Path) -> Make:
-    """A function that makes the config of a run of 10 steps with checkpoints at 2, 4, ..., 10."""
-
-    def config(*, model: dict[str, Any] | None = None, path: Path = data, **changes: Any) -> RunConfig:
-        shape = {
-            "arch": "hgrn2",
-            "vocab_size": 257,
-            "d_model": 32,
-            "n_layers": 2,
-            "head_dim": 16,
-            "d_ff": 64,
-            **(model or {}),
-        }
-        recipe = {"tokens": 2560, "batch_tokens": 256, "length": 32, "lr": 3e-3, "warmup_tokens": 512, "device": "cpu"}
-        recipe |= {"checkpoints": 5, "checkpoint_spacing": "linear", "validation_tokens": 256, "log_every": 3}
-        values = {
-            "name": "tiny",
-            "model": {**shape, **(model or {})},
-            "data": {"path": str(path)},
-            "train": {**recipe, **changes},
-        }
-        return parse(RunConfig, values)
-
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +88,7 @@ def test_a_run_learns_and_records_every_step_and_checkpoint(make: Make, data: Pa
     assert list(status) == STATUS_KEYS
     assert status == read_json(tmp_path / "run" / "status.json") == seen[-1]
     assert (status["state"], status["step"], status["tokens"], status["eta_s"]) == ("done", 60, 60 * 256, 0.0)
+    assert 0 < status["mfu"] < 1
     settings = read_json(tmp_path / "run" / "config.json")
     assert list(settings) == CONFIG_KEYS
     assert settings["model"] == to_dict(config.model)
