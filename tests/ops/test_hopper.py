@@ -13,6 +13,7 @@ from linscale.ops.launch import Launch
 from linscale.ops.numerics import (
     TOLERANCE,
     Case,
+    cases,
     changing,
     check,
     contaminated,
@@ -54,7 +55,7 @@ def segmented(monkeypatch, count):
     monkeypatch.setattr(hopper, "cut", lambda heads, chunks, processors: min(count, chunks))
 
 
-@pytest.mark.parametrize("situation", ["ordinary", "strong", "zero", "equal keys", "large", "packed"])
+@pytest.mark.parametrize("situation", cases.SITUATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors_are_within_the_bounds(kind, situation, launched, monkeypatch):
     segmented(monkeypatch, 2)

@@ -18,9 +18,10 @@ from linscale.ops.decay_attention import decay_attention
 Kind = Literal["none", "head", "token", "channel"]
 """Shape of log_decay: None, (H,), (B, T, H), (B, T, H, K)."""
 
-Situation = Literal["ordinary", "strong", "zero", "equal keys", "large", "packed"]
+Situation = Literal["ordinary", "strong", "steep", "zero", "equal keys", "large", "packed"]
 """ordinary    standard normal q, k, v; scale 1/sqrt(K); TNL's slopes, or gates of logsigmoid(2 + normal)
 strong      log decays uniform down to -20 a step, every fifth exactly -20; per head from -20 to -1
+steep       log decays of exactly -10: what a step has from itself is 20000 times what it has from all others
 zero        log decays of exactly 0
 equal keys  one key for all tokens: what is written never averages out
 large       rows of q, k, v and do of norm 1000; scale 1e-6, without which o would pass float16's 65504
@@ -30,7 +31,7 @@ Function = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | Non
 """(q, k, v, log_decay, state, cu_seqlens, scale) -> (o, final state), shapes as in `decay_attention`."""
 
 KINDS: tuple[Kind, ...] = ("none", "head", "token", "channel")
-SITUATIONS: tuple[Situation, ...] = ("ordinary", "strong", "zero", "equal keys", "large", "packed")
+SITUATIONS: tuple[Situation, ...] = ("ordinary", "strong", "steep", "zero", "equal keys", "large", "packed")
 LENGTHS = (1, 15, 63, 64, 65, 500, 4096, 100_000)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 DOCUMENTS = (1, 15, 64, 65, 3, 200, 1, 1, 63, 500)  # lengths, over and over
@@ -128,8 +129,8 @@ def make_problem(case: Case, device: torch.device) -> Problem:
 def _log_decay(case: Case, batch: int, random: torch.Generator) -> Tensor:
     steps = (batch, case.length, HEADS)
     shape = {"head": (HEADS,), "token": steps}.get(case.kind, (*steps, case.K))
-    if case.situation == "zero":
-        return torch.zeros(shape, dtype=torch.float64)
+    if case.situation in ("steep", "zero"):
+        return torch.full(shape, -10.0 if case.situation == "steep" else 0.0, dtype=torch.float64)
     if case.kind == "head":
         slopes = -torch.logspace(-4, -8, HEADS, base=2.0, dtype=torch.float64)
         return torch.linspace(-20, -1, HEADS, dtype=torch.float64) if case.situation == "strong" else slopes
@@ -178,4 +179,5 @@ def all_cases() -> list[Case]:
 def _pairs(situations: tuple[Situation, ...]) -> list[tuple[Kind, Situation]]:
     """Each with each kind of decay; without decay there is none to be strong or zero."""
     pairs = itertools.product(KINDS, situations)
-    return [(kind, situation) for kind, situation in pairs if kind != "none" or situation not in ("strong", "zero")]
+    decaying = ("strong", "steep", "zero")
+    return [(kind, situation) for kind, situation in pairs if kind != "none" or situation not in decaying]

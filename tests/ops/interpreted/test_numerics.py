@@ -21,6 +21,8 @@ TINY = [
     Case("token", 15, "packed", torch.float32, 24, 16),
     Case("channel", 65, "strong", torch.float32, 16, 16),
     Case("channel", 33, "large", torch.float16, 24, 16),
+    Case("head", 65, "steep", torch.bfloat16, 16, 16),
+    Case("token", 33, "steep", torch.float32, 16, 16),
 ]
 CASES = TINY if interpreting() else all_cases()
 SOUND = [

@@ -63,14 +63,14 @@ def decays(g, t, end, rows, line_tiles, KIND: gl.constexpr, C: gl.constexpr):
 
 @gluon.jit
 def walk_chunks(
-    a, b, c, d, g, out, sums, strides, begin, end, state, scale,
+    a, b, c, d, g, out, sums, strides, begin, end, unwritten, state, scale,
     A: gl.constexpr, X: gl.constexpr, C: gl.constexpr, KIND: gl.constexpr, REVERSE: gl.constexpr,
     OUTPUT: gl.constexpr, SUMS: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A), and log2 of
     the decay on the way.
-    SUMS: write also the sum over X of the output times d (.., X), before it is rounded. strides: of tokens, in a, b, c,
-    d, g, out and sums."""
+    SUMS: write also the sum over X of the output times d (.., X), before it is rounded and without what a step has from
+    itself; and leave the step `unwritten` out of the state. strides: of tokens, in a, b, c, d, g, out and sums."""
     FINE: gl.constexpr = KIND == TOKEN or SUMS  # the state as two numbers of its type
     type: gl.constexpr = b.dtype.element_ty
     SHARED_A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, A], type)
@@ -91,7 +91,7 @@ def walk_chunks(
     read = gl.arange(0, C, layout=gl.SliceLayout(1, SCORES))
     reads = gl.arange(0, C, layout=gl.SliceLayout(0, SCORES))
     later = read[:, None] - reads[None, :] if REVERSE else reads[None, :] - read[:, None]
-    causal = later >= 0
+    causal = later > 0 if SUMS else later >= 0
     if KIND == HEAD:
         decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
         between = gl.where(causal, gl.exp2(gl.where(causal, later, 0).to(gl.float32) * decay), 0.0)
@@ -169,6 +169,8 @@ def walk_chunks(
                 scores = warpgroup_mma_wait(2, deps=[scores])
             else:
                 scores = warpgroup_mma_wait(1, deps=[scores])
+            if SUMS:
+                itself = gl.convert_layout(gl.sum(gl.where(later == 0, scores, 0.0), axis=0), gl.SliceLayout(0, OUT))
             if KIND == NONE:
                 scores = gl.where(causal, scores, 0.0)
             elif KIND == HEAD:
@@ -196,7 +198,10 @@ def walk_chunks(
         else:
             past, future = decays(g, t, end, steps_faded, line_tiles, KIND, C)
             faded = c_tile.permute((1, 0)).load(FADED).to(gl.float32)
-            faded *= gl.exp2(past if REVERSE else future)[None, :]
+            weight = gl.exp2(past if REVERSE else future)
+            if SUMS:
+                weight = gl.where(t + steps_faded == unwritten, 0.0, weight)
+            faded *= weight[None, :]
             leading = faded.to(type)
             state *= gl.exp2(total)
             rest = (faded - leading.to(gl.float32)).to(type)
@@ -212,6 +217,7 @@ def walk_chunks(
             if SUMS:
                 met = gl.sum(result * d_tiles.index(slot).permute((1, 0)).load(OUT).to(gl.float32), axis=0)
                 gl.store(sums + (t + columns) * strides[6], met, mask=columns < end - t)
+                result += (itself * scale)[None, :] * c_tile.permute((1, 0)).load(OUT).to(gl.float32)
             out_tile.permute((1, 0)).store(result.to(type))
             gl.thread_barrier()
             ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // X, X // 8], [WARPS, 1], [1, 0])
@@ -245,7 +251,7 @@ def hopper_walk_kernel(
                of the decay over it into weights (segments, H, K), for join_kernel
     SUMS       for the gradient of log decays, of the walk that gives dq: d is q, sums (B, T, H, slices) their products,
                crossing (segments, H, slices) the products of the state behind a segment and its gradient, which is in
-               `behind` or, if HAS_FINAL, in `final`
+               `behind` or, if HAS_FINAL, in `final`; there without what the last step wrote, which crosses nothing
     borders, start, finish, behind, final   (.., H, A, X) float32, stored (X, A) if TRANSPOSED
     """
     program = gl.program_id(0)
@@ -286,8 +292,9 @@ def hopper_walk_kernel(
         if REVERSE:
             state = state / scale
         strides = (a_token, b_token, c_token, d_token, g_token, H * X, H * slices)
+        unwritten = gl.where(closing, end - 1, -1) if HAS_FINAL else end
         state, fade = walk_chunks(
-            a, b, c, d, g, out, sums, strides, begin, end, state, scale,
+            a, b, c, d, g, out, sums, strides, begin, end, unwritten, state, scale,
             A, BX, C, KIND, REVERSE, OUTPUT, SUMS, STAGES, WARPS,
         )  # fmt: skip
         if REVERSE:

@@ -40,7 +40,9 @@ def hopper_grads_kernel(
     DECAY_GRAD: also dg (B, T, H), from what the walk that gives dq left in `sums` and `crossing`. All paths that cross
     step t end at a step from t on, or behind the segment: dg is the sum of q · dq - k · dk from t on, and `crossing`.
     Of pairs in a chunk both products are the same numbers, and those with a state are taken from two bf16 numbers for
-    it: what does not cross t cancels to seven digits, however long the segment.
+    it: what does not cross t cancels to seven digits, however long the segment. What a step reads from itself crosses
+    nothing and is left out: under strong decay it is far larger than all that counts, and so are its last digits. So
+    are those of what the final state has from the last step.
     """
     FINE: gl.constexpr = KIND == TOKEN or DECAY_GRAD
     type: gl.constexpr = q.dtype.element_ty
@@ -170,6 +172,9 @@ def hopper_grads_kernel(
             scores = gl.where(causal, scores, 0.0) if KIND == NONE else scores * between
             scores_tile.store(scores.to(type))
             dscores = warpgroup_mma_wait(4 if FINE else 2, deps=[dscores])
+            if DECAY_GRAD:
+                itself = gl.convert_layout(gl.sum(gl.where(later == 0, dscores, 0.0), axis=1), gl.SliceLayout(1, OUT_K))
+                dscores = gl.where(later == 0, 0.0, dscores)
             dscores = gl.where(causal, dscores, 0.0) if KIND == NONE else dscores * between
             dscores_tile.store(dscores.to(type))
             fence_async_shared()
@@ -207,6 +212,9 @@ def hopper_grads_kernel(
                 mask=live_v,
             )
             dk_tile = warpgroup_mma_wait(1 if KIND == NONE else 2, deps=[dk_tile])
+            if DECAY_GRAD:
+                met_k = gl.sum(dk_tile * scale * k_tile.load(OUT_K).to(gl.float32), axis=1)
+                dk_tile += itself[:, None] * q_tile.load(OUT_K).to(gl.float32)
             tokens_k = gl.arange(0, C, layout=gl.SliceLayout(1, ROWS_K))
             across_k = gl.arange(0, K, layout=gl.SliceLayout(0, ROWS_K))
             live_k = (tokens_k < end - t)[:, None] & (across_k < K)[None, :]
@@ -219,7 +227,9 @@ def hopper_grads_kernel(
                 line: gl.constexpr = gl.BlockedLayout([C // 32], [32], [WARPS], [0])
                 token = gl.arange(0, C, layout=line)
                 ended = gl.load(sums + (t + token) * H, mask=token < end - t, other=0.0)
-                begun = gl.convert_layout(gl.sum(dk_tile * scale * k_tile.load(OUT_K).to(gl.float32), axis=1), line)
+                begun = gl.convert_layout(met_k, line)
+                if HAS_FINAL:
+                    begun = gl.where((t + token == end - 1) & opening, 0.0, begun)
                 met = ended - begun
                 onwards = gl.associative_scan(met, 0, add, reverse=True) + crossed
                 gl.store(dg + (t + token) * H, onwards, mask=token < end - t)
