@@ -180,6 +180,7 @@ def call_of(q, k, v, g):
     return importlib.import_module("linscale.ops.decay_attention.layout").Call(q, k, v, g, None, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_for_any_sizes(kind, launched):
     """Sizes are symbols then, heads too."""
@@ -199,6 +200,7 @@ def test_compiled_for_any_sizes(kind, launched):
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_without_a_break_is_the_same(kind, packed, launched, monkeypatch):
