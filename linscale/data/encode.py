@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
@@ -54,15 +54,21 @@ class Encoder:
 
 
 def encode_in_order(batches: Iterator[Batch], encode: Encoder, workers: int) -> Generator[tuple[Batch, list[Encoded]]]:
-    """Every batch with its documents encoded, in order; at most two batches a worker are under way."""
+    """Every batch with its documents encoded, in order; at most two batches a worker are under way.
+
+    A single worker is a thread of this process. It never is a process's first thread that encodes: the tokenizers
+    library is a third faster in any other one (glibc; benchmarks/NOTES.md, 2026-11-26).
+    """
     if workers == 1:
-        yield from ((batch, encode(batch.texts)) for batch in batches)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encode,))
+        pool: Executor = ThreadPoolExecutor(1)
+        work: Callable[[list[str]], list[Encoded]] = encode
+    else:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (encode,))
+        work = _encode
     pending: deque[tuple[Batch, Future[list[Encoded]]]] = deque()
     try:
         for batch in batches:
-            pending.append((batch, pool.submit(_encode, batch.texts)))
+            pending.append((batch, pool.submit(work, batch.texts)))
             if len(pending) >= 2 * workers:
                 done, future = pending.popleft()
                 yield done, future.result()
@@ -75,15 +81,15 @@ def encode_in_order(batches: Iterator[Batch], encode: Encoder, workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-_encoder: Encoder | None = None
+_encoder: Encoder
+_thread: Executor  # of a worker process
 
 
 def _start_worker(encoder: Encoder) -> None:
-    global _encoder
-    _encoder = encoder
+    global _encoder, _thread
+    _encoder, _thread = encoder, ThreadPoolExecutor(1)
     follow_parent()
 
 
 def _encode(texts: list[str]) -> list[Encoded]:
-    assert _encoder is not None
-    return _encoder(texts)
+    return _thread.submit(_encoder, texts).result()

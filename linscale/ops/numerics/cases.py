@@ -165,7 +165,7 @@ def all_cases() -> list[Case]:
         for kind, situation in _pairs(SITUATIONS)
     ]
     for dtype in DTYPES:
-        for K in (128, 256):  # of the models
+        for K in (64, 128, 256):  # of the models, and one where halves of a program on Hopper do the same
             pairs = _pairs(("ordinary", "strong", "packed"))
             cases += [Case(kind, 500, situation, dtype, K, 128) for kind, situation in pairs]
         for K, V in ((16, 16), (100, 72), (256, 256)):
