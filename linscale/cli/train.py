@@ -18,11 +18,11 @@ from linscale.train.trainer import train as train_run
 def train(config: Annotated[Path, tyro.conf.Positional], *, out: Path | None = None, json: Json = False) -> None:
     """Train one model from a TOML file, or go on with it from its newest checkpoint.
 
+    SIGTERM saves the step that is being done and ends the command with status 0.
+
     Args:
         config: The run: model, data and recipe; configs/train/small.toml is an example.
         out: The run folder. By default runs/<name>.
-
-    SIGTERM saves the step that is being done and ends the command with status 0.
     """
     run: RunConfig = load_toml(config, RunConfig)
     folder = out or Path("runs") / run.name

@@ -209,7 +209,7 @@ def interpolated(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def _summary(folder: Path) -> RunSummary:
     values = _config(folder)
-    status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
+    status = _status(folder)
     curve = read_curve(folder, loss="validation")
     speeds = [
         float(r["value"])
@@ -222,7 +222,7 @@ def _summary(folder: Path) -> RunSummary:
         run=str(values["run"]),
         arch=str(values["model"]["arch"]),
         size=str(values.get("size") or values["run"]),
-        state=_state(folder, status),
+        state=status["state"],
         params=float(values["params"]["non_embedding"]),
         flops_per_token=flops_per_token,
         step=int(status.get("step") or 0),
@@ -237,15 +237,14 @@ def _summary(folder: Path) -> RunSummary:
 
 def _run_state(folder: Path) -> RunState:
     values = _config(folder)
-    status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
-    state = _state(folder, status)
+    status = _status(folder)
     return RunState(
         folder=str(folder),
         run=str(values["run"]),
         study=values.get("study"),
         arch=str(values["model"]["arch"]),
         params=int(values["params"]["total"]),
-        state=state,
+        state=status["state"],
         step=int(status.get("step") or 0),
         steps=status.get("steps"),
         loss=status.get("loss"),
@@ -253,16 +252,17 @@ def _run_state(folder: Path) -> RunState:
         skipped=int(status.get("skipped") or 0),
         tokens_per_s=status.get("tokens_per_s"),
         mfu=status.get("mfu"),
-        eta_s=status.get("eta_s") if state == "running" else None,
+        eta_s=status.get("eta_s") if status["state"] == "running" else None,
         updated=status.get("updated"),
         error=status.get("error"),
     )
 
 
-def _state(folder: Path, status: Mapping[str, Any]) -> str:
-    """A status of "running" that nobody is writing was left by a process that was killed."""
+def _status(folder: Path) -> dict[str, Any]:
+    """The content of status.json with its state as it is: a "running" that nobody writes was left by a kill."""
+    status: dict[str, Any] = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
     killed = status.get("state") == "running" and not is_locked(folder)
-    return "stopped" if killed else str(status.get("state", "not started"))
+    return {**status, "state": "stopped" if killed else str(status.get("state", "not started"))}
 
 
 def _last(folder: Path, metric: str) -> float | None:

@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,10 @@ def _explain(run: Run, step: int) -> str:
 
     The weights are those that it met, unless a step after it, in the same reading of the device, went through.
     """
-    steps = range((step - 1) * run.train.grad_accum_steps, step * run.train.grad_accum_steps)
-    windows: list[int] = []
-    place = None
-    for micro_step in steps:
-        numbers = run.loader.windows_of(micro_step).tolist()
-        bad = None if place else first_bad_tensor(run.model, lambda micro_step=micro_step: _loss(run, micro_step))  # type: ignore[misc]
-        place, windows = (bad, numbers) if bad else (place, windows or numbers)
+    micro_steps = _micro_steps(run, step)
+    found = ((at, first_bad_tensor(run.model, partial(_loss, run, at))) for at in micro_steps)
+    micro_step, place = next(((at, place) for at, place in found if place), (micro_steps[0], None))
+    windows = run.loader.windows_of(micro_step).tolist()
     shown = ", ".join(map(str, windows[:SHOWN])) + (", ..." if len(windows) > SHOWN else "")
     return (
         f"first not finite: {place or 'nothing, when the step is repeated'}; its batch has windows {shown} of "
@@ -224,13 +222,17 @@ def _explain(run: Run, step: int) -> str:
 
 def _accumulate(run: Run, step: int) -> torch.Tensor:
     """Add up the gradient of the mean loss over the batch of a step, micro-batch by micro-batch; returns that mean."""
-    device, accumulation = torch.device(run.settings["device"]), run.train.grad_accum_steps
-    total = torch.zeros((), device=device)
-    for micro_step in range((step - 1) * accumulation, step * accumulation):
+    total = torch.zeros((), device=run.settings["device"])
+    for micro_step in _micro_steps(run, step):
         loss = _loss(run, micro_step)
         loss.backward()
         total += loss.detach()
     return total
+
+
+def _micro_steps(run: Run, step: int) -> range:
+    """The micro-batches of a step, by the numbers that the loader knows them by."""
+    return range((step - 1) * run.train.grad_accum_steps, step * run.train.grad_accum_steps)
 
 
 def _loss(run: Run, micro_step: int) -> torch.Tensor:
@@ -253,8 +255,9 @@ def _save(run: Run, step: int) -> None:
 
 def _clear_interim(run: Run) -> None:
     """Remove the checkpoints of steps at which the run was stopped: it ends with the files of one that never was."""
+    planned = checkpoint_steps(run.train)
     for path in checkpoint.list_checkpoints(run.path):
-        if checkpoint.step_of(path) not in checkpoint_steps(run.train):
+        if checkpoint.step_of(path) not in planned:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -289,14 +292,8 @@ def _write_config(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    free = (
-        "device",
-        "precision",
-        "log_every",
-        "keep_optimizer",
-        "max_skipped",
-        "trackers",
-    )  # the precision used counts
+    # The precision that was used counts, not the one that was asked for.
+    free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

@@ -32,6 +32,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     MILD,
     UP_TO,
     anew,
+    chunk_number,
     fetch,
     locate,
     publish,
@@ -90,17 +91,13 @@ def hopper_channel_kernel(
         v += row * v_row + head_at * v_head
         g += row * g_row + head_at * g_head
         out += (row * T * H + head) * V
-        if PACKED:
-            number = gl.load(first_chunk + document).to(gl.int64) + place * (span // C)
-        else:
-            number = row * ((T + C - 1) // C) + place * (span // C)
+        number = chunk_number(first_chunk, document, row, place, span, T, C, PACKED)
         q_tile = gl.allocate_shared_memory(type, [C, K], SHARED_K)
         k_tile = gl.allocate_shared_memory(type, [C, K], SHARED_K)
         g_tile = gl.allocate_shared_memory(g.dtype.element_ty, [C, K], SHARED_G)
         v_tile = gl.allocate_shared_memory(type, [C, V], SHARED_V)
-        g_tiles = g_tile._reinterpret(
-            type, [PARTS, C, K], SHARED_K
-        )  # as they came; floored and split, in the same place
+        # As they came, and then floored and split, in the same place.
+        g_tiles = g_tile._reinterpret(type, [PARTS, C, K], SHARED_K)
         x_tiles = four(type, C, K, SHARED_K)
         halves = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         scores_tile = gl.allocate_shared_memory(type, [C, C], SHARED_C)

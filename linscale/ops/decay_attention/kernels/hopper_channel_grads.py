@@ -16,6 +16,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     ONWARDS,
     UP_TO,
     anew,
+    chunk_number,
     cut,
     fetch,
     locate,
@@ -66,9 +67,8 @@ def pair_products(v_tile, do_tile, pair_tiles, t, LAYOUT: gl.constexpr, SCORES: 
 
 @gluon.jit
 def decay_grad(x, y_high, y_low, x_tiles, masks, LAYOUT: gl.constexpr, C: gl.constexpr, K: gl.constexpr):
-    """The gradient of log decays (C, K), over scale: x summed from each step on, y (two bf16
-    numbers) summed over the steps before it, and
-    what passes through the chunk."""
+    """The gradient of log decays (C, K), over scale: x summed from each step on, and y (two bf16 numbers) summed over
+    the steps before it."""
     high, low = cut(x)
     x_tiles[0].store(high)
     x_tiles[1].store(low)
@@ -256,10 +256,7 @@ def hopper_channel_grads_kernel(
         do += row * do_row + head_at * do_head
         at = row * T * H + head
         outputs = (dq + at * K, dk + at * K, dv + at * V, dg + at * K)
-        if PACKED:
-            number = gl.load(first_chunk + document).to(gl.int64) + place * (span // C)
-        else:
-            number = row * ((T + C - 1) // C) + place * (span // C)
+        number = chunk_number(first_chunk, document, row, place, span, T, C, PACKED)
         states += (number * H + head) * K * V
         gradients += (number * H + head) * K * V
         through += (number * H + head) * K
@@ -271,9 +268,8 @@ def hopper_channel_grads_kernel(
         halves = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         state_tile = gl.allocate_shared_memory(type, [V, K], SHARED_S)
         g_tile = gl.allocate_shared_memory(g.dtype.element_ty, [C, K], SHARED_G)
-        g_tiles = g_tile._reinterpret(
-            type, [PARTS, C, K], SHARED_K
-        )  # as they came; floored and split, in the same place
+        # As they came, and then floored and split, in the same place.
+        g_tiles = g_tile._reinterpret(type, [PARTS, C, K], SHARED_K)
         pair_tiles = four(type, C, C, SHARED_C)
 
         chunks = ((end - begin + (C - 1)) // C).to(gl.int32)

@@ -59,6 +59,15 @@ def fetch(buffer, base, t, end, stride, WIDTH: gl.constexpr, C: gl.constexpr, WA
 
 
 @gluon.jit
+def chunk_number(first_chunk, document, row, place, span, T, C: gl.constexpr, PACKED: gl.constexpr):
+    """Of the first chunk of a segment, among all of the call; places as `locate` has them."""
+    first = row * ((T + C - 1) // C)
+    if PACKED:
+        first = gl.load(first_chunk + document).to(gl.int64)
+    return first + place * (span // C)
+
+
+@gluon.jit
 def publish():
     """What was stored in shared memory can from here on be read by warpgroups."""
     fence_async_shared()

@@ -8,6 +8,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     BEHIND,
     MILD,
     UP_TO,
+    chunk_number,
     fetch,
     locate,
     publish,
@@ -53,10 +54,7 @@ def hopper_channel_states_kernel(
         b += row * b_row + head_at * b_head
         c += row * c_row + head_at * c_head
         g += row * g_row + head_at * g_head
-        if PACKED:
-            number = gl.load(first_chunk + document).to(gl.int64) + place * (span // C)
-        else:
-            number = row * ((T + C - 1) // C) + place * (span // C)
+        number = chunk_number(first_chunk, document, row, place, span, T, C, PACKED)
         b_tiles = gl.allocate_shared_memory(type, [2, C, K], SHARED_K)
         c_tiles = gl.allocate_shared_memory(type, [2, C, V], SHARED_V)
         raw_tiles = gl.allocate_shared_memory(g.dtype.element_ty, [2, C, K], SHARED_G)
