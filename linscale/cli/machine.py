@@ -15,6 +15,7 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use
 
 from linscale.distributed import cores
 from linscale.ops.backend import KERNEL_DTYPES, Choice
+from linscale.ops.cross_entropy import serving as serving_cross_entropy
 from linscale.ops.decay_attention import serving
 from linscale.ops.linear_scan import serving as serving_scan
 from linscale.run_folder import code_version
@@ -112,7 +113,7 @@ def operators(device: torch.device) -> list[dict[str, Any]]:
             ("decay_attention", (form, why)),
             ("decay_attention_step", (form if form == "triton" else "reference", why)),
             ("linear_scan", serving_scan("auto", x, x)),
-            ("linear_cross_entropy", ("torch", "a block of tokens at a time; matrix products are torch's own")),
+            ("linear_cross_entropy", _cross_entropy(x)),
             ("softmax attention", ("torch", _softmax(dtype, device))),
         ):
             rows.setdefault((operator, *served), []).append(str(dtype).removeprefix("torch."))
@@ -129,6 +130,12 @@ def _attention(dtype: torch.dtype, device: torch.device) -> Choice:
     if obstacle is None:
         return Choice("triton", f"{choice.reason}; heads 64, 128 or 256 wide by the kernels for Hopper")
     return Choice("triton", f"{choice.reason}; not by the kernels for Hopper: {obstacle}")
+
+
+def _cross_entropy(x: Tensor) -> tuple[str, str]:
+    """Matrix products are torch's own; what is told is who does the rest."""
+    choice = serving_cross_entropy(x)
+    return ("triton" if choice.form == "triton" else "torch"), f"{choice.reason}; matrix products are torch's own"
 
 
 def _softmax(dtype: torch.dtype, device: torch.device) -> str:
