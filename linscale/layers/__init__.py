@@ -1,6 +1,7 @@
 """Layers: the modules that the models are put together from. A mixer takes (x, state, context), gives (y, state)."""
 
 from linscale.layers.context import Context
+from linscale.layers.linear_attention import linear_attention
 from linscale.layers.lrpe import LRPE
 from linscale.layers.mlp import GLU
 from linscale.layers.norm import RMSNorm, SRMSNorm
@@ -19,4 +20,5 @@ __all__ = [
     "SoftmaxAttention",
     "ToeplitzEncoding",
     "going_through_a_book",
+    "linear_attention",
 ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from linscale.ops.pieces import Piece
+
 
 @dataclass(frozen=True)
 class Context:
@@ -16,4 +18,6 @@ class Context:
     cu_seqlens: Tensor | None
     """Boundaries of packed documents (N+1,), or None."""
     shared: Tensor | None
-    """What the model computes once for all layers, first axis the layer; HGRN2: its lower bounds (L, D)."""
+    """What the model computes once for all layers, here this layer's; HGRN2: its lower bound (D,)."""
+    piece: Piece | None = None
+    """Where the T tokens stand in sequences that several ranks share, or None: they are the whole sequences."""

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from linscale.layers.context import Context
 from linscale.ops import angles, rotate_half
+from linscale.ops.pieces import Piece, gather
 
 
 class KeyValues(NamedTuple):
@@ -40,7 +42,9 @@ class SoftmaxAttention(nn.Module):
         frequencies = self.rope_base ** (-channels / q.shape[-1])  # (K/2,)
         cos, sin = angles(context.positions, frequencies)
         q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
-        if context.cu_seqlens is None:
+        if context.piece is not None:
+            o, state = _attend_in_pieces(q, k, v, context.piece)
+        elif context.cu_seqlens is None:
             o, state = _attend(q, k, v, state, context.start)
         else:
             o, state = _attend_packed(q, k, v, state, context)
@@ -60,6 +64,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tens
     )
     visible = torch.arange(k.shape[1], device=q.device) <= steps[:, None, :, None]  # (B, 1, T, S)
     o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible)
+    return o.transpose(1, 2), KeyValues(k, v)
+
+
+def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Tensor, KeyValues]:
+    """A sequence of which every rank holds T steps (B, T, H, K): each gathers all keys and values, and uses those up to
+    its own. The last rank works longest, and memory for keys and values does not shrink with the number of ranks."""
+    seen = (piece.rank + 1) * q.shape[1]
+    k, v = (gather(x, piece).transpose(0, 1).flatten(1, 2)[:, :seen] for x in (k, v))  # (B, S, H, K)
+    mask = causal_lower_right(q.shape[1], seen)
+    o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return o.transpose(1, 2), KeyValues(k, v)
 
 

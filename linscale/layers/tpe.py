@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from linscale.ops.backend import without_autocast
 from linscale.ops.linear_scan import exclusive_linear_scan
 from linscale.ops.packing import ChunkLayout
+from linscale.ops.pieces import Piece, gather, state_before
 
 CHUNK = 32
 LONGEST = 1000.0  # steps, the largest τ
@@ -47,7 +48,25 @@ class ToeplitzEncoding(nn.Module):
             noise[:, 0] = 1 - noise[:, 1:].sum(1)
             self.weight.copy_(noise)
 
-    def forward(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, piece: Piece | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if piece is not None:
+            return self._in_pieces(x, piece)
+        return self._whole(x, state, cu_seqlens)
+
+    def _in_pieces(self, x: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+        """A sequence of which every rank holds T steps: what the state before adds to y, Σ_j b[c, j] λ_j^t h[c, j]."""
+        y, added = self._whole(x, None, None)
+        rates = self.log_rate.to(added.dtype)
+        fade = (x.shape[1] * rates).view(1, 1, 1, -1).expand(piece.size, -1, -1, -1)
+        before = state_before(gather(added, piece), fade, piece)  # (B, D, e)
+        powers = (torch.arange(1, x.shape[1] + 1, device=x.device, dtype=added.dtype)[:, None] * rates).exp()  # (T, e)
+        with without_autocast(x.device):
+            y = y + ((before * self.weight.to(added.dtype)) @ powers.mT).mT.to(x.dtype)
+        return y, added + (x.shape[1] * rates).exp() * before
+
+    def _whole(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         # In chunks of C steps: a Toeplitz product inside the chunk, the e-fold state between chunks.
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         size = max(1, min(CHUNK, x.shape[1]))

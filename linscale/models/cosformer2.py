@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from linscale.config import config
-from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, ToeplitzEncoding
+from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, ToeplitzEncoding, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
-from linscale.ops import decay_attention
 
 
 @config
@@ -50,7 +49,7 @@ class CosFormer2Mixer(nn.Module):
         k = silu(self.k_proj(x)).unflatten(-1, heads)
         v = self.v_proj(x).unflatten(-1, heads)  # (B, T, H, V)
         q, k = self.lrpe(q, k, context.positions)  # (B, T, H, 2V)
-        o, state = decay_attention(q, k, v, None, state=state, cu_seqlens=context.cu_seqlens)
+        o, state = linear_attention(q, k, v, None, state, context)
         return self.o_proj(self.norm(o.flatten(2)) * self.gate(x)), state
 
 

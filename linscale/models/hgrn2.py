@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
 from linscale.config import config
-from linscale.layers import Context, SRMSNorm
+from linscale.layers import Context, SRMSNorm, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
-from linscale.ops import decay_attention
 
 
 @config
@@ -42,7 +41,7 @@ class HGRN2Config(LanguageModelConfig):
 class HGRN2Mixer(nn.Module):
     def __init__(self, config: HGRN2Config, layer: int) -> None:
         super().__init__()
-        self.n_heads, self.layer = config.n_heads, layer
+        self.n_heads, self.first = config.n_heads, layer == 0
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.f_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.v_proj = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -52,10 +51,10 @@ class HGRN2Mixer(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, T, D), state (B, H, K, V)."""
         assert context.shared is not None
-        log_f, k = forget_gate(self.f_proj(x), context.shared[self.layer], first=self.layer == 0)
+        log_f, k = forget_gate(self.f_proj(x), context.shared, first=self.first)
         q, v = silu(self.q_proj(x)), self.v_proj(x)
         q, k, v, log_f = (z.unflatten(-1, (self.n_heads, -1)) for z in (q, k, v, log_f))  # (B, T, H, K)
-        o, state = decay_attention(q, k, v, log_f, state=state, cu_seqlens=context.cu_seqlens)
+        o, state = linear_attention(q, k, v, log_f, state, context)
         return self.o_proj(self.norm(o.flatten(2))), state
 
 

@@ -10,6 +10,7 @@ logits = norm(x) · embedᵀ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -20,7 +21,9 @@ from torch.nn.functional import linear
 from linscale.config import config
 from linscale.layers import GLU, LRPE, Context, RMSNorm, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
 from linscale.ops import linear_cross_entropy
+from linscale.ops.backend import autocast_dtype
 from linscale.ops.packing import document_lengths, document_positions
+from linscale.ops.pieces import Piece
 
 
 @config
@@ -134,10 +137,11 @@ class LanguageModel(nn.Module):
             )
             self.blocks.append(Block(config, chosen, norm, GLU(config.d_model, config.glu_width, activation)))
         self.norm = norm(config.d_model, config.norm_eps)
+        self.piece: Piece | None = None  # set where ranks share sequences: see train/parallel.py
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def shared(self) -> Tensor | None:
-        """What is computed once a pass for all layers, first axis the layer; see Context.shared."""
+        """What is computed once a pass for all layers, first axis the layer; each gets its own in Context.shared."""
         return None
 
     def forward(
@@ -153,15 +157,20 @@ class LanguageModel(nn.Module):
         targets     (B, T) int64: the loss of each instead of logits; -100 gives 0
         state       what an earlier pass returned; None starts afresh
         cu_seqlens  (N+1,) documents packed into one row (B = 1): nothing crosses a boundary; state is per document
+
+        Where `piece` is set, tokens and targets are this rank's piece of sequences that start afresh, unpacked.
+        Under autocast, what runs from block to block is in its dtype, as products are; norms and the loss are float32.
         """
-        context = self._context(tokens, state, cu_seqlens)
+        context, shared = self._context(tokens, state, cu_seqlens), self.shared()
         x = self.embedding(tokens)
         encoder_state = None
         if self.position_encoder is not None:
-            x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens)
+            x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens, self.piece)
+        x = x.to(autocast_dtype(x.device) or x.dtype)
         states = []
-        for block, before in zip(self.blocks, state.layers if state else [None] * len(self.blocks), strict=True):
-            x, after = block(x, before, context)
+        for layer, block in enumerate(self.blocks):
+            own = context if shared is None else replace(context, shared=shared[layer])
+            x, after = block(x, state.layers[layer] if state else None, own)
             states.append(after)
         x = self.norm(x)
         read = tokens.shape[1] if cu_seqlens is None else cu_seqlens.diff()
@@ -172,18 +181,23 @@ class LanguageModel(nn.Module):
         return Output(None, linear_cross_entropy(x, weight, targets), new_state)
 
     def _context(self, tokens: Tensor, state: State | None, cu_seqlens: Tensor | None) -> Context:
+        if self.piece is not None and (state is not None or cu_seqlens is not None):
+            raise ValueError("sequences shared by ranks start afresh and are not packed: state and cu_seqlens are None")
         sequences = tokens.shape[0] if cu_seqlens is None else len(document_lengths(cu_seqlens, tokens))
         start = tokens.new_zeros(sequences) if state is None else state.position
         if start.shape != (sequences,):
             raise ValueError(f"state holds {start.shape[0]} sequences, the input {sequences}")
         if cu_seqlens is None:
             # Rows that all start afresh share their positions, and the cosines made of them.
-            first = start[:, None] if state is not None else 0
+            first: Tensor | int = start[:, None] if state is not None else 0
+            if self.piece is not None:
+                first = self.piece.rank * tokens.shape[1]
+                start = start + first
             positions = first + torch.arange(tokens.shape[1], device=tokens.device).expand(1, -1)
         else:
             documents, places = document_positions(cu_seqlens, tokens.shape[1])
             positions = (start[documents] + places)[None]
-        return Context(start, positions, cu_seqlens, self.shared())
+        return Context(start, positions, cu_seqlens, None, self.piece)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Self:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from linscale.config import config
-from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm
+from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
-from linscale.ops import decay_attention
 
 
 @config
@@ -61,7 +60,7 @@ class TNLMixer(nn.Module):
         v = self.v_proj(x).unflatten(-1, heads)
         if self.lrpe is not None:
             q, k = self.lrpe(q, k, context.positions)
-        o, state = decay_attention(q, k, v, self.log_decay, state=state, cu_seqlens=context.cu_seqlens)
+        o, state = linear_attention(q, k, v, self.log_decay, state, context)
         return self.o_proj(self.norm(o.flatten(2)) * self.gate(x)), state
 
 

@@ -89,3 +89,10 @@ def segment_tokens(device: torch.device) -> int:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """For recurrences: they accumulate, and under autocast their products would fall back to bf16. Meta has none."""
     return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What products on this device are made in under the autocast that is on, or None."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)

@@ -1,5 +1,7 @@
 """What only one architecture has: TNL's slopes, HGRN2's gates, cosFormer2's shift invariance, LLaMA's oracle."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -59,7 +61,8 @@ def mixer_of(arch, layer):
     config = CONFIGS[arch](vocab_size=30, d_model=16, n_layers=3, head_dim=8, d_ff=16, init_std=0.5)
     model = build_model(config).double()
     x = torch.randn(1, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return model, model.blocks[layer].mixer, x, model._context(torch.zeros(1, 40, dtype=torch.long), None, None)
+    context, shared = model._context(torch.zeros(1, 40, dtype=torch.long), None, None), model.shared()
+    return model, model.blocks[layer].mixer, x, replace(context, shared=None if shared is None else shared[layer])
 
 
 def normed(o):

@@ -124,11 +124,11 @@ def test_chunk_length_and_operator_form_do_not_matter(arch, every, monkeypatch):
     for name in ("linscale.ops.decay_attention.chunk", "linscale.layers.tpe"):
         monkeypatch.setattr(importlib.import_module(name), "CHUNK", 8)
     torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
-    for name in ("tnl", "hgrn2", "cosformer2"):
-        module = importlib.import_module(f"linscale.models.{name}")
-        monkeypatch.setattr(
-            module, "decay_attention", lambda *args, **options: decay_attention(*args, **options, backend="reference")
-        )
+    monkeypatch.setattr(
+        importlib.import_module("linscale.layers.linear_attention"),
+        "decay_attention",
+        lambda *args, **options: decay_attention(*args, **options, backend="reference"),
+    )
     torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
 
 

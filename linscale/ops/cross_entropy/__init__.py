@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Choice, choose, without_autocast
+from linscale.ops.backend import Choice, autocast_dtype, choose, without_autocast
 
 BLOCK_BYTES = 1 << 28  # logits made at once
 KEPT_BYTES = 2 << 30  # rows kept for the backward pass: in bf16, 33,554 tokens of a vocabulary of 32,000
@@ -30,8 +30,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Products are in the dtype of autocast where it is on, else of x. Differentiable once, in x and weight.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = autocast_dtype(x.device) or x.dtype
     save = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     flat = x.flatten(0, 1).to(dtype)
     loss, _ = torch.ops.linscale.linear_cross_entropy(flat, weight.to(dtype), targets.flatten(), save)
