@@ -1,8 +1,11 @@
-"""Processes: what ends them and how, what a worker has of the process that started it, and how many cores there are."""
+"""Processes: what ends them and how, what a worker has of the process that started it, how many cores there are, and
+the ranks that train one model together.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -10,7 +13,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -89,3 +99,136 @@ def _quota(cgroup: Path) -> float:
         quota, period_us = (int((cgroup / "cpu" / name).read_text()) for name in names)
         return quota / period_us if quota > 0 else math.inf
     return math.inf
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one model, and which of them this one is: a grid of replicas times pieces, row by row.
+
+    A row (replica) reads sequences of its own, and each of its ranks holds one of the `pieces` of every sequence.
+    """
+
+    rank: int = 0
+    size: int = 1
+    pieces: int = 1
+    row: str = ""
+    "Name of the process group of this rank's row."
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes the run folder."""
+        return self.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        return self.size // self.pieces
+
+    @property
+    def replica(self) -> int:
+        """The row of this rank."""
+        return self.rank // self.pieces
+
+    @property
+    def piece(self) -> int:
+        """The column of this rank: which piece of its sequences it holds."""
+        return self.rank % self.pieces
+
+    def share(self, value: T) -> T:
+        """The first rank's value, on every rank. They wait for each other; so they do in what follows."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Which flags are set on some rank. Between hosts alone: no device is waited for."""
+        if self.size == 1:
+            return flags
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return tuple(map(bool, found.tolist()))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of x over all ranks, on its device, without waiting for it."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(x)
+        return x
+
+
+ALONE = Ranks()
+
+
+def piece_of(*tensors: Tensor, ranks: Ranks) -> tuple[Tensor, ...]:
+    """This rank's piece of tensors (B, T) or (B, T, ...): T / pieces steps of each."""
+    if ranks.pieces == 1:
+        return tensors
+    steps = tensors[0].shape[1] // ranks.pieces
+    return tuple(x[:, ranks.piece * steps : (ranks.piece + 1) * steps] for x in tensors)
+
+
+def copy_into(target: Tensor, values: Tensor) -> None:
+    """Give a parameter or buffer its values; of one that FSDP shards, every rank its own rows. Not differentiated."""
+    import torch
+
+    with torch.no_grad():
+        local, rows = local_rows(target)
+        local.copy_(values[rows] if values.ndim else values)
+
+
+def local_rows(x: Tensor) -> tuple[Tensor, slice]:
+    """What this rank holds of a tensor, and which of its rows that is: all, unless FSDP shards it by rows."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(x, DTensor):
+        return x, slice(None)
+    size, count = x.device_mesh.size(), x.shape[0]
+    first = min(x.device_mesh.get_local_rank() * -(-count // size), count)
+    local = x.to_local()
+    return local, slice(first, first + len(local))
+
+
+@contextlib.contextmanager
+def ranks(pieces: int, *, cuda: bool) -> Iterator[Ranks]:
+    """Inside, this process is one of those that torchrun started, or the only one; with its own GPU where `cuda`.
+
+    Between hosts gloo is used, between GPUs NCCL. Raises ValueError where `pieces` does not divide their number.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_torchelastic_launched():
+        if pieces > 1:
+            raise ValueError(f"sequence_parallel = {pieces}: this process is alone; start it with torchrun")
+        yield ALONE
+        return
+    device = torch.device("cuda", dist.get_node_local_rank()) if cuda else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, device_id=device, timeout=datetime.timedelta(minutes=30))
+    try:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if size % pieces:
+            raise ValueError(f"sequence_parallel = {pieces}: does not divide the number of ranks, {size}")
+        rows = [dist.new_group(range(first, first + pieces)) for first in range(0, size, pieces)]
+        yield Ranks(rank, size, pieces, rows[rank // pieces].group_name)
+    finally:
+        dist.destroy_process_group()

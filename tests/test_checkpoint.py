@@ -118,7 +118,7 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor], name: str = checkpoint
     """Replace the tensors of a checkpoint with valid digests, as a foreign converter might."""
     save_file(tensors, path / name)
     manifest = json.loads((path / "checkpoint.json").read_text())
-    manifest["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": checkpoint._sha256(path / name)}
+    manifest["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": checkpoint.sha256(path / name)}
     del manifest["fingerprint"]
     (path / "checkpoint.json").write_text(json.dumps({**manifest, "fingerprint": fingerprint(manifest)}))
 

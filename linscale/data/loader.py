@@ -7,10 +7,14 @@ nowhere. The epochs follow each other without end, and step k takes windows [k *
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from linscale.config import UserError
 from linscale.data.shards import TokenDataset
 
 ROUNDS = 6
+AHEAD = 2  # batches read before they are asked for
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,44 @@ class Loader:
             rows = epochs == epoch
             windows[rows] = permute(places[rows], self.windows, self.seed, int(epoch))
         return windows
+
+
+class Prefetcher:
+    """Batches of `steps`, in order, read by a thread of its own while the one before is trained on.
+
+    pin  whether to put them in memory that a GPU copies from while it works
+    Leaving it, or its end, ends the thread. What `read` raises, `next` raises.
+    """
+
+    def __init__(self, read: Callable[[int], Batch], steps: range, *, pin: bool = False) -> None:
+        self._read, self._pin = read, pin
+        self._steps = iter(steps)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._waiting = deque(self._submit() for _ in range(min(AHEAD, len(steps))))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __next__(self) -> Batch:
+        if not self._waiting:
+            raise StopIteration
+        batch = self._waiting.popleft().result()
+        with contextlib.suppress(StopIteration):
+            self._waiting.append(self._submit())
+        return batch
+
+    def _submit(self) -> Future[Batch]:
+        return self._pool.submit(self._load, next(self._steps))
+
+    def _load(self, step: int) -> Batch:
+        batch = self._read(step)
+        if not self._pin:
+            return batch
+        bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.pin_memory()
+        return Batch(batch.tokens.pin_memory(), batch.targets.pin_memory(), bounds)
 
 
 def validation_batches(

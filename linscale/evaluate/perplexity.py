@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from linscale.checkpoint import list_checkpoints, load_model, step_of
 from linscale.config import UserError
-from linscale.data.loader import validation_batches
+from linscale.data.loader import Batch, validation_batches
 from linscale.data.shards import TokenDataset
+from linscale.distributed import ALONE, Ranks, piece_of
 from linscale.models import LanguageModel
 from linscale.run_folder import (
     CONFIG,
@@ -61,10 +64,11 @@ def validation_loss(
     split: str = "val",
     documents: bool = False,
     precision: str = "fp32",
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Score the first `max_tokens` tokens of a split, in windows of `length`, `sequences` of them at a time.
 
-    Every window starts without context. The result does not depend on `sequences` beyond rounding.
+    Every window starts without context. The result does not depend on `sequences` or `ranks` beyond rounding.
     """
     device = next(model.parameters()).device
     batches = validation_batches(
@@ -72,18 +76,32 @@ def validation_loss(
     )
     training = model.training
     model.eval()
-    windows = []
     with torch.no_grad(), autocast(precision, device):
-        for batch in batches:
-            bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
-            output = model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
-            windows.append(output.loss.view(-1, length).double().mean(1).cpu())
+        means = _window_means(model, batches, length, device, ranks)
     model.train(training)
-    means = torch.cat(windows)
     loss = means.mean().item()
     se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
     to_bits = 1.0 / math.log(2.0) / dataset.bytes_per_token(split)
     return Score(loss, se, len(means) * length, loss * to_bits, None if se is None else se * to_bits)
+
+
+def _window_means(
+    model: LanguageModel, batches: Iterator[Batch], length: int, device: torch.device, ranks: Ranks
+) -> Tensor:
+    """The mean loss of every window, in order, float64 on the CPU. Replicas take turns, all in as many passes."""
+    mine: dict[int, Tensor] = {}
+    number = ranks.replica
+    while group := list(islice(batches, ranks.replicas)):
+        batch = group[min(ranks.replica, len(group) - 1)]
+        bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+        tokens, targets = (x.to(device) for x in piece_of(batch.tokens, batch.targets, ranks=ranks))
+        output = model(tokens, targets=targets, cu_seqlens=bounds)
+        if ranks.replica < len(group):
+            mine[number] = output.loss.view(-1, length // ranks.pieces).double().mean(1).cpu()
+        number += ranks.replicas
+    parts = ranks.gather(mine)
+    numbers = sorted({number for part in parts for number in part})
+    return torch.cat([torch.stack([part[n] for part in parts if n in part]).mean(0) for n in numbers])
 
 
 def task_version(dataset: TokenDataset, train: Mapping[str, Any]) -> str:
@@ -101,22 +119,28 @@ def missing_steps(run: Path, version: str, steps: list[int]) -> list[int]:
 
 
 def record_validation(
-    run: Path, settings: Mapping[str, Any], step: int, model: LanguageModel, dataset: TokenDataset
-) -> Score:
+    run: Path, settings: Mapping[str, Any], step: int, model: LanguageModel, dataset: TokenDataset,
+    ranks: Ranks = ALONE,
+) -> Score:  # fmt: skip
     """Evaluate the model of one step and append its records to the run's evaluations.
 
-    `settings` is the content of the run's config.json. The caller holds the run folder's lock.
+    `settings` is the content of the run's config.json. The caller holds the run folder's lock; of several ranks, which
+    all call this, the first one does.
     """
     train = settings["train"]
+    share = max(1, train["batch_tokens"] // train["length"] // ranks.replicas)
     score = validation_loss(
         model,
         dataset,
         length=train["length"],
-        sequences=train["micro_batch"] or train["batch_tokens"] // train["length"],
+        sequences=min(train["micro_batch"] or share, share),
         max_tokens=train["validation_tokens"],
         documents=train["documents"],
         precision=settings["precision"],
+        ranks=ranks,
     )
+    if not ranks.first:
+        return score
     tokens = step * train["batch_tokens"]
     head = {"run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"]}
     head |= {"task": "validation", "task_version": task_version(dataset, train)}

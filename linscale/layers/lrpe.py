@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from linscale.distributed import copy_into
 from linscale.ops import angles, rotate_lrpe
 
 
@@ -21,9 +22,9 @@ class LRPE(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        channels = torch.arange(self.theta.numel(), device=self.theta.device, dtype=torch.float64)
-        with torch.no_grad():
-            self.theta.copy_((10000.0 ** (-2 * channels / self.theta.numel())).view_as(self.theta))
+        count = self.theta.numel()
+        angle = 10000.0 ** (-2 * torch.arange(count, dtype=torch.float64) / count)
+        copy_into(self.theta, angle.view(self.theta.shape))
 
     def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """q, k (B, T, H, K), positions (B, T) -> q, k (B, T, H, 2K)."""

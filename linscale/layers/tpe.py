@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from linscale.distributed import copy_into
 from linscale.ops.backend import without_autocast
 from linscale.ops.linear_scan import exclusive_linear_scan
 from linscale.ops.packing import ChunkLayout
@@ -46,7 +47,7 @@ class ToeplitzEncoding(nn.Module):
             self.log_rate.copy_(-(LONGEST ** -torch.linspace(0, 1, width, dtype=torch.float64)))
             noise = torch.randn(self.weight.shape, generator=generator) * (std / width**0.5)
             noise[:, 0] = 1 - noise[:, 1:].sum(1)
-            self.weight.copy_(noise)
+            copy_into(self.weight, noise)
 
     def forward(
         self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, piece: Piece | None = None

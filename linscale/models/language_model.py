@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from linscale.config import config
+from linscale.distributed import copy_into
 from linscale.layers import GLU, LRPE, Context, RMSNorm, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
 from linscale.ops import linear_cross_entropy
 from linscale.ops.backend import autocast_dtype
@@ -214,7 +215,7 @@ class LanguageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 values = torch.randn(module.weight.shape, generator=generator) * self.config.init_std
-                module.weight.copy_(values)
+                copy_into(module.weight, values)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
             elif isinstance(module, LRPE):

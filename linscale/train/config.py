@@ -34,7 +34,8 @@ class TrainConfig:
     length: Positive
     """Tokens per sequence."""
     micro_batch: Positive | None = None
-    """Sequences per forward pass; divides batch_tokens / length. Unset: the whole batch at once."""
+    """Sequences per forward pass of a rank; divides batch_tokens / length. Unset, or more than a rank's share of the
+    batch: all of its share at once."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights and of the order of the data."""
     lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
@@ -62,6 +63,14 @@ class TrainConfig:
     """Of the forward and backward pass; weights stay in fp32. auto: bf16 autocast on CUDA, fp32 on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto: CUDA when there is a device, else the CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile every block with torch.compile. auto: on CUDA, where it fuses what stands between matrix products."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: a third more work, and memory
+    for activations falls to the width of the model a token and layer."""
+    sequence_parallel: Positive = 1
+    """Ranks that share a sequence, each holding length / sequence_parallel of its tokens; the context that fits grows
+    with them. The number of ranks that torchrun starts is a multiple of it."""
     documents: bool = False
     """Keep documents apart: no information crosses from one to the next inside a sequence."""
     checkpoints: Positive = 20
@@ -84,6 +93,13 @@ class TrainConfig:
         if self.micro_batch and self.sequences % self.micro_batch:
             raise ValueError(
                 f"micro_batch = {self.micro_batch} must divide batch_tokens / length = {self.sequences} sequences"
+            )
+        if self.length % self.sequence_parallel:
+            raise ValueError(f"sequence_parallel = {self.sequence_parallel} must divide length = {self.length}")
+        if self.sequence_parallel > 1 and self.documents:
+            raise ValueError(
+                f"sequence_parallel = {self.sequence_parallel} with documents = true: packed documents are not cut "
+                "between ranks; set documents = false, or sequence_parallel = 1 (FSDP alone takes any number of ranks)"
             )
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens = {self.tokens} must be at least batch_tokens = {self.batch_tokens}")
@@ -115,7 +131,7 @@ class TrainConfig:
 
     @property
     def grad_accum_steps(self) -> int:
-        """Forward passes per optimizer step."""
+        """Forward passes per optimizer step, of a rank that trains alone; parallel.split_batch is for any number."""
         return self.batch_tokens // (self.length * self.micro_sequences)
 
     @property

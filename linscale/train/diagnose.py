@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linscale.distributed import ALONE, Ranks, local_rows
 
-def first_bad_tensor(model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
+
+def first_bad_tensor(model: nn.Module, loss: Callable[[], Tensor], ranks: Ranks = ALONE) -> str | None:
     """The name of the first tensor that is not finite, or None.
 
     Looked for in this order: weights; outputs of modules, inner before outer, as the forward pass goes; the loss;
     gradients, those of the last parameters first, as the backward pass goes.
 
     loss  runs the forward pass again and returns the loss to differentiate. Gradients are left at None.
+    With several ranks each looks at what it holds, and all say the same: the first finding of the first that has one.
     """
     parameters = list(model.named_parameters())
-    for name, parameter in parameters:
-        if not _finite(parameter):
-            return f"weight {name}"
+    weights = [f"weight {name}" for name, parameter in parameters if not _finite(parameter)]
+    if any_rank := _first(weights, ranks):
+        return any_rank
     model.zero_grad(set_to_none=True)
     found: list[str] = []
     try:
@@ -29,13 +32,17 @@ def first_bad_tensor(model: nn.Module, loss: Callable[[], Tensor]) -> str | None
             value = loss()
         if not found and not _finite(value):
             found.append("loss")
-        if not found:
-            value.backward()
-            bad = (name for name, parameter in parameters[::-1] if not _finite(parameter.grad))
-            found.extend(f"gradient of {name}" for name in bad)
+        if any_rank := _first(found, ranks):
+            return any_rank
+        value.backward()
+        bad = [name for name, parameter in parameters[::-1] if not _finite(parameter.grad)]
+        return _first([f"gradient of {name}" for name in bad], ranks)
     finally:
         model.zero_grad(set_to_none=True)
-    return found[0] if found else None
+
+
+def _first(found: list[str], ranks: Ranks) -> str | None:
+    return next((place for place in ranks.gather(found[0] if found else None) if place), None)
 
 
 @contextmanager
@@ -58,7 +65,9 @@ def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
 
 
 def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    if tensor is None or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(local_rows(tensor)[0]).all())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -33,18 +33,19 @@ class RunLog:
 
     def __init__(
         self, run: Path, settings: Mapping[str, Any], checkpoints: list[int], start: int, *,
-        limit: float | None = None, trackers: Sequence[Tracker] = (),
+        limit: float | None = None, trackers: Sequence[Tracker] = (), writes: bool = True,
     ) -> None:  # fmt: skip
         """`settings` is the content of config.json, `start` the step from which this process goes on.
 
         `checkpoints` are the run's checkpoint steps, the last of them its last step. `limit` is the tokens/s at which
-        the model would use the device in full. `trackers` get what is recorded, and are closed with this.
+        the model would use the device in full. `trackers` get what is recorded, and are closed with this. Without
+        `writes` it counts as it would, and leaves the folder to the rank that writes.
         """
         self._limit, self._trackers = limit, trackers
         self._run, self._settings, self._start = run, settings, start
         self._checkpoints = [step for step in checkpoints if step > start]
         self._batch_tokens, self._log_every = settings["train"]["batch_tokens"], settings["train"]["log_every"]
-        self._writer = RecordWriter(run / METRICS)
+        self._writer = RecordWriter(run / METRICS) if writes else None
         self._pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
         self._skipped = skipped_steps(run, start)
         self._began = self._reading_began = time.monotonic()
@@ -130,7 +131,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close metrics.jsonl and the trackers."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         for tracker in self._trackers:
             tracker.close(self.status["state"])
 
@@ -144,6 +146,8 @@ class RunLog:
             raise TooManySkippedError(step, count, what)
 
     def _record(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            return
         tokens = step * self._batch_tokens
         flops = tokens * self._settings["flops_per_token"]
         head = {"run": self._settings["run"], "step": step, "tokens": tokens, "flops": flops}
@@ -157,7 +161,8 @@ class RunLog:
         self.status |= {"elapsed_s": round(elapsed, 2), "updated": round(time.time(), 2)}
         if self.status["state"] == "running":
             self.status["eta_s"] = self._eta()
-        write_json(self._run / STATUS, self.status)
+        if self._writer:
+            write_json(self._run / STATUS, self.status)
         self._status_written = time.monotonic()
 
     def _eta(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from linscale.train.config import TrainConfig
 
@@ -65,4 +66,5 @@ def skip_unless(optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
 
 def clip_gradient(model: nn.Module, grad_clip: float) -> torch.Tensor:
     """Scale the gradient to a norm of at most `grad_clip` (0: leave it) and return the norm it had, on its device."""
-    return nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

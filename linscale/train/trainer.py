@@ -1,9 +1,12 @@
-"""The training loop: one process, one device, one run folder.
+"""The training loop: one run folder, and one process and device or as many as torchrun starts.
 
     train(run, config)   creates the run folder or goes on from its newest checkpoint; a finished run is left alone
 
 The batch of a step is a pure function of (seed, step) and a checkpoint holds weights and optimizer state, so on a CPU
-a run that was killed and resumed ends with the same bits as one that was not.
+a run that was killed and resumed ends with the same bits as one that was not. The ranks of a run read parts of the
+same batch and write parts of the same checkpoint: their number may change whenever the run is resumed. The first of
+them writes everything else; all of them do the same things in the same order, because they wait for each other in
+every pass.
 """
 
 from __future__ import annotations
@@ -21,16 +24,18 @@ import torch
 
 from linscale import checkpoint
 from linscale.config import UserError, fingerprint, human, parse, to_dict
-from linscale.data.loader import Loader, count_windows
+from linscale.data.loader import Batch, Loader, Prefetcher, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
-from linscale.evaluate.perplexity import autocast, missing_steps, record_validation, task_version
-from linscale.models import LanguageModel, ModelConfig, build_model
+from linscale.distributed import ALONE, Ranks, piece_of
+from linscale.evaluate.perplexity import Score, autocast, missing_steps, record_validation, task_version
+from linscale.models import LanguageModel, ModelConfig
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, disk_errors, locked, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
+from linscale.train.parallel import build_for_training, split_batch
 from linscale.train.tracking import open_trackers
 from linscale.train.utilisation import matrix_rate
 
@@ -48,16 +53,22 @@ class Run:
     train: TrainConfig
     dataset: TokenDataset
     loader: Loader
+    passes: int
+    "Forward passes a step."
     model: LanguageModel
     optimizer: torch.optim.Optimizer
+    ranks: Ranks
 
 
 def train(
-    path: Path, config: RunConfig, *, on_step: OnStep | None = None, stop: Callable[[], bool] | None = None
-) -> dict[str, Any]:
+    path: Path, config: RunConfig, *, on_step: OnStep | None = None, stop: Callable[[], bool] | None = None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:  # fmt: skip
     """Train a run to its end in the folder `path` and return its final status.
 
     `stop` is asked after every step: once it says yes, the step is saved, the status is "stopped", and that is all.
+
+    `ranks` says which of the processes that train this run together this one is; each of them calls this.
 
     Resumes what is there, and does nothing when the run is finished. `on_step` gets a copy of the status whenever
     the device is read: every `log_every` steps or every second, whichever is sooner, and once at the end.
@@ -65,16 +76,19 @@ def train(
     the folder cannot be written, or the loss is not finite in more than `max_skipped` steps in a row.
     """
     try:
-        with disk_errors(path), locked(path):
-            checkpoint.clean(path)
+        with disk_errors(path), locked(path) if ranks.first else contextlib.nullcontext():
+            if ranks.first:
+                checkpoint.clean(path)
             dataset = TokenDataset.open(Path(config.data.path))
-            dataset.verify(at_most=QUICK_BYTES)
+            if ranks.first:
+                dataset.verify(at_most=QUICK_BYTES)
             settings = require_same_config(path, config, dataset)
             status = read_status(path)
             saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
-            if status.get("state") == "done" and config.train.steps in saved:
+            if ranks.share(status.get("state") == "done" and config.train.steps in saved):
                 return status
-            return _train(path, config, settings, dataset, on_step or (lambda status: None), stop or (lambda: False))
+            run = _build(path, config, settings, dataset, ranks)
+            return _train(run, on_step or (lambda status: None), stop or (lambda: False))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
@@ -129,24 +143,19 @@ def resolve_precision(precision: str, device: str) -> str:
     return {"cuda": "bf16", "cpu": "fp32"}[device] if precision == "auto" else precision
 
 
-def _train(
-    path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, on_step: OnStep,
-    stop: Callable[[], bool],
-) -> dict[str, Any]:  # fmt: skip
-    run = _build(path, config, settings, dataset)
-    _write_config(path, settings)
-    dataset.tokenizer.save(path)
-    newest = checkpoint.newest(path, resumable=True, report=logger.warning)
-    start = checkpoint.restore(newest, run.model, run.optimizer) if newest else 0
-    limit = matrix_rate(settings["device"]) / flops_per_token(config.model, "train", config.train.length)
-    trackers = open_trackers(config.train.trackers, path, settings, start)
-    log = RunLog(path, settings, checkpoint_steps(config.train), start, limit=limit, trackers=trackers)
+def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any]:
+    path, ranks, planned = run.path, run.ranks, checkpoint_steps(run.train)
+    if ranks.first:
+        _write_config(path, run.settings)
+        run.dataset.tokenizer.save(path)
+    newest = ranks.share(checkpoint.newest(path, resumable=True, report=logger.warning) if ranks.first else None)
+    start = checkpoint.restore(newest, run.model, run.optimizer, ranks) if newest else 0
+    log = _open_log(run, start)
     try:
-        planned = start in checkpoint_steps(config.train)
-        if planned and missing_steps(path, task_version(dataset, settings["train"]), [start]):
-            record_validation(path, settings, start, run.model, dataset)
+        if start in planned and ranks.share(bool(_unscored(run, start) if ranks.first else None)):
+            _validate(run, start)
         if _loop(run, log, start, on_step, stop):
-            if config.train.keep_optimizer == "last":
+            if run.train.keep_optimizer == "last" and ranks.first:
                 checkpoint.prune_optimizers(path, keep=1)
             log.finish()
         else:
@@ -160,40 +169,65 @@ def _train(
     return log.status
 
 
-def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset) -> Run:
+def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, ranks: Ranks) -> Run:
     recipe = config.train
     count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
-    windows = {"length": recipe.length, "sequences": recipe.micro_sequences}
+    sequences, passes = split_batch(recipe, ranks)
+    windows = {"length": recipe.length, "sequences": sequences, "rank": ranks.replica, "world": ranks.replicas}
     loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)
-    model = build_model(config.model, seed=recipe.seed).to(settings["device"])
-    return Run(path, settings, recipe, dataset, loader, model, build_optimizer(model, recipe))
+    model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
+    return Run(path, settings, recipe, dataset, loader, passes, model, build_optimizer(model, recipe), ranks)
+
+
+def _open_log(run: Run, start: int) -> RunLog:
+    """The first rank's log, or that of another, which only counts."""
+    planned = checkpoint_steps(run.train)
+    if not run.ranks.first:
+        return RunLog(run.path, run.settings, planned, start, writes=False)
+    length, settings = run.train.length, run.settings
+    rate = run.ranks.size * matrix_rate(settings["device"])
+    limit = rate / flops_per_token(run.model.config, "train", length)
+    trackers = open_trackers(run.train.trackers, run.path, settings, start)
+    return RunLog(run.path, settings, planned, start, limit=limit, trackers=trackers)
 
 
 def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[], bool]) -> bool:
     """Whether it came to the end of the run; else it was stopped, and what it has done is saved."""
     checkpoints = set(checkpoint_steps(run.train))
-    for step in range(start + 1, run.train.steps + 1):
-        lr = learning_rate(run.train, step)
-        set_learning_rate(run.optimizer, lr)
-        loss = _accumulate(run, step)
-        grad_norm = clip_gradient(run.model, run.train.grad_clip)
-        skip_unless(run.optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        log.add(step, lr, loss, grad_norm)
-        stopping = stop() and step < run.train.steps
-        if step in checkpoints or stopping or log.due():
-            _flush(run, log)
-            on_step(dict(log.status))
-        if step in checkpoints or stopping:
-            _save(run, step)
-        if stopping:
-            return False
-        if step in checkpoints:
-            _clear_interim(run)
-            score = record_validation(run.path, run.settings, step, run.model, run.dataset)
-            log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
+    first, last = _micro_steps(run, start + 1).start, _micro_steps(run, run.train.steps).stop
+    with Prefetcher(run.loader.batch, range(first, last), pin=run.settings["device"] == "cuda") as batches:
+        for step in range(start + 1, run.train.steps + 1):
+            lr = learning_rate(run.train, step)
+            set_learning_rate(run.optimizer, lr)
+            loss = _accumulate(run, batches)
+            grad_norm = clip_gradient(run.model, run.train.grad_clip)
+            skip_unless(run.optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            log.add(step, lr, loss, grad_norm)
+            stopping, due = run.ranks.any(stop() and step < run.train.steps, run.ranks.first and log.due())
+            if step in checkpoints or stopping or due:
+                _flush(run, log)
+                on_step(dict(log.status))
+            if step in checkpoints or stopping:
+                _save(run, step)
+            if stopping:
+                return False
+            if step in checkpoints:
+                _clear_interim(run)
+                score = _validate(run, step)
+                log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
     return True
+
+
+def _unscored(run: Run, step: int) -> list[int]:
+    return missing_steps(run.path, task_version(run.dataset, run.settings["train"]), [step])
+
+
+def _validate(run: Run, step: int) -> Score:
+    """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
+    with torch.compiler.set_stance("force_eager"):
+        return record_validation(run.path, run.settings, step, run.model, run.dataset, run.ranks)
 
 
 def _flush(run: Run, log: RunLog) -> None:
@@ -209,9 +243,12 @@ def _explain(run: Run, step: int) -> str:
     The weights are those that it met, unless a step after it, in the same reading of the device, went through.
     """
     micro_steps = _micro_steps(run, step)
-    found = ((at, first_bad_tensor(run.model, partial(_loss, run, at))) for at in micro_steps)
-    micro_step, place = next(((at, place) for at, place in found if place), (micro_steps[0], None))
-    windows = run.loader.windows_of(micro_step).tolist()
+    with torch.compiler.set_stance("force_eager"):  # outputs inside blocks are looked at
+        losses = ((at, partial(_loss, run, run.loader.batch(at))) for at in micro_steps)
+        found = ((at, first_bad_tensor(run.model, loss, run.ranks)) for at, loss in losses)
+        micro_step, place = next(((at, place) for at, place in found if place), (micro_steps[0], None))
+    parts = run.ranks.gather(run.loader.windows_of(micro_step).tolist())
+    windows = list(dict.fromkeys(window for part in parts for window in part))  # pieces of one sequence name it twice
     shown = ", ".join(map(str, windows[:SHOWN])) + (", ..." if len(windows) > SHOWN else "")
     return (
         f"first not finite: {place or 'nothing, when the step is repeated'}; its batch has windows {shown} of "
@@ -220,43 +257,45 @@ def _explain(run: Run, step: int) -> str:
     )
 
 
-def _accumulate(run: Run, step: int) -> torch.Tensor:
+def _accumulate(run: Run, batches: Prefetcher) -> torch.Tensor:
     """Add up the gradient of the mean loss over the batch of a step, micro-batch by micro-batch; returns that mean."""
     total = torch.zeros((), device=run.settings["device"])
-    for micro_step in _micro_steps(run, step):
-        loss = _loss(run, micro_step)
-        loss.backward()
+    for _ in range(run.passes):
+        loss = _loss(run, next(batches))
+        (loss * run.ranks.size).backward()  # FSDP takes the mean over ranks, whose losses are parts of one mean
         total += loss.detach()
-    return total
+    return run.ranks.sum(total)
 
 
 def _micro_steps(run: Run, step: int) -> range:
     """The micro-batches of a step, by the numbers that the loader knows them by."""
-    return range((step - 1) * run.train.grad_accum_steps, step * run.train.grad_accum_steps)
+    return range((step - 1) * run.passes, step * run.passes)
 
 
-def _loss(run: Run, micro_step: int) -> torch.Tensor:
-    """What a micro-batch adds to the mean loss of its step."""
+def _loss(run: Run, batch: Batch) -> torch.Tensor:
+    """What this rank's part of a micro-batch adds to the mean loss of its step."""
     device = torch.device(run.settings["device"])
-    batch = run.loader.batch(micro_step)
-    bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+    tokens, targets, bounds = (
+        None if x is None else x.to(device, non_blocking=True)
+        for x in (*piece_of(batch.tokens, batch.targets, ranks=run.ranks), batch.cu_seqlens)
+    )
     with autocast(run.settings["precision"], device):
-        output = run.model(batch.tokens.to(device), targets=batch.targets.to(device), cu_seqlens=bounds)
+        output = run.model(tokens, targets=targets, cu_seqlens=bounds)
     return output.loss.sum() / run.train.batch_tokens
 
 
 def _save(run: Run, step: int) -> None:
     """Write the checkpoint of a step. Its validation record comes after it: it never speaks of lost weights."""
     extra = {"tokens": step * run.train.batch_tokens, "tokenizer": run.dataset.tokenizer.fingerprint}
-    checkpoint.save(run.path, step, run.model, run.optimizer, extra)
-    if run.train.keep_optimizer == "last":
+    checkpoint.save(run.path, step, run.model, run.optimizer, extra, run.ranks)
+    if run.train.keep_optimizer == "last" and run.ranks.first:
         checkpoint.prune_optimizers(run.path, keep=2)  # two, so that training survives damage to the newest
 
 
 def _clear_interim(run: Run) -> None:
     """Remove the checkpoints of steps at which the run was stopped: it ends with the files of one that never was."""
     planned = checkpoint_steps(run.train)
-    for path in checkpoint.list_checkpoints(run.path):
+    for path in checkpoint.list_checkpoints(run.path) if run.ranks.first else ():
         if checkpoint.step_of(path) not in planned:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -294,6 +333,7 @@ def _write_config(path: Path, settings: dict[str, Any]) -> None:
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The precision that was used counts, not the one that was asked for.
     free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
+    free |= {"compile", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from linscale import checkpoint, run_folder
 from linscale.config import UserError, to_dict
-from linscale.data.loader import Loader
+from linscale.data.loader import Batch, Loader
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.shards import TokenDataset
 from linscale.run_folder import latest_records, locked, read_json, read_records
@@ -284,7 +284,7 @@ def test_optimizer_states_are_kept_as_asked(make: Make, whole: Path, tmp_path: P
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, left = checkpoint.save_file, [5]
+    write, left = checkpoint.tensors.save_file, [5]
 
     def full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         left[0] -= 1
@@ -293,7 +293,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint.tensors, "save_file", full)
     with pytest.raises(UserError, match=r"step_00000006.*No space left on device.*free space"):
         train(tmp_path / "run", make())
     status = read_json(tmp_path / "run" / "status.json")
@@ -388,9 +388,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, forward: bool = True) ->
     """Make the loss of some steps, or only its gradient, not finite."""
     whole = trainer._loss
 
-    def loss(run: trainer.Run, micro_step: int) -> torch.Tensor:
-        value = whole(run, micro_step)
-        if micro_step + 1 not in steps:
+    def loss(run: trainer.Run, batch: Batch) -> torch.Tensor:
+        value = whole(run, batch)
+        if not any(torch.equal(run.loader.batch(step - 1).tokens, batch.tokens) for step in steps):
             return value
         if forward:
             return value * torch.nan
@@ -456,7 +456,9 @@ def test_a_shard_that_vanishes_stops_the_run_and_loses_nothing(
     with pytest.raises(UserError, match=r"train-00000\.bin: missing; "):
         train(tmp_path / "run", make(path=moved, log_every=1), on_step=vanish)
     assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"
-    for path in checkpoint.list_checkpoints(tmp_path / "run"):
+    paths = checkpoint.list_checkpoints(tmp_path / "run")
+    assert len(paths) >= 2  # batches that were read ahead were still trained on
+    for path in paths[-2:]:
         checkpoint.verify(path, (checkpoint.MODEL, checkpoint.OPTIMIZER))
     (tmp_path / "kept").rename(moved / "train-00000.bin")
     train(tmp_path / "run", make(path=moved))

@@ -5,6 +5,9 @@
                                     optimizer.safetensors   '<parameter>.<state>', in the newest ones only
                                     checkpoint.json         step, tokens, model config, size and sha256 of each file
 
+Several ranks write model-00001-of-00004.safetensors and so on, each some of the tensors, whole: what they write is
+read by any number of ranks, and by whatever reads a checkpoint of one.
+
 A checkpoint is written to a temporary folder, synced, and renamed into place. Reading verifies the digests, and
 refuses tensors that are unknown, missing or of another shape by name.
 """
@@ -12,66 +15,109 @@ refuses tensors that are unknown, missing or of another shape by name.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from torch import Tensor
 
+from linscale.checkpoint.tensors import (
+    MODEL,
+    OPTIMIZER,
+    model_tensors,
+    optimizer_tensors,
+    own,
+    part,
+    parts,
+    read_model,
+    read_optimizer,
+    sha256,
+    write_tensors,
+)
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.tokenizer import Tokenizer, load_tokenizer
+from linscale.distributed import ALONE, Ranks
 from linscale.models import LanguageModel, ModelConfig, build_model
 from linscale.run_folder import CHECKPOINTS, code_version, read_json, write_json
 
-MODEL, OPTIMIZER, MANIFEST, TOKENIZER = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "checkpoint.json",
-    "tokenizer.json",
-)
+MANIFEST, TOKENIZER = "checkpoint.json", "tokenizer.json"
 FORMAT = 1
 REMEDY = "delete the folder, or restore the file from a copy"
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 def save(
-    run: Path, step: int, model: LanguageModel, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]
-) -> Path:
+    run: Path, step: int, model: LanguageModel, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+) -> Path:  # fmt: skip
     """Write <run>/checkpoints/step_XXXXXXXX and return it; a damaged folder of the same step is replaced.
 
-    `extra` joins the manifest: the trainer gives `tokens` and the `tokenizer` fingerprint.
-    Raises UserError when the folder cannot be written; what was there before stays as it was.
+    `extra` joins the manifest: the trainer gives `tokens` and the `tokenizer` fingerprint. All `ranks` call it.
+    Raises UserError, on every rank, when the folder cannot be written; what was there before stays as it was.
     """
     target = run / CHECKPOINTS / f"step_{step:08d}"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = ranks.share(target.with_name(f".{target.name}.{os.getpid()}.tmp"))
     try:
-        temporary.mkdir(parents=True)
-        files = {MODEL: model_tensors(model), OPTIMIZER: optimizer_tensors(model, optimizer)}
-        sums = {name: _write_tensors(temporary / name, tensors) for name, tensors in files.items()}
+        _together(ranks, lambda: temporary.mkdir(parents=True) if ranks.first else None)
+        sums: dict[str, Any] = {}
+        for name, tensors in ((MODEL, model_tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
+            work = partial(_write_part, temporary / part(name, ranks), own(tensors, ranks))
+            sums |= {file: written for done in _together(ranks, work) for file, written in done.items()}
         manifest = {"format": FORMAT, "step": step, **extra, "model": to_dict(model.config), "files": sums}
         manifest["code"] = code_version()
-        write_json(temporary / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
-        _sync_folder(temporary)
-        if target.exists():
-            target.rename(temporary.with_suffix(".old.tmp"))
-        temporary.rename(target)
-        _sync_folder(target.parent)
-    except (OSError, SafetensorError) as error:
+        _together(ranks, lambda: _publish(temporary, target, manifest) if ranks.first else None)
+    except _WriteError as error:
         raise UserError(
             f"{target}: cannot write the checkpoint ({error}); earlier checkpoints are intact: "
             "free space or make the folder writable, then run again"
         ) from None
     finally:
-        clean(run)
+        if ranks.first:
+            clean(run)
     return target
+
+
+class _WriteError(Exception):
+    """Some rank could not write its part."""
+
+
+def _together(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """What `work` gives on every rank. Raises _WriteError on all of them where one cannot write."""
+    try:
+        done: T | _WriteError = work()
+    except (OSError, SafetensorError) as error:
+        done = _WriteError(str(error))
+    results = ranks.gather(done)
+    for result in results:
+        if isinstance(result, _WriteError):
+            raise result
+    return cast("list[T]", results)
+
+
+def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    return {path.name: write_tensors(path, tensors)}
+
+
+def _publish(temporary: Path, target: Path, manifest: dict[str, Any]) -> None:
+    write_json(temporary / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
+    _sync_folder(temporary)
+    if target.exists():
+        target.rename(temporary.with_suffix(".old.tmp"))
+    temporary.rename(target)
+    _sync_folder(target.parent)
+
+
+def _has_optimizer(path: Path) -> bool:
+    return any(path.glob("optimizer*.safetensors"))
 
 
 def clean(run: Path) -> None:
@@ -86,7 +132,8 @@ def clean(run: Path) -> None:
 def prune_optimizers(run: Path, keep: int) -> None:
     """Delete the optimizer states of all checkpoints but the `keep` newest."""
     for path in list_checkpoints(run)[:-keep]:
-        (path / OPTIMIZER).unlink(missing_ok=True)
+        for file in path.glob("optimizer*.safetensors"):
+            file.unlink(missing_ok=True)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -108,7 +155,7 @@ def newest(run: Path, *, resumable: bool = False, report: Callable[[str], None] 
     """
     paths = list_checkpoints(run)
     for path in reversed(paths):
-        if resumable and not (path / OPTIMIZER).exists() and (path / MANIFEST).exists():
+        if resumable and not _has_optimizer(path) and (path / MANIFEST).exists():
             continue
         try:
             verify(path, (MODEL, OPTIMIZER) if resumable else (MODEL,))
@@ -138,14 +185,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def verify(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """Check size and sha256 of the named files and return the manifest. Raises UserError naming the damaged file."""
     manifest = read_manifest(path)
-    for name in names:
+    for name in [file for kind in names for file in parts(manifest, kind)]:
         recorded = manifest["files"][name]
         if not (path / name).is_file():
             raise UserError(f"{path / name}: no such file; {REMEDY}")
         size = (path / name).stat().st_size
         if size != recorded["bytes"]:
             raise UserError(f"{path / name}: {size} bytes, {recorded['bytes']} expected (truncated?); {REMEDY}")
-        if _sha256(path / name) != recorded["sha256"]:
+        if sha256(path / name) != recorded["sha256"]:
             raise UserError(f"{path / name}: corrupt, its sha256 is not the recorded one; {REMEDY}")
     return manifest
 
@@ -154,15 +201,18 @@ def load_model(path: Path) -> LanguageModel:
     """The model of a checkpoint folder, on the CPU."""
     manifest = verify(path, (MODEL,))
     model = build_model(parse(ModelConfig, manifest["model"], source=str(path / MANIFEST)))
-    _read_model(path / MODEL, model)
+    read_model(path, manifest, model)
     return model
 
 
-def restore(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`; returns its step."""
-    manifest = verify(path, (MODEL, OPTIMIZER))
-    _read_model(path / MODEL, model)
-    _read_optimizer(path / OPTIMIZER, model, optimizer)
+def restore(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE) -> int:
+    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`; returns its step.
+
+    However many ranks wrote it, each of `ranks` reads the rows that it holds; the first one compares checksums.
+    """
+    manifest = verify(path, (MODEL, OPTIMIZER)) if ranks.first else read_manifest(path)
+    read_model(path, manifest, model)
+    read_optimizer(path, manifest, model, optimizer)
     return int(manifest["step"])
 
 
@@ -185,77 +235,6 @@ def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
             f"but {chosen.name} was trained with {expected}; restore the run's own {TOKENIZER}"
         )
     return load_model(chosen), tokenizer
-
-
-def model_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """Every parameter (a tied one once) and persistent buffer under its logical name."""
-    persistent = model.state_dict()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    return {name: tensor.detach() for name, tensor in {**dict(model.named_parameters()), **buffers}.items()}
-
-
-def optimizer_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as '<parameter>.<state>'; parameters that never had a gradient have none."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _read_model(path: Path, model: LanguageModel) -> None:
-    tensors = model_tensors(model)
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        _compare_names(path, set(file.keys()), set(tensors))
-        for name, tensor in tensors.items():
-            value = file.get_tensor(name)
-            _compare_tensor(path, name, value, tensor)
-            tensor.copy_(value)
-
-
-def _read_optimizer(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
-    with safe_open(path, framework="pt") as file:
-        for full_name in file.keys():  # noqa: SIM118 (not a dict)
-            name, _, key = full_name.rpartition(".")
-            if name not in parameters:
-                raise UserError(f"{path}: unknown tensor '{full_name}': the model has no parameter '{name}'")
-            states[name][key] = file.get_tensor(full_name)
-            if states[name][key].dim() > 0:
-                _compare_tensor(path, full_name, states[name][key], parameters[name])
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    content = optimizer.state_dict()
-    content["state"] = {position: states[name] for position, name in enumerate(order) if states[name]}
-    optimizer.load_state_dict(content)
-
-
-def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
-    if unknown := sorted(found - expected):
-        raise UserError(f"{path}: unknown tensor '{unknown[0]}' ({len(unknown)} in all) that the model does not have")
-    if missing := sorted(expected - found):
-        raise UserError(f"{path}: missing tensor '{missing[0]}' ({len(missing)} in all) that the model needs")
-
-
-def _compare_tensor(path: Path, name: str, value: torch.Tensor, expected: torch.Tensor) -> None:
-    if value.shape != expected.shape or value.dtype != expected.dtype:
-        raise UserError(
-            f"{path}: tensor '{name}' is {value.dtype} {tuple(value.shape)}, "
-            f"the model needs {expected.dtype} {tuple(expected.shape)}"
-        )
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,0 +1,95 @@
+"""From a model to one that trains on a device, or on many: what is done to it from outside.
+
+    activation checkpointing    each block's inside is computed again in the backward pass
+    torch.compile               each block; equal blocks share one graph
+    FSDP2                       each block's weights lie in shards, and are gathered while it runs
+    sequence parallelism        see linscale/ops/pieces.py
+
+Shards are made before weights: a model of any size starts on the meta device, and no rank ever holds all of it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from linscale.config import UserError
+from linscale.distributed import Ranks
+from linscale.layers import LRPE
+from linscale.models import LanguageModel, LanguageModelConfig, build_model
+from linscale.ops.pieces import Piece
+from linscale.train.config import TrainConfig
+
+
+def build_for_training(
+    config: LanguageModelConfig, train: TrainConfig, ranks: Ranks, device: str, precision: str
+) -> LanguageModel:
+    """The model of a run with its first weights, ready to train: the same values on any number of ranks.
+
+    device     "cpu" or "cuda": with several ranks, the current one
+    precision  "fp32" or "bf16"; weights, gradients that are summed, and the optimizer are fp32 either way
+    """
+    if ranks.size == 1:
+        model = build_model(config, seed=train.seed).to(device)
+        _wrap_blocks(model, train, device)
+        return model
+    with torch.device("meta"):
+        model = build_model(config)
+    _wrap_blocks(model, train, device)
+    _shard(model, ranks, device, precision)
+    model.to_empty(device=device)
+    model.init_weights(train.seed)
+    if ranks.pieces > 1:
+        model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)
+    return model
+
+
+def compiles(train: TrainConfig, device: str) -> bool:
+    """Whether blocks are compiled."""
+    return device == "cuda" if train.compile == "auto" else train.compile == "on"
+
+
+def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
+    for block in model.blocks:
+        if train.activation_checkpointing:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if compiles(train, device):
+            # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
+            block.compile(fullgraph=True, dynamic=False)
+
+
+def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> None:
+    """Shard each block, and what stands outside them, by rows over all ranks.
+
+    Under bf16 blocks gather their weights in bf16, as autocast would make them, and sum gradients in fp32. Those with
+    angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing. Outside, too: few
+    weights, among them HGRN2's bounds and the position encoder's filter.
+    """
+    mesh = init_device_mesh(device, (ranks.size,))
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    full = MixedPrecisionPolicy(cast_forward_inputs=False)
+    for block in model.blocks:
+        angles = any(isinstance(module, LRPE) for module in block.modules())
+        fully_shard(block, mesh=mesh, mp_policy=full if angles or precision == "fp32" else half)
+    fully_shard(model, mesh=mesh, mp_policy=full)
+
+
+def split_batch(train: TrainConfig, ranks: Ranks) -> tuple[int, int]:
+    """Sequences of a forward pass on all replicas together, and passes a step. Raises UserError if they do not fit."""
+    if train.sequences % ranks.replicas:
+        raise UserError(
+            f"batch_tokens / length = {train.sequences} sequences a step, for {ranks.replicas} groups of ranks: "
+            "expected a multiple; choose another train.batch_tokens or number of ranks"
+        )
+    share = train.sequences // ranks.replicas
+    micro = min(train.micro_batch or share, share)
+    if share % micro:
+        raise UserError(
+            f"micro_batch = {micro} must divide the {share} sequences a step of each of {ranks.replicas} groups of "
+            "ranks; choose another train.micro_batch"
+        )
+    return micro * ranks.replicas, share // micro
