@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -113,6 +114,8 @@ class Ranks:
     pieces: int = 1
     row: str = ""
     "Name of the process group of this rank's row."
+    local_size: int = 1
+    "How many of them share this machine's cores."
 
     @property
     def first(self) -> bool:
@@ -206,7 +209,7 @@ def local_rows(x: Tensor) -> tuple[Tensor, slice]:
 
 
 @contextlib.contextmanager
-def ranks(pieces: int, *, cuda: bool) -> Iterator[Ranks]:
+def join_ranks(pieces: int, *, cuda: bool) -> Iterator[Ranks]:
     """Inside, this process is one of those that torchrun started, or the only one; with its own GPU where `cuda`.
 
     Between hosts gloo is used, between GPUs NCCL. Raises ValueError where `pieces` does not divide their number.
@@ -229,6 +232,8 @@ def ranks(pieces: int, *, cuda: bool) -> Iterator[Ranks]:
         if size % pieces:
             raise ValueError(f"sequence_parallel = {pieces}: does not divide the number of ranks, {size}")
         rows = [dist.new_group(range(first, first + pieces)) for first in range(0, size, pieces)]
-        yield Ranks(rank, size, pieces, rows[rank // pieces].group_name)
+        local: list[str] = [""] * size
+        dist.all_gather_object(local, platform.node())
+        yield Ranks(rank, size, pieces, rows[rank // pieces].group_name, local.count(platform.node()))
     finally:
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     save = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     flat = x.flatten(0, 1).to(dtype)
     loss, _ = torch.ops.linscale.linear_cross_entropy(flat, weight.to(dtype), targets.flatten(), save)
-    return loss.view_as(targets)
+    return loss.view_as(targets).clone()  # no view: FSDP hooks what a model returns
 
 
 def serving(x: Tensor) -> Choice:

@@ -1,0 +1,86 @@
+"""What test_parallel.py starts with torchrun: one rank of several.
+
+ranks.py steps OUT              one step of every case
+ranks.py CONFIG FOLDER STEP     a run, stopped after a step
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from linscale.config import load_toml
+from linscale.distributed import Ranks, join_ranks, piece_of
+from linscale.models import CONFIGS
+from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.optim import build_optimizer, clip_gradient
+from linscale.train.parallel import build_for_training, split_batch
+from linscale.train.trainer import train
+
+# Architecture, softmax_every, pieces (0: as many as ranks), activation checkpointing, precision
+CASES = [(arch, every, pieces, False, "fp32") for arch in CONFIGS for every in (0, 2) for pieces in (1, 0)]
+CASES += [("tnl", 2, 2, True, "fp32"), ("hgrn2", 0, 1, True, "fp32"), ("tnl", 0, 0, False, "bf16")]
+SEQUENCES, LENGTH, VOCABULARY = 4, 32, 50
+
+
+def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Loss, gradients and weights after one step of the optimizer on a fixed batch, whole."""
+    arch, every, _, again, precision = case
+    # Few channels over 4 ranks: some ranks hold no row of a tensor, others more than one.
+    shape = {"vocab_size": VOCABULARY, "d_model": 24, "n_layers": 3, "head_dim": 12, "d_ff": 20, "init_std": 0.2}
+    config = CONFIGS[arch](**shape, softmax_every=every)
+    tokens = SEQUENCES * LENGTH
+    recipe = TrainConfig(
+        tokens=tokens, batch_tokens=tokens, length=LENGTH, seed=3, lr=1e-2, grad_clip=0.5, validation_tokens=LENGTH,
+        activation_checkpointing=again, sequence_parallel=ranks.pieces,
+    )  # fmt: skip
+    model = build_for_training(config, recipe, ranks, "cpu", precision)
+    optimizer = build_optimizer(model, recipe)
+    sequences, passes = split_batch(recipe, ranks)
+    assert (sequences, passes) == (SEQUENCES, 1)
+    text = torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    rows = text.chunk(ranks.replicas)[ranks.replica]
+    inputs, targets = piece_of(rows[:, :-1], rows[:, 1:], ranks=ranks)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(inputs, targets=targets).loss.sum() / tokens
+    (loss * ranks.size).backward()
+    found = {"loss": ranks.sum(loss.detach())}
+    found |= {f"gradient of {name}": whole(parameter.grad).clone() for name, parameter in model.named_parameters()}
+    found["norm"] = clip_gradient(model, recipe.grad_clip)
+    optimizer.step()
+    return found | {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    job, out = sys.argv[1], Path(sys.argv[2])
+    if job == "steps":
+        with join_ranks(1, cuda=False) as all_ranks:
+            results = {}
+            for case in CASES:
+                pieces = case[2] or all_ranks.size
+                results[case] = step(case, rows_of(all_ranks, pieces))
+            if all_ranks.first:
+                torch.save(results, out)
+        return
+    config = load_toml(job, RunConfig)
+    with join_ranks(config.train.sequence_parallel, cuda=False) as ranks:
+        seen = []
+        last = int(sys.argv[3])
+        status = train(out, config, on_step=lambda status: seen.append(status["step"]),
+                       stop=lambda: bool(seen) and seen[-1] >= last - 1, ranks=ranks)  # fmt: skip
+        sys.stdout.write(f"{ranks.rank} {status['state']} {status['step']}\n")
+
+
+def rows_of(ranks: Ranks, pieces: int) -> Ranks:
+    """The same ranks in rows of `pieces`."""
+    rows = [torch.distributed.new_group(range(k, k + pieces)) for k in range(0, ranks.size, pieces)]
+    return Ranks(ranks.rank, ranks.size, pieces, rows[ranks.rank // pieces].group_name)
+
+
+if __name__ == "__main__":
+    main()

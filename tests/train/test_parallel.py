@@ -1,0 +1,147 @@
+"""Any number of ranks trains the same model: losses, gradients, steps, and checkpoints that others resume from."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from linscale import checkpoint
+from linscale.config import UserError, to_dict
+from linscale.distributed import ALONE, Ranks
+from linscale.run_folder import latest_records, read_json
+from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.parallel import split_batch
+from linscale.train.trainer import train
+
+from .ranks import CASES, step
+
+WORKER = Path(__file__).parent / "ranks.py"
+Make = Callable[..., RunConfig]
+
+
+def torchrun(count: int, *arguments: object) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return [*launcher, *map(str, arguments)]
+
+
+def run(count: int, *arguments: object) -> str:
+    done = subprocess.run(torchrun(count, *arguments), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_together_do_what_one_does(count: int, tmp_path: Path) -> None:
+    run(count, WORKER, "steps", tmp_path / "found.pt")
+    found = torch.load(tmp_path / "found.pt")
+    assert list(found) == CASES
+    for case in CASES:
+        expected, exact = step(case, ALONE), step((*case[:-1], "fp32"), ALONE)
+        assert found[case].keys() == expected.keys()
+        for name, value in exact.items():
+            error, own_error = ((x[name] - value).norm() / value.norm() for x in (found[case], expected))
+            # The first step of Adam is near the sign of a gradient, whatever its size.
+            bound = 1e-5 if name.startswith(("gradient", "loss", "norm")) else 1e-3
+            if case[-1] == "bf16":
+                bound = max(3e-3, 2 * own_error)
+            assert error <= bound, (case, name, float(error))
+
+
+def write_config(config: RunConfig, path: Path) -> Path:
+    """As a TOML file."""
+    lines = []
+    values = to_dict(config)
+    tables = {key: values.pop(key) for key in ("model", "data", "train")}
+    for table, content in ({"": values} | tables).items():
+        lines += [f"[{table}]"] if table else []
+        lines += [f"{key} = {json.dumps(value)}" for key, value in content.items() if value is not None]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def losses(folder: Path) -> torch.Tensor:
+    records = latest_records(folder / "metrics.jsonl", ("step", "metric"))
+    return torch.tensor([record["value"] for record in records if record["metric"] == "loss"], dtype=torch.float64)
+
+
+def validation(folder: Path) -> torch.Tensor:
+    return torch.tensor([record["value"] for record in latest_records(folder / "evaluations.jsonl")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "pieces", "then"), [(4, 2, 1), (4, 1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    make: Make, tmp_path: Path, first: int, pieces: int, then: int
+) -> None:
+    config = make(log_every=1, sequence_parallel=pieces, micro_batch=2)
+    alone = make(log_every=1, micro_batch=2)
+    train(tmp_path / "whole", alone)
+    said = run(first, WORKER, write_config(config, tmp_path / "a.toml"), tmp_path / "run", 5)
+    assert sorted(said.split("\n"))[-first:] == [f"{rank} stopped 5" for rank in range(first)]
+    newest = checkpoint.list_checkpoints(tmp_path / "run")[-1]
+    files = sorted(newest.glob("*-of-*"))
+    assert len(files) == 2 * first
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(b"damaged")
+        with pytest.raises(UserError, match=file.name):
+            checkpoint.verify(newest, (checkpoint.MODEL, checkpoint.OPTIMIZER))
+        file.write_bytes(whole)
+    if then > 1:
+        said = run(then, WORKER, write_config(alone, tmp_path / "b.toml"), tmp_path / "run", 100)
+        assert sorted(said.split("\n"))[-then:] == [f"{rank} done 10" for rank in range(then)]
+    else:
+        assert train(tmp_path / "run", alone)["state"] == "done"
+    for read in (losses, validation):
+        torch.testing.assert_close(read(tmp_path / "run"), read(tmp_path / "whole"), rtol=1e-5, atol=0)
+    models = [checkpoint.load_model(checkpoint.list_checkpoints(tmp_path / name)[-1]) for name in ("run", "whole")]
+    for left, right in zip(*(model.parameters() for model in models), strict=True):
+        assert (left - right).norm() <= 1e-4 * right.norm()
+    assert not list((tmp_path / "run").glob("**/*.tmp"))
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_ranks_at_the_same_step_and_saves(make: Make, tmp_path: Path) -> None:
+    config = write_config(make(tokens=256 * 4000, checkpoints=1), tmp_path / "a.toml")
+    command = torchrun(2, "-m", "linscale", "train", config, "--out", tmp_path / "run", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        status = tmp_path / "run" / "status.json"
+        while not (status.exists() and read_json(status)["step"] > 3):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    found = read_json(status)
+    assert found["state"] == "stopped"
+    assert re.search(rf"stopped by SIGTERM and saved at step {found['step']} of 4000", err)
+    assert checkpoint.step_of(checkpoint.newest(tmp_path / "run", resumable=True)) == found["step"]
+
+
+def test_a_batch_is_split_or_refused() -> None:
+    def recipe(micro: int | None) -> TrainConfig:
+        return TrainConfig(tokens=640, batch_tokens=640, length=32, micro_batch=micro, validation_tokens=32)
+
+    assert split_batch(recipe(None), ALONE) == (20, 1)
+    assert split_batch(recipe(5), ALONE) == (5, 4)
+    assert split_batch(recipe(5), Ranks(size=2)) == (10, 2)
+    assert split_batch(recipe(5), Ranks(size=4, pieces=2)) == (10, 2)
+    assert split_batch(recipe(20), Ranks(size=10)) == (20, 1)  # more than a rank's share: all of it
+    with pytest.raises(UserError, match=r"20 sequences a step, for 3 groups of ranks"):
+        split_batch(recipe(None), Ranks(size=3))
+    with pytest.raises(UserError, match=r"micro_batch = 4 must divide the 10 sequences"):
+        split_batch(recipe(4), Ranks(size=2))
+
+
+def test_sequences_are_cut_evenly_and_not_through_packed_documents(make: Make) -> None:
+    with pytest.raises(UserError, match=r"sequence_parallel = 3 must divide length = 32"):
+        make(sequence_parallel=3)
+    with pytest.raises(UserError, match=r"packed documents are not cut between ranks"):
+        make(sequence_parallel=2, documents=True)
