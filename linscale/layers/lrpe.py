@@ -28,5 +28,5 @@ class LRPE(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """q, k (B, T, H, K), positions (B, T) -> q, k (B, T, H, 2K)."""
-        cos, sin = angles(positions, self.theta)  # (B, T, H, K)
+        cos, sin = angles(positions, self.theta, q.dtype)  # (B, T, H, K)
         return rotate_lrpe(q, cos, sin), rotate_lrpe(k, cos, sin)

@@ -40,7 +40,7 @@ class SoftmaxAttention(nn.Module):
         q, k, v = (proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         channels = torch.arange(0, q.shape[-1], 2, device=x.device, dtype=torch.float64)
         frequencies = self.rope_base ** (-channels / q.shape[-1])  # (K/2,)
-        cos, sin = angles(context.positions, frequencies)
+        cos, sin = angles(context.positions, frequencies, q.dtype)
         q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
         if context.piece is not None:
             o, state = _attend_in_pieces(q, k, v, context.piece)

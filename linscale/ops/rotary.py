@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
-def angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * frequency, computed in float64: at position 10^6 float32 would be 0.06 rad off.
+def angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * frequency; whole turns are taken off in float64: at 10^6 float32 would be 0.06 rad off.
 
     positions (..., T) integers, frequencies (...) -> cos, sin (*positions.shape, *frequencies.shape) in float32,
-    or float64 for float64 frequencies.
+    or float64 where `dtype`, that of what they turn, is float64.
     """
     shape = (*positions.shape, *(1,) * frequencies.ndim)
-    angle = positions.double().reshape(shape) * frequencies.double()
-    dtype = torch.float64 if frequencies.dtype == torch.float64 else torch.float32
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    turns = positions.double().reshape(shape) * (frequencies.double() / (2 * math.pi))
+    angle = (turns - turns.detach().round()) * (2 * math.pi)  # within half a turn, where float32 is exact to 1e-7
+    if dtype != torch.float64:
+        angle = angle.float()
+    return angle.cos(), angle.sin()
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def test_lrpe_scores_depend_on_distance_alone_as_a_sum_of_cosines():
 
 def test_angles_keep_their_precision_at_a_million_tokens():
     frequency = torch.tensor([0.731], dtype=torch.float32)
-    cos, _ = angles(torch.tensor([[1_000_003]]), frequency)
+    cos, _ = angles(torch.tensor([[1_000_003]]), frequency, torch.float32)
     exact = torch.cos(torch.tensor(1_000_003, dtype=torch.float64) * frequency.double())
     assert abs(float(cos) - float(exact)) < 1e-6
 
