@@ -147,7 +147,6 @@ class Clock:
         self.times[step] = time.time()
         if self._profiler is not None:
             self._profiler.__exit__(None, None, None)
-            events = sorted(self._profiler.key_averages(), key=lambda event: -event.self_device_time_total)
             self.profile = by_kernel(self._profiler.key_averages(), step - self._profiled_from)
             raise EnoughError
         if step >= self.options.steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,44 @@ def angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[
     """cos and sin of position * frequency; whole turns are taken off in float64: at 10^6 float32 would be 0.06 rad off.
 
     positions (..., T) integers, frequencies (...) -> cos, sin (*positions.shape, *frequencies.shape) in float32,
-    or float64 where `dtype`, that of what they turn, is float64.
+    or float64 where `dtype`, that of what they turn, is float64. Differentiable in frequencies.
     """
+    cos_sin: tuple[Tensor, Tensor] = torch.ops.linscale.angles(positions, frequencies, dtype == torch.float64)
+    return cos_sin
+
+
+def _angles(positions: Tensor, frequencies: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     shape = (*positions.shape, *(1,) * frequencies.ndim)
     turns = positions.double().reshape(shape) * (frequencies.double() / (2 * math.pi))
-    angle = (turns - turns.detach().round()) * (2 * math.pi)  # within half a turn, where float32 is exact to 1e-7
-    if dtype != torch.float64:
+    angle = (turns - turns.round()) * (2 * math.pi)  # within half a turn, where float32 is exact to 1e-7
+    if not wide:
         angle = angle.float()
     return angle.cos(), angle.sin()
+
+
+def _angle_shapes(positions: Tensor, frequencies: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
+    shape, dtype = (*positions.shape, *frequencies.shape), torch.float64 if wide else torch.float32
+    cos, sin = (frequencies.new_empty(shape, dtype=dtype) for _ in range(2))
+    return cos, sin
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, inputs[0])
+    ctx.dtype, ctx.axes = inputs[1].dtype, tuple(range(inputs[0].ndim))
+
+
+def _differentiate(ctx: Any, dcos: Tensor, dsin: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin, positions = ctx.saved_tensors
+    places = positions.to(cos.dtype).reshape(*positions.shape, *(1,) * (cos.ndim - positions.ndim))
+    return None, (places * (cos * dsin - sin * dcos)).sum(ctx.axes).to(ctx.dtype), None
+
+
+# One operator to the compiler: it would make the sines anew in everything that they turn, for every batch and head.
+_DEFINITIONS = torch.library.Library("linscale", "FRAGMENT")
+_DEFINITIONS.define("angles(Tensor positions, Tensor frequencies, bool wide) -> (Tensor, Tensor)")
+_DEFINITIONS.impl("angles", _angles, "CompositeExplicitAutograd")
+torch.library.register_fake("linscale::angles", _angle_shapes)
+torch.library.register_autograd("linscale::angles", _differentiate, setup_context=_keep)
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

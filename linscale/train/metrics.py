@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,16 @@ from linscale.train.tracking import Tracker
 
 SKIPPED = "skipped"  # the metric of a step whose loss or gradient was not finite; it has no other but its learning rate
 INTERVAL_S = 1.0  # between two updates of status.json, and the longest wait for a reading of a fast run
+
+
+class Pending(NamedTuple):
+    """A step whose metrics are on their way from the device."""
+
+    step: int
+    lr: float
+    values: torch.Tensor
+    "Loss and gradient norm, on the CPU once `event` is over."
+    event: torch.cuda.Event | None
 
 
 class TooManySkippedError(Exception):
@@ -46,7 +56,7 @@ class RunLog:
         self._checkpoints = [step for step in checkpoints if step > start]
         self._batch_tokens, self._log_every = settings["train"]["batch_tokens"], settings["train"]["log_every"]
         self._writer = RecordWriter(run / METRICS) if writes else None
-        self._pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
+        self._pending: list[Pending] = []
         self._skipped = skipped_steps(run, start)
         self._began = self._reading_began = time.monotonic()
         self._training_s = self._checkpoint_s = 0.0
@@ -72,32 +82,44 @@ class RunLog:
 
     def add(self, step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Note a step's metrics without waiting for the device: `loss` and `grad_norm` are scalars on it."""
-        self._pending.append((step, lr, loss, grad_norm))
+        values, event = torch.stack((loss, grad_norm)), None
+        if values.is_cuda:
+            host = torch.empty(2, dtype=values.dtype, pin_memory=True)
+            values = host.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append(Pending(step, lr, values, event))
 
     def due(self) -> bool:
         """Whether it is time to read the device."""
         return len(self._pending) >= self._log_every or time.monotonic() - self._reading_began >= INTERVAL_S
 
-    def flush(self) -> None:
-        """Read the device once, record every pending step, and update the status.
+    def flush(self, *, everything: bool = True) -> None:
+        """Record pending steps, and update the status.
+
+        Unless `everything` is asked for, the newest step of a GPU is left for later, so that the GPU has work while its
+        host waits for the steps before.
 
         Raises TooManySkippedError at a step whose loss or gradient is not finite when those of the `max_skipped` steps
         before it were not either; it and those before it are recorded.
         """
-        if not self._pending:
+        behind = self._pending and self._pending[-1].event is not None and not everything
+        read, self._pending = (self._pending[:-1], self._pending[-1:]) if behind else (self._pending, [])
+        if not read:
             return
-        values = torch.stack([torch.stack((loss, norm)) for _, _, loss, norm in self._pending]).tolist()
+        if read[-1].event is not None:
+            read[-1].event.synchronize()
         now = time.monotonic()
         seconds = max(now - self._reading_began, 1e-9)
-        rate = len(self._pending) * self._batch_tokens / seconds
-        for (step, lr, _, _), (loss, grad_norm) in zip(self._pending, values, strict=True):
+        rate = len(read) * self._batch_tokens / seconds
+        for step, lr, values, _ in read:
+            loss, grad_norm = values.tolist()
             if math.isfinite(loss) and math.isfinite(grad_norm):
                 self._record(step, {"loss": loss, "grad_norm": grad_norm, "learning_rate": lr, "tokens_per_s": rate})
                 self.status["loss"] = loss
             else:
                 self._record(step, {SKIPPED: 1.0, "learning_rate": lr})
                 self._skip(step, f"loss = {loss}" if not math.isfinite(loss) else f"grad_norm = {grad_norm}")
-        self._pending.clear()
         self._training_s += seconds
         self.status |= {"step": step, "tokens": step * self._batch_tokens, "tokens_per_s": rate}
         self.status["mfu"] = rate / self._limit if self._limit else None

@@ -64,7 +64,14 @@ def skip_unless(optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's gradient scaler tells it
 
 
-def clip_gradient(model: nn.Module, grad_clip: float) -> torch.Tensor:
-    """Scale the gradient to a norm of at most `grad_clip` (0: leave it) and return the norm it had, on its device."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def clip_gradient(model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float) -> torch.Tensor:
+    """Let the next step of a fused optimizer see the gradient scaled to a norm of at most `grad_clip` (0: as it is).
+
+    Returns the norm it has, on its device. The optimizer divides as it reads: no pass over the gradient is made for it.
+    """
+    norm = nn.utils.get_total_norm(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    scale = (norm / grad_clip).clamp(min=1.0) if grad_clip else None
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as torch's gradient scaler tells it
+    return norm

@@ -200,14 +200,14 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
             lr = learning_rate(run.train, step)
             set_learning_rate(run.optimizer, lr)
             loss = _accumulate(run, batches)
-            grad_norm = clip_gradient(run.model, run.train.grad_clip)
+            grad_norm = clip_gradient(run.model, run.optimizer, run.train.grad_clip)
             skip_unless(run.optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
             run.optimizer.step()
             run.optimizer.zero_grad()
             log.add(step, lr, loss, grad_norm)
             stopping, due = run.ranks.any(stop() and step < run.train.steps, run.ranks.first and log.due())
             if step in checkpoints or stopping or due:
-                _flush(run, log)
+                _flush(run, log, everything=step in checkpoints or stopping)
                 on_step(dict(log.status))
             if step in checkpoints or stopping:
                 _save(run, step)
@@ -230,9 +230,9 @@ def _validate(run: Run, step: int) -> Score:
         return record_validation(run.path, run.settings, step, run.model, run.dataset, run.ranks)
 
 
-def _flush(run: Run, log: RunLog) -> None:
+def _flush(run: Run, log: RunLog, *, everything: bool) -> None:
     try:
-        log.flush()
+        log.flush(everything=everything)
     except TooManySkippedError as stop:
         raise UserError(f"{stop}, {stop.count} steps in a row; {_explain(run, stop.step)}") from None
 

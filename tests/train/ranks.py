@@ -46,7 +46,7 @@ def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
     (loss * ranks.size).backward()
     found = {"loss": ranks.sum(loss.detach())}
     found |= {f"gradient of {name}": whole(parameter.grad).clone() for name, parameter in model.named_parameters()}
-    found["norm"] = clip_gradient(model, recipe.grad_clip)
+    found["norm"] = clip_gradient(model, optimizer, recipe.grad_clip)
     optimizer.step()
     return found | {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
 

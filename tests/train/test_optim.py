@@ -109,12 +109,22 @@ def test_wsd_is_constant_and_then_linear() -> None:
     assert rates[80:] == pytest.approx([1 - k / 20 for k in range(1, 21)])
 
 
-def test_clipping_scales_the_gradient_and_returns_its_norm() -> None:
-    model = torch.nn.Linear(2, 1, bias=False)
+def test_the_optimizer_sees_the_clipped_gradient_and_the_norm_is_the_whole_one() -> None:
     for grad_clip, expected in ((1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (10.0, [3.0, 4.0])):
-        model.weight.grad = torch.tensor([[3.0, 4.0]])
-        assert clip_gradient(model, grad_clip).item() == 5.0
-        torch.testing.assert_close(model.weight.grad, torch.tensor([expected]))
+        stepped = []
+        for gradient in ([3.0, 4.0], expected):
+            model = torch.nn.Linear(2, 1, bias=False)
+            torch.nn.init.ones_(model.weight)
+            # A large eps: the first step of Adam is otherwise the same for every scale of the gradient.
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, eps=1.0, weight_decay=0.0, fused=True)
+            model.weight.grad = torch.tensor([gradient])
+            if gradient != expected or not stepped:
+                assert clip_gradient(model, optimizer, grad_clip).item() == 5.0
+            else:
+                clip_gradient(model, optimizer, 0.0)
+            optimizer.step()
+            stepped.append(model.weight.detach())
+        torch.testing.assert_close(stepped[0], stepped[1])
 
 
 def test_the_rate_is_set_in_every_group() -> None:
