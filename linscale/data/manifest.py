@@ -61,6 +61,8 @@ class SourceRecord:
 
     name: str
     bytes: int
+    revision: str = ""
+    """The commit of a dataset on the Hub; what the host of a URL tells its versions apart by; empty for local files."""
 
 
 @config

@@ -19,10 +19,11 @@ from pydantic import Field
 from linscale.config import UserError, config, fingerprint, to_dict
 from linscale.data.documents import read_documents
 from linscale.data.encode import Batch, Encoder, encode_in_order, split_of
+from linscale.data.inputs import find_sources
 from linscale.data.journal import Journal, require_same, resume_or_begin
 from linscale.data.manifest import JOURNAL, MANIFEST, SPLITS, Manifest, SourceRecord, SplitRecord, tokenizer_record
 from linscale.data.shards import TokenDataset
-from linscale.data.sources import Source, find_sources
+from linscale.data.sources import Source
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
 from linscale.data.writer import SplitState, SplitWriter
@@ -97,7 +98,7 @@ def prepare(
                 tokenizer=tokenizer_record(chosen),
                 settings=settings,
                 inputs_fingerprint=inputs_fingerprint,
-                sources=tuple(SourceRecord(name=source.name, bytes=source.size) for source in sources),
+                sources=tuple(SourceRecord(name=s.name, bytes=s.size, revision=s.revision) for s in sources),
                 left_out=tuple(left_out),
                 splits=splits,
             )
