@@ -134,16 +134,16 @@ def _split_files(name: str, builder: Any, split: str, configs: Sequence[str]) ->
 
 
 def _sources(name: str, builder: Any, split: str, paths: Sequence[str]) -> Sequence[DatasetFile]:
-    found = [_looked_up(name, partial(_identity, file)) for file in paths]
+    found = [_looked_up(name, partial(_size_and_version, file)) for file in paths]
     info, total = (builder.info.splits or {}).get(split), sum(size for size, _ in found)
     text_per_byte = info.num_bytes / total if info is not None and info.num_bytes and total else 1.0
     opened, files = _Split(builder, split, len(paths)), []
     for number, (file, (size, tag)) in enumerate(zip(paths, found, strict=True)):
-        match = re.fullmatch(r"hf://datasets/[^@]+@([^/]+)/(.*)", file)
-        revision, inside = match.groups() if match else ("", _inside(file, builder))
+        match = re.fullmatch(r"hf://datasets/([^@]+)@([^/]+)/(.*)", file)
+        dataset, revision, inside = match.groups() if match else (file, "", _inside(file, builder))
         label, text_bytes = f"{name}/{inside}", max(1, round(size * text_per_byte))
         require_content(label, size)
-        identity = ("hf", file, size, tag)
+        identity = ("hf", dataset, inside, size, tag)
         files.append(DatasetFile(label, KIND, "", size, file, identity, revision, text_bytes, opened, number))
     return files
 
@@ -154,13 +154,13 @@ def _inside(file: str, builder: Any) -> str:
     return file.removeprefix(folder).lstrip("/")
 
 
-def _identity(file: str) -> tuple[int, str]:
-    """Size, and what tells versions of a file apart: a modification time, or on the Hub the commit in its path."""
+def _size_and_version(file: str) -> tuple[int, str]:
+    """Size, and what tells versions of a file apart: on the Hub the content's hash, so that only its change counts."""
     from fsspec.core import url_to_fs
 
     filesystem, path = url_to_fs(file)
     info = filesystem.info(path)
-    return int(info["size"]), "" if file.startswith("hf://") else str(info.get("mtime", info.get("ETag", "")))
+    return int(info["size"]), str(next((info[key] for key in ("blob_id", "ETag", "mtime") if info.get(key)), file))
 
 
 def _parse(name: str, spec: str) -> _Name:

@@ -32,7 +32,7 @@ class Source:
     identity: tuple[str | int, ...]
     """What changes when the file is another or is written again."""
     revision: str
-    """The version of its dataset on the Hub, or what the host of a URL says tells its versions apart; else empty."""
+    """The commit of a dataset on the Hub; the checksum or time by which a host tells versions apart; else empty."""
 
     def open(self) -> BinaryIO:
         """The bytes of the file, from its start."""

@@ -20,7 +20,7 @@ configs:
 - config_name: fr
   data_files: [{split: train, path: "fr/*.parquet"}]
 - config_name: de
-  data_files: [{split: train, path: "de/train-*.jsonl.gz"}, {split: validation, path: "de/validation.jsonl"}]
+  data_files: [{split: train, path: "de/train-*.parquet"}, {split: validation, path: "de/validation.parquet"}]
 ---
 """
 
@@ -48,21 +48,21 @@ def write(path, texts, **columns):
 
 @pytest.fixture
 def plain(tmp_path):
-    """A folder of JSON lines: two files of train and one of test."""
-    for name in ("train-0", "train-1", "test-0"):
-        write(tmp_path / "plain" / "data" / f"{name}.jsonl", texts(name, 300))
+    """A folder of JSON lines: two files of train, one of them compressed, and one of test."""
+    for name, suffix in (("train-0", ".jsonl.gz"), ("train-1", ".jsonl"), ("test-0", ".jsonl")):
+        write(tmp_path / "plain" / "data" / f"{name}{suffix}", texts(name, 300))
     return tmp_path / "plain"
 
 
 @pytest.fixture
 def several(tmp_path):
-    """A folder with the configs fr (Parquet, train) and de (compressed lines; train and validation)."""
+    """A folder of Parquet with the configs fr (train) and de (train and validation)."""
     folder = tmp_path / "several"
     for number in range(3):
         write(folder / "fr" / f"{number}.parquet", texts(f"fr {number}", 300), extra=["x" * 100] * 300)
     for number in range(2):
-        write(folder / "de" / f"train-{number}.jsonl.gz", texts(f"de {number}", 200))
-    write(folder / "de" / "validation.jsonl", texts("validation", 20))
+        write(folder / "de" / f"train-{number}.parquet", texts(f"de {number}", 200))
+    write(folder / "de" / "validation.parquet", texts("validation", 20))
     (folder / "README.md").write_text(CARD)
     return folder
 
@@ -81,7 +81,10 @@ def test_files_splits_and_configs(plain, several, monkeypatch):
     monkeypatch.chdir(several.parent)
     assert texts_of("hf:./several:fr", "hf:plain:test") == fr + texts("test-0", 300)
     names = [source.name for source in find_sources(["hf:./several:fr", "hf:plain:test"])[0]]
-    assert names == [*(f"hf:./several:fr/fr/{number}.parquet" for number in range(3)), "hf:plain:test/data/test-0.jsonl"]
+    assert names == [
+        *(f"hf:./several:fr/fr/{number}.parquet" for number in range(3)),
+        "hf:plain:test/data/test-0.jsonl",
+    ]
 
 
 def test_columns(plain, several, tmp_path):
@@ -129,12 +132,14 @@ def test_errors_name_what_there_is(several, rest, message):
 
 
 def test_other_errors(plain, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no split 'en'; there are train, test; nor is it a config \(there are default\)"):
+    with pytest.raises(
+        UserError, match=r"no split 'en'; there are train, test; nor is it a config \(there are default\)"
+    ):
         find_sources([f"hf:{plain}:en"])
     with pytest.raises(UnavailableInputError, match="no such folder; a dataset on the Hub is named ORG/NAME"):
         find_sources([f"hf:{tmp_path}/none"])
     (tmp_path / "void").mkdir()
-    with pytest.raises(UnavailableInputError, match="input 'hf:.*/void': not found .*No .*data files"):
+    with pytest.raises(UnavailableInputError, match=r"input 'hf:.*/void': not found .*any data files"):
         find_sources([f"hf:{tmp_path}/void"])
     (plain / "data" / "train-1.jsonl").write_text('{"text": "a"}\n{"text": broken')
     with pytest.raises(UserError, match=r"train-1\.jsonl: cannot be read \(.*JSON"):
@@ -151,7 +156,7 @@ def test_a_dataset_that_changed_is_another_input(plain, tmp_path):
     options = PrepareOptions(val_fraction=0.1)
     made = prepare([f"hf:{plain}"], out=tmp_path / "out", options=options)
     assert [source["bytes"] for source in made["sources"]] == [
-        (plain / "data" / f"train-{number}.jsonl").stat().st_size for number in range(2)
+        (plain / "data" / name).stat().st_size for name in ("train-0.jsonl.gz", "train-1.jsonl")
     ]
     assert prepare([f"hf:{plain}"], out=tmp_path / "out", options=options) == made
     os.utime(plain / "data" / "train-1.jsonl", ns=(1, 1))
