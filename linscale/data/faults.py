@@ -37,7 +37,8 @@ def fault(error: BaseException) -> Fault:
     chain = list(_chain(error))
     names = [type(each).__name__ for each in chain]
     status = next((code for code in map(_status, chain) if code), None)
-    said = f"{names[-1]}: {' '.join(str(chain[-1]).split())}".removesuffix(": ")
+    teller = next((each for each in chain if " " in str(each)), chain[-1])  # fsspec puts a bare URL outside
+    said = f"{type(teller).__name__}: {' '.join(str(teller).split())}".removesuffix(": ")
     if any("Payload" in name or "Incomplete" in name for name in names):  # aiohttp gives its cause a status of 400
         return Fault(f"broken off ({said})", True)
     if any("Credential" in name or "TokenRetrieval" in name for name in names):
