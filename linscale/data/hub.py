@@ -50,17 +50,16 @@ class DatasetFile(Source):
 
 @dataclass
 class _Split:
-    """A split of a dataset that is open."""
+    """A split of a dataset that is open, of which one column is read."""
 
     builder: Any
     name: str
     files: int
     _stream: Any = None
-    _field: str | None = None
 
     def stream(self, source: str, text_field: str) -> Any:
         """The rows of the split. Of a format that is stored by columns, only `text_field` is fetched."""
-        if self._field == text_field:
+        if self._stream is not None:
             return self._stream
         stream = self._opened(source)
         if stream.column_names is not None and text_field not in stream.column_names:
@@ -71,7 +70,7 @@ class _Split:
         if stream.num_shards != self.files:
             raise UserError(f"{source}: split '{self.name}' has {self.files} files but {stream.num_shards} parts, "
                             "which cannot be streamed file by file; give its files as inputs")  # fmt: skip
-        self._stream, self._field = stream, text_field
+        self._stream = stream
         return stream
 
     def _opened(self, source: str) -> Any:

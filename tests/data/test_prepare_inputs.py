@@ -78,8 +78,8 @@ def test_killed_while_reading_over_http(host, lines, tmp_path, ranges):
 
 
 @pytest.mark.slow
-def test_killed_while_reading_a_dataset(lines, tmp_path):
-    pytest.importorskip("datasets")
+def test_killed_while_reading_a_dataset(lines, tmp_path, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "folder").mkdir()
     for name, end in (("a", len(lines)), ("b", 200_000)):
         (tmp_path / "folder" / f"{name}.jsonl").write_bytes(lines[: lines.rindex(b"\n", 0, end)])
