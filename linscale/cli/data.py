@@ -25,11 +25,14 @@ def prepare(
 ) -> None:
     """Turn text into a folder of memory-mapped token shards with a validation split.
 
-    Reads .txt, .jsonl and .parquet, plain or .gz/.zst/.xz, files or folders, and builtin:tinyshakespeare. Killed and
-    called again it continues; finished and called again it does nothing.
+    Reads .txt, .jsonl and .parquet, plain or .gz/.zst/.xz: files and folders, here or behind a URL (https://, s3://,
+    gs:// and whatever fsspec opens), datasets of the Hugging Face Hub, and builtin:tinyshakespeare. All is streamed.
+    Killed and called again it continues; finished and called again it does nothing.
 
     Args:
-        inputs: Files, folders, or builtin:NAME.
+        inputs: Files, folders, URLs (s3://bucket/*.jsonl.zst), builtin:NAME, or hf:NAME[@REVISION][:CONFIG][:SPLIT], a
+            dataset on the Hub or a folder laid out like one; SPLIT is train unless given. URLs and hf: need
+            pip install 'linscale[data]'.
         out: The folder to make.
         tokenizer: byte, bpe:SIZE (trained on the inputs), or the path of a tokenizer.json.
         options: How text becomes a corpus.

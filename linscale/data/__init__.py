@@ -1,6 +1,6 @@
 """Data: from text files to token shards to batches.
 
-    sources -> documents -> encode -> writer -> shards -> loader        the first four are run by prepare
+    inputs -> sources -> documents -> encode -> writer -> shards -> loader        the first five are run by prepare
 
 Only `linscale.data.loader` imports torch; import `Loader` and `validation_batches` from there.
 """

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import glob
 import json
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from linscale.config import UserError
 from linscale.data.decompress import decompress
+from linscale.data.hub import KIND, DatasetFile
+from linscale.data.parquet import parquet_texts
 from linscale.data.sources import Source
 
 READ_BYTES = 1 << 20
-PARQUET_ROWS = 64
 
 
 class Document(NamedTuple):
@@ -43,14 +43,14 @@ def read_documents(
                 empty = False
                 yield document
     except OSError as error:
-        raise UserError(f"{source.name}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{source.name}: cannot be read: {error.strerror or error}") from None
     if empty:
         raise UserError(f"{source.name}: no text in it")
 
 
 def _read_txt(source: Source, text_field: str, document_bytes: int | None) -> Documents:
     offset = 0
-    with open(source.path, "rb") as file:
+    with source.open() as file:
         chunks = _chunks(source, file)
         pieces = cut(chunks, document_bytes) if document_bytes else [b"".join(chunks)]
         for piece in pieces:
@@ -59,7 +59,7 @@ def _read_txt(source: Source, text_field: str, document_bytes: int | None) -> Do
 
 
 def _read_jsonl(source: Source, text_field: str, document_bytes: int | None) -> Documents:
-    with open(source.path, "rb") as file:
+    with source.open() as file:
         for number, line in enumerate(_lines(_chunks(source, file)), start=1):
             if line.isspace() or not line:
                 continue
@@ -77,32 +77,30 @@ def _read_jsonl(source: Source, text_field: str, document_bytes: int | None) -> 
 
 
 def _read_parquet(source: Source, text_field: str, document_bytes: int | None) -> Documents:
-    import duckdb  # takes a tenth of a second to import, and only this reader needs it
-
-    table, path = "read_parquet(?)", [glob.escape(str(source.path))]
-    try:
-        with duckdb.connect(":memory:", config={"threads": 1}) as connection:
-            columns = {row[0]: row[1] for row in connection.execute(f"describe from {table}", path).fetchall()}
-            if columns.get(text_field) != "VARCHAR":
-                found = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-                raise UserError(f"{source.name}: no text column '{text_field}' (found {found}); set text_field")
-            total = connection.execute("select sum(num_rows) from parquet_file_metadata(?)", path).fetchall()[0][0]
-            column = '"' + text_field.replace('"', '""') + '"'
-            cursor = connection.execute(f"select {column} from {table}", path)
-            number = 0
-            while rows := cursor.fetchmany(PARQUET_ROWS):
-                for (text,) in rows:
-                    number += 1
-                    place = f"{source.name} row {number}"
-                    if text is None:
-                        raise UserError(f"{place}: column '{text_field}' is null; expected text")
-                    for piece in _cut_text(text, document_bytes, place):
-                        yield Document(piece, source.size * number // total)
-    except duckdb.Error as error:
-        raise UserError(f"{source.name}: damaged Parquet file ({str(error).splitlines()[0]})") from None
+    for number, (text, total) in enumerate(parquet_texts(source, text_field), start=1):
+        for piece in _row(source, number, text, text_field, document_bytes):
+            yield Document(piece, source.size * number // total)
 
 
-READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _read_dataset(source: Source, text_field: str, document_bytes: int | None) -> Documents:
+    assert isinstance(source, DatasetFile)
+    read = 0
+    for number, text in enumerate(source.texts(text_field), start=1):
+        for piece in _row(source, number, text, text_field, document_bytes):
+            read += len(piece)
+            yield Document(piece, min(source.size, source.size * read // source.text_bytes))
+
+
+def _row(source: Source, number: int, text: object, text_field: str, document_bytes: int | None) -> Iterator[str]:
+    """The pieces of what a column holds in a row."""
+    place = f"{source.name} row {number}"
+    if not isinstance(text, str):
+        found = "null" if text is None else type(text).__name__
+        raise UserError(f"{place}: column '{text_field}' is {found}; expected text")
+    return _cut_text(text, document_bytes, place)
+
+
+READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet, KIND: _read_dataset}
 
 
 def _chunks(source: Source, file: BinaryIO) -> Iterator[bytes]:

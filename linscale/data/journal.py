@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from linscale.config import UserError, config, parse, to_dict
-from linscale.data.manifest import JOURNAL, Manifest
+from linscale.data.manifest import JOURNAL, Manifest, SourceRecord
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.writer import SplitState
 from linscale.run_folder import read_json, write_json
@@ -18,6 +19,7 @@ class Journal:
 
     settings: dict[str, Any]
     inputs_fingerprint: str
+    sources: tuple[SourceRecord, ...] = ()
     position: tuple[int, int] = (0, 0)
     """Source and document in it, from which reading goes on."""
     splits: dict[str, SplitState]
@@ -32,9 +34,18 @@ def require_same(out: Path, found: Journal | Manifest, wanted: Journal, defaults
     pairs = {name: (there.get(name), wanted.settings.get(name)) for name in sorted({*there, *wanted.settings})}
     changes = [f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new]
     if found.inputs_fingerprint != wanted.inputs_fingerprint:
-        changes.append("other or changed input files")
+        changes.append("other or changed input files" + _moved(found.sources, wanted.sources))
     if changes:
         raise UserError(f"out = {out}: holds another corpus ({'; '.join(changes)}); choose another --out or delete it")
+
+
+def _moved(there: Sequence[SourceRecord], now: Sequence[SourceRecord]) -> str:
+    """The first input that has another revision now, in words, or nothing."""
+    for old, new in zip(there, now, strict=False):
+        if old.name == new.name and old.revision != new.revision:
+            hint = ", which hf:NAME@REVISION pins" if old.name.startswith("hf:") else ""
+            return f": {old.name} was at revision {old.revision or '?'}{hint}, and is at {new.revision or '?'} now"
+    return ""
 
 
 def resume_or_begin(out: Path, journal: Journal, defaults: dict[str, Any]) -> Journal:

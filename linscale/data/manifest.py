@@ -61,6 +61,8 @@ class SourceRecord:
 
     name: str
     bytes: int
+    revision: str = ""
+    """The commit of a dataset on the Hub; the checksum or time by which a host tells versions apart; else empty."""
 
 
 @config
@@ -74,7 +76,7 @@ class Manifest:
     tokenizer: TokenizerRecord
     settings: dict[str, Any]
     inputs_fingerprint: str
-    """Digits of the path, size and modification time of every source."""
+    """Digits of what identifies every source: path or URL, size, and modification time, checksum or revision."""
     sources: tuple[SourceRecord, ...]
     left_out: tuple[str, ...]
     """Files found in input folders whose suffix is not accepted."""

@@ -19,10 +19,11 @@ from pydantic import Field
 from linscale.config import UserError, config, fingerprint, to_dict
 from linscale.data.documents import read_documents
 from linscale.data.encode import Batch, Encoder, encode_in_order, split_of
+from linscale.data.inputs import find_sources
 from linscale.data.journal import Journal, require_same, resume_or_begin
 from linscale.data.manifest import JOURNAL, MANIFEST, SPLITS, Manifest, SourceRecord, SplitRecord, tokenizer_record
 from linscale.data.shards import TokenDataset
-from linscale.data.sources import Source, find_sources
+from linscale.data.sources import Source
 from linscale.data.tokenizer import FILE as TOKENIZER_FILE
 from linscale.data.tokenizer import SubwordTokenizer, Tokenizer, bpe_size, load_tokenizer, train_bpe
 from linscale.data.writer import SplitState, SplitWriter
@@ -42,7 +43,7 @@ class PrepareOptions:
     """How text becomes a corpus."""
 
     text_field: str = "text"
-    """The field of a .jsonl line, or the column of a .parquet file, that holds the text."""
+    """The field of a .jsonl line, or the column of a .parquet file or of a dataset, that holds the text."""
     document_bytes: Annotated[int, Field(ge=16)] | None = None
     """Cut documents longer than this many bytes into several, at line ends. Without it a .txt file is one document."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -65,7 +66,7 @@ def prepare(
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Tokenize `inputs` (files, folders, 'builtin:NAME') into the folder `out`; returns its manifest.
+    """Tokenize `inputs` (files, folders, URLs, datasets: see inputs.py) into the folder `out`; returns its manifest.
 
     `tokenizer` is 'byte', 'bpe:SIZE' (trained on the inputs), or the path of a tokenizer.json. Killed and called
     again it continues; finished and called again it does nothing. Worker processes are spawned: a script that calls
@@ -79,7 +80,8 @@ def prepare(
     settings |= _lasting(options)
     inputs_fingerprint = fingerprint([source.identity for source in sources])
     empty = {name: SplitState() for name in SPLITS}
-    journal = Journal(settings=settings, inputs_fingerprint=inputs_fingerprint, splits=empty)
+    records = tuple(SourceRecord(name=each.name, bytes=each.size, revision=each.revision) for each in sources)
+    journal = Journal(settings=settings, inputs_fingerprint=inputs_fingerprint, sources=records, splits=empty)
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder")
     with disk_errors(out), locked(out):
@@ -97,7 +99,7 @@ def prepare(
                 tokenizer=tokenizer_record(chosen),
                 settings=settings,
                 inputs_fingerprint=inputs_fingerprint,
-                sources=tuple(SourceRecord(name=source.name, bytes=source.size) for source in sources),
+                sources=records,
                 left_out=tuple(left_out),
                 splits=splits,
             )

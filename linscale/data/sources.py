@@ -1,16 +1,11 @@
-"""Sources: the input files of a corpus, in a fixed order.
-
-A source is one file: .txt (one document), .jsonl (one a line) or .parquet (one a row). Folders are searched
-recursively in sorted order; hidden files and other suffixes in them are left out. `builtin:NAME` is a text that
-ships with the package.
-"""
+"""Sources: what a corpus is read from. A source is one file: .txt (one document), .jsonl (one a line) or .parquet
+(one a row), on this machine or behind a URL; or one file of a dataset in the layout of the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from linscale.config import UserError
 from linscale.data.decompress import DECOMPRESSORS
@@ -20,67 +15,53 @@ CORPORA = Path(__file__).parent / "corpora"
 ACCEPTED = ".txt and .jsonl (plain or with .gz, .zst, .xz) and .parquet"
 
 
+class UnavailableInputError(UserError):
+    """An input that is missing, out of reach, or needs a package that is not installed."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """One input file: `name` as the user gave it, `size` in bytes on disk, `kind` of .txt, .jsonl, .parquet."""
+    """One input file: `name` as the user gave it, `kind` of .txt, .jsonl, .parquet, dataset, `size` in bytes."""
 
     name: str
-    path: Path
     kind: str
     compression: str
     size: int
-    mtime_ns: int
+    location: str
+    """The path or URL in full: no two sources of a corpus share it."""
+    identity: tuple[str | int, ...]
+    """What changes when the file is another or is written again."""
+    revision: str
+    """The commit of a dataset on the Hub; the checksum or time by which a host tells versions apart; else empty."""
 
-    @property
-    def identity(self) -> tuple[str | int, ...]:
-        """What changes when the file is another or is written again; a builtin text is the same wherever installed."""
-        if self.name.startswith(BUILTIN):
-            return self.name, self.size
-        return str(self.path), self.size, self.mtime_ns
-
-
-def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """The sources of `inputs` (files, folders, builtin names) in order, and the names of files left out of folders.
-
-    Raises UserError for a missing path, an empty file, a suffix that is not accepted, a file given twice.
-    """
-    sources: list[Source] = []
-    left_out: list[str] = []
-    for name in inputs:
-        path = CORPORA / f"{name.removeprefix(BUILTIN)}.txt" if name.startswith(BUILTIN) else Path(name)
-        if name.startswith(BUILTIN) and not path.is_file():
-            known = ", ".join(sorted(BUILTIN + file.stem for file in CORPORA.glob("*.txt")))
-            raise UserError(f"input '{name}': no such builtin corpus; there are {known}")
-        if not path.exists():
-            raise UserError(f"input '{name}': no such file or folder")
-        if not path.is_dir():
-            sources.append(_source(name, path))
-            continue
-        inside = [(f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}", file) for file in _files(path)]
-        sources += [_source(label, file) for label, file in inside if _suffixes(file)]
-        left_out += [label for label, file in inside if not _suffixes(file)]
-    if not sources:
-        raise UserError(f"input {', '.join(inputs) or '(none)'}: no text in it; accepted are {ACCEPTED}")
-    seen: set[Path] = set()
-    for source in sources:
-        if source.path in seen:
-            raise UserError(f"input '{source.name}': given twice")
-        seen.add(source.path)
-    return sources, left_out
+    def open(self) -> BinaryIO:
+        """The bytes of the file, from its start."""
+        raise NotImplementedError
 
 
-def _files(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not hidden, sorted by its path in parts."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
-    return sorted(found, key=lambda path: path.parts)
+@dataclass(frozen=True)
+class LocalFile(Source):
+    """A file on this machine."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        return open(self.path, "rb")
 
 
-def _suffixes(path: Path) -> tuple[str, str] | None:
-    """Kind and compression by the name's suffixes, None when they are not accepted."""
-    *_, kind, compression = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+def local_file(name: str, path: Path) -> LocalFile:
+    """The source at `path`. Raises UserError for an empty file and a suffix that is not accepted."""
+    (kind, compression), status, full = accepted(name, path.name), path.stat(), path.resolve()
+    require_content(name, status.st_size)
+    identity: tuple[str | int, ...] = (str(full), status.st_size, status.st_mtime_ns)
+    if name.startswith(BUILTIN):
+        identity = name, status.st_size  # the same wherever it is installed
+    return LocalFile(name, kind, compression, status.st_size, str(full), identity, "", full)
+
+
+def suffixes(name: str) -> tuple[str, str] | None:
+    """Kind and compression by the suffixes of a file's name, None when they are not accepted."""
+    *_, kind, compression = ["", "", *(suffix.lower() for suffix in PurePosixPath(name).suffixes)]
     if compression in (".txt", ".jsonl", ".parquet"):
         return compression, ""
     if kind in (".txt", ".jsonl") and compression in DECOMPRESSORS:
@@ -88,10 +69,16 @@ def _suffixes(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _source(name: str, path: Path) -> Source:
-    suffixes, status = _suffixes(path), path.stat()
-    if suffixes is None:
-        raise UserError(f"input '{name}': suffix '{''.join(path.suffixes[-2:])}' is not accepted; {ACCEPTED} are")
-    if status.st_size == 0:
+def accepted(name: str, file: str) -> tuple[str, str]:
+    """Kind and compression of an input `name` whose file name is `file`, or a UserError."""
+    found = suffixes(file)
+    if found is None:
+        ending = "".join(PurePosixPath(file).suffixes[-2:])
+        raise UserError(f"input '{name}': suffix '{ending}' is not accepted; {ACCEPTED} are")
+    return found
+
+
+def require_content(name: str, size: int) -> None:
+    """Raises UserError for an empty file."""
+    if size == 0:
         raise UserError(f"input '{name}': empty file")
-    return Source(name, path.resolve(), *suffixes, status.st_size, status.st_mtime_ns)

@@ -23,6 +23,7 @@ from linscale import checkpoint
 from linscale.config import UserError, fingerprint, to_dict
 from linscale.data.prepare import prepare
 from linscale.data.shards import QUICK_BYTES, TokenDataset
+from linscale.data.sources import UnavailableInputError
 from linscale.evaluate.perplexity import evaluate_run
 from linscale.generate.sample import sample
 from linscale.run_folder import code_version, disk_errors, locked, read_json, write_json
@@ -109,17 +110,20 @@ def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDatase
 
 def _prepare(study: StudyConfig, folder: Path, watcher: Watcher) -> None:
     finished = (folder / DATA / "manifest.json").exists()
-    if finished and not all(name.startswith("builtin:") or Path(name).exists() for name in study.data.inputs):
-        return  # the texts are gone, what was made of them is not
     if not finished:
         watcher.stage("preparing the corpus")
-    prepare(
-        list(study.data.inputs),
-        tokenizer=study.data.tokenizer,
-        out=folder / DATA,
-        options=study.data.options,
-        progress=lambda read, total, documents, tokens: watcher.prepared(read, total),
-    )
+    try:
+        prepare(
+            list(study.data.inputs),
+            tokenizer=study.data.tokenizer,
+            out=folder / DATA,
+            options=study.data.options,
+            progress=lambda read, total, documents, tokens: watcher.prepared(read, total),
+        )
+    except UnavailableInputError:
+        if not finished:
+            raise
+        # the texts are gone or out of reach, what was made of them is not
 
 
 def _train(

@@ -78,7 +78,7 @@ class StudyData:
     path: str | None = None
     "Folder made by `linscale data prepare`."
     inputs: tuple[str, ...] = ()
-    "Text files, folders, or builtin:tinyshakespeare; prepared once into <study>/data."
+    "Text files, folders, URLs, hf:NAME, or builtin:tinyshakespeare; prepared once into <study>/data."
     tokenizer: str = "byte"
     "For inputs: byte, bpe:SIZE, or the path of a tokenizer.json."
     options: PrepareOptions = PrepareOptions()

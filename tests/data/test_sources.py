@@ -13,7 +13,7 @@ import zstandard
 
 from linscale.config import UserError
 from linscale.data.documents import cut, read_documents
-from linscale.data.sources import find_sources
+from linscale.data.inputs import find_sources
 
 TEXTS = ["First é\r\nline\n", "second 東京 \N{PARTY POPPER}", "  spaces\n\n\n", "x" * 5000]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}

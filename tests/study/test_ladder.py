@@ -1,9 +1,11 @@
 """A study end to end, as a user runs it: trains, fits, reports; does nothing twice; survives being killed anywhere."""
 
+import dataclasses
 import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 import linscale
 from linscale.config import UserError
 from linscale.run_folder import latest_records, read_json, write_json
-from linscale.study.ladder import run_study
+from linscale.study.ladder import open_data, run_study
 from linscale.study.plan import load_study
 from linscale.study.watch import StudyWatcher
 
@@ -204,3 +206,17 @@ def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):
     assert "tnl" in last
     assert "sizes" in last
     assert (tmp_path / "out" / "tiny" / "tnl-a" / "status.json").exists()  # what was trained stays
+
+
+def test_a_prepared_corpus_outlives_its_texts(study_file, tmp_path):
+    """They may be gone, or behind a host that is out of reach; before the corpus is there, that is an error."""
+    study, folder, watcher = load_study(study_file), tmp_path / "study", StudyWatcher(Console(file=io.StringIO()))
+    gone = [str(tmp_path / "text.txt"), "memory://outlived/text.txt", "hf:./no-such-folder"]
+    for name in gone:
+        away = dataclasses.replace(study, data=dataclasses.replace(study.data, inputs=(name,)))
+        with pytest.raises(UserError, match=f"^input '{re.escape(name)}': "):
+            open_data(away, folder, watcher)
+    made = open_data(study, folder, watcher)
+    for name in gone:
+        away = dataclasses.replace(study, data=dataclasses.replace(study.data, inputs=(name,)))
+        assert open_data(away, folder, watcher).fingerprint == made.fingerprint
