@@ -10,17 +10,21 @@ Shards are made before weights: a model of any size starts on the meta device, a
 
 from __future__ import annotations
 
-import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
+from linscale.ops.backend import triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
 
@@ -55,11 +59,43 @@ def compiles(train: TrainConfig, device: str) -> bool:
 
 def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
     for block in model.blocks:
-        if train.activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-        if compiles(train, device):
+        if train.activation_checkpointing != "none":
+            block.forward = _recomputed(block.forward, train.activation_checkpointing, device)
+    if not compiles(train, device):
+        return
+    for module in (*model.blocks, model.position_encoder):
+        if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
-            block.compile(fullgraph=True, dynamic=False)
+            module.compile(fullgraph=True, dynamic=False)
+
+
+def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable[..., Any]:
+    """A block's pass of which the backward pass does again what it needs, or with "cheap" what costs little."""
+    kept = costly_operators(device)
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(kept)
+
+    def run(x: Tensor, state: Any, context: Any) -> Any:
+        if mode == "full":
+            return checkpoint(forward, x, state, context, use_reentrant=False)
+        return checkpoint(forward, x, state, context, use_reentrant=False, context_fn=contexts)
+
+    return run
+
+
+def costly_operators(device: str) -> list[Any]:
+    """What "cheap" activation checkpointing keeps: products, attention, sines that all batches share, exchanges."""
+    if triton_obstacle(device, None) is None:
+        for name in ("decay_attention", "linear_scan"):
+            importlib.import_module(f"linscale.ops.{name}.kernel")  # registers the operator
+    spaces = (
+        (torch.ops.aten, "mm bmm addmm _scaled_dot_product_cudnn_attention _scaled_dot_product_flash_attention"
+         " _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention_for_cpu"),
+        (torch.ops.linscale, "decay_attention linear_scan angles"),
+        (torch.ops._c10d_functional, "all_gather_into_tensor"),
+    )  # fmt: skip
+    return [getattr(space, name).default for space, names in spaces for name in names.split() if hasattr(space, name)]
 
 
 def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> None:

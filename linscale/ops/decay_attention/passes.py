@@ -190,13 +190,15 @@ def run_walks(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv where log_decay needs no gradient; writes the gradient of `state` into dstate."""
     q, k, v = call.q, call.k, call.v
-    layout, behind = walk_layout(call), q
+    layout, behind = walk_layout(call), None
     if layout.segmented:
         behind = run_states(call, q, do, layout, None, dfinal, None, reverse=True).borders
+    # In place of what is not given stands something of the dtype of what is: a program chooses between them.
+    borders = [saved, behind, state, dfinal, dstate]
+    nothing = next((x for x in borders if x is not None), q)
     dq, dk, dv = new_like(q), new_like(k), new_like(v)
     tensors = (
-        q, k, v, call.g, do, dq, dk, dv, q if saved is None else saved, behind, q if state is None else state,
-        q if dfinal is None else dfinal, q if dstate is None else dstate, *layout.table,
+        q, k, v, call.g, do, dq, dk, dv, *(nothing if x is None else x for x in borders), *layout.table,
     )  # fmt: skip
     given = state is not None, dfinal is not None, dstate is not None
     for work in _walks_back(call.plan, do.stride(), layout.span, *given):
