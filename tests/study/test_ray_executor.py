@@ -1,49 +1,51 @@
 """The ray executor on a real cluster of three nodes, which this machine plays."""
 
+import contextlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from linscale.cli import main
 from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.distributed import Terminated
-from linscale.run_folder import latest_records, locked, read_json
-from linscale.study import ray_executor
-from linscale.study.executors import STOPPED
+from linscale.run_folder import latest_records, locked
+from linscale.study.cluster import Cluster
+from linscale.study.executors import ATTEMPTS, STOPPED
+from linscale.study.ray_executor import RayExecutor
 from linscale.train.config import RunConfig
 from linscale.train.metrics import read_status
 from linscale.train.trainer import train
 
-NAMES = ("first", "second", "third")
+NAMES = ("first", "second")
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Configs of three runs of a few seconds, by their folders in `study`."""
+    """Configs of two runs of some seconds, by their folders in `study`, and of one without data."""
     options = PrepareOptions(document_bytes=4096, val_fraction=0.05, workers=1)
     prepare(["builtin:tinyshakespeare"], tokenizer="byte", out=tmp_path / "data", options=options)
     shape = {"arch": "tnl", "vocab_size": 257, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 64}
-    recipe = {"tokens": 150_000, "batch_tokens": 256, "length": 64, "lr": 3e-3, "validation_tokens": 1024}
-    recipe |= {"checkpoints": 30, "checkpoint_spacing": "linear"}
+    recipe = {"tokens": 100_000, "batch_tokens": 256, "length": 64, "lr": 3e-3, "validation_tokens": 1024}
+    recipe |= {"checkpoints": 10, "checkpoint_spacing": "linear", "device": "cpu"}
 
-    def config(name, seed):
-        return {"name": name, "model": shape, "data": {"path": str(tmp_path / "data")}, "train": recipe | {"seed": seed}}
+    def config(name, seed, data):
+        values = {"name": name, "model": shape, "data": {"path": str(data)}, "train": recipe | {"seed": seed}}
+        return parse(RunConfig, values)
 
-    return {tmp_path / "study" / name: parse(RunConfig, config(name, seed)) for seed, name in enumerate(NAMES)}
+    configs = {tmp_path / "study" / name: config(name, seed, tmp_path / "data") for seed, name in enumerate(NAMES)}
+    return configs | {tmp_path / "study" / "broken": config("broken", 0, tmp_path / "nowhere")}
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def address(monkeypatch):
     """The address of a cluster with a head without cores, and two nodes of one core each."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     utils = pytest.importorskip("ray.cluster_utils")
-    small = {"object_store_memory": 80_000_000}
+    small = {"num_gpus": 0, "object_store_memory": 80_000_000}
     nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     try:
         for _ in range(2):
@@ -52,12 +54,6 @@ def cluster(monkeypatch):
         yield nodes.address
     finally:
         nodes.shutdown()
-
-
-def open_executor(address):
-    from linscale.study.cluster import Cluster
-
-    return ray_executor.RayExecutor(Cluster(address))
 
 
 def results(study):
@@ -88,44 +84,159 @@ def kill_node_of(process):
         os.kill(child, signal.SIGKILL)
 
 
+def under_way(runs):
+    """The runs that have trained past a checkpoint and are not near their end."""
+    statuses = {path: read_status(path) for path in runs if list(path.glob("checkpoints/step*"))}
+    return {path: s for path, s in statuses.items() if s.get("state") == "running" and 0 < s["step"] < 300}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a node's processes in /proc")
-def test_a_ladder_survives_a_stop_and_the_loss_of_a_node(cluster, runs, tmp_path):
-    study, executor = tmp_path / "study", open_executor(cluster)
-    assert (executor.cpus, executor.gpus) == (1, 0)
+def test_a_ladder_survives_a_stop_and_the_loss_of_a_node(address, runs, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.closing(Cluster(address)) as cluster:
+        assert signal.getsignal(signal.SIGTERM) is before
+        with pytest.raises(UserError, match=r"cpus_per_run = 2, gpus_per_run = 0: expected no more .* 0 and 0"):
+            RayExecutor(cluster, cpus_per_run=2)
+        with pytest.raises(UserError, match=r"node [\d.]+ does not see the files of /elsewhere; keep --out"):
+            cluster.require_shared(["/elsewhere/file"], cluster.with_room(1, 0))
+        executor = RayExecutor(cluster)
+        stop_when_two_train(executor, runs)
+        lose_a_node(executor, runs)
+    study = tmp_path / "study"
+    assert {path.name for path in study.iterdir()} == {"broken", *NAMES}
+    for name in NAMES:
+        train(tmp_path / "undisturbed" / name, runs[study / name])
+    assert results(study) == results(tmp_path / "undisturbed")
 
-    def under_way():
-        """The runs that have trained past a checkpoint and are not at their end."""
-        statuses = {path: read_status(path) for path in runs if (path / "checkpoints").exists()}
-        return {path: status for path, status in statuses.items() if status["state"] == "running" and 60 < status["step"] < 400}
 
-    def stop():
-        if len(under_way()) == 2:
+def stop_when_two_train(executor, runs):
+    def poll():
+        if len(under_way(runs)) == 2:
             raise Terminated
 
     with pytest.raises(Terminated):
-        executor.run(runs, stop)
-    stopped = {path: status for path in runs if (status := read_status(path))}
-    assert [status["state"] for status in stopped.values()] == ["stopped"] * 2
-    for path, status in stopped.items():
-        assert max((path / "checkpoints").iterdir()).name == f"step_{status['step']:08d}"
-    assert not list(study.glob(".seen*"))
+        executor.run(runs, poll)
+    first, second, waiting = runs
+    assert not waiting.exists()
+    for path in (first, second):
+        status = read_status(path)
+        assert status["state"] == "stopped"
+        assert max((path / "checkpoints").iterdir()).name == f"step_{status['step']:08d}"  # nothing done is lost
+        with locked(path):  # and nobody is left
+            pass
 
+
+def lose_a_node(executor, runs):
+    """Train all to their ends although a node is lost under one; the run without data says so."""
     lost = []
 
-    def lose_a_node():
-        if not lost and (running := under_way()):
+    def poll():
+        if not lost and (running := under_way(runs)):
             path, status = running.popitem()
-            lost.append(path)
             kill_node_of(status["pid"])
+            lost.append(path)
 
-    broken = parse(RunConfig, {**to_plain(runs[study / "first"]), "data": {"path": str(tmp_path / "nowhere")}})
-    errors = executor.run({study / "broken": broken, **runs}, lose_a_node)
+    first, second, broken = runs
+    errors = executor.run(runs, poll)
     assert lost
-    assert list(errors) == [study / "broken"]
-    assert "nowhere" in errors[study / "broken"]
-    assert {read_status(path)["state"] for path in runs} == {"done"}
+    assert list(errors) == [broken]
+    assert "nowhere: not a prepared corpus" in errors[broken]
+    assert [read_status(path)["state"] for path in (first, second)] == ["done", "done"]
 
-    for path, config in runs.items():
-        train(tmp_path / "undisturbed" / path.name, config)
-    assert results(study) == results(tmp_path / "undisturbed")
+
+class LostError(Exception):
+    """In place of Ray's errors."""
+
+
+class ScriptedRay:
+    """In place of Ray: a cluster of one node with a GPU, where the tasks of a run come to its outcomes in turn."""
+
+    def __init__(self, outcomes):
+        self.outcomes, self.submitted, self.exceptions = outcomes, [], self
+        self.RayError = self.WorkerCrashedError = self.NodeDiedError = LostError
+        self.LocalRayletDiedError = self.OutOfMemoryError = LostError
+
+    def remote(self, **options):
+        return lambda function: self
+
+    def options(self, name):
+        task = type("Task", (), {"remote": lambda _, path, config, files, cpus: self.submit(name)})
+        return task()
+
+    def submit(self, name):
+        self.submitted.append(name)
+        return self.outcomes[name].pop(0)
+
+    def wait(self, tasks, timeout):
+        return tasks, []
+
+    def get(self, outcome):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class ScriptedCluster:
+    def __init__(self, ray):
+        self.ray = ray
+
+    def nodes(self):
+        return [{"Resources": {"CPU": 4.0, "GPU": 1.0}}]
+
+    def with_room(self, cpus, gpus):
+        return self.nodes()
+
+    def require_shared(self, paths, nodes):
+        pass
+
+
+def test_what_is_tried_again_and_for_how_long(runs):
+    losses = [LostError(f"the node is gone\ntraceback {number}") for number in range(ATTEMPTS)]
+    ray = ScriptedRay({"first": losses, "second": [STOPPED, None], "broken": ["its loss is not finite"]})
+    polled = []
+    errors = RayExecutor(ScriptedCluster(ray)).run(runs, lambda: polled.append(1))
+    assert {path.name: error for path, error in errors.items()} == {
+        "first": f"its worker was lost {ATTEMPTS} times: LostError: the node is gone",
+        "broken": "its loss is not finite",
+    }
+    assert ray.submitted == ["first", "second", "broken", "first", "second", "first"]
+    assert len(polled) == ATTEMPTS
+
+
+def test_the_device_is_that_of_the_cluster():
+    cluster = ScriptedCluster(ScriptedRay({}))
+    assert [RayExecutor(cluster).device(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    executor = RayExecutor(cluster, gpus_per_run=0)
+    assert executor.device("auto") == "cpu"
+    with pytest.raises(UserError, match=r"device = .cuda.: gpus_per_run = 0"):
+        executor.device("cuda")
+
+
+def test_what_the_cluster_cannot_be_asked_for():
+    cluster = ScriptedCluster(ScriptedRay({}))
+    with pytest.raises(UserError, match="gpus_per_run = 2: expected 0 to 1"):
+        RayExecutor(cluster, gpus_per_run=2)
+    with pytest.raises(UserError, match="cpus_per_run = 0: expected at least 1"):
+        RayExecutor(cluster, cpus_per_run=0)
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'linscale\[cluster\]'"):
+        Cluster()
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("ray://head:10001", "expected HOST:PORT"),
+        ("localhost:none", "no Ray cluster answers"),
+        ("localhost:1", "no Ray cluster answers"),
+        ("nonsense", "Invalid address format"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(address, problem):
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=rf"address = '{address}': {problem}"):
+        Cluster(address)
