@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ def open_executor(kind: str, runs: int, workers: int | None, cluster: Mapping[st
     from linscale.study.ray_executor import RayExecutor
 
     cpus = 1 if cluster["cpus_per_run"] is None else cluster["cpus_per_run"]
-    with contextlib.closing(Cluster(cluster["address"])) as there:
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # where Ray tells of lost nodes
+        contextlib.closing(Cluster(cluster["address"])) as there,
+    ):
         yield RayExecutor(there, gpus_per_run=cluster["gpus_per_run"], cpus_per_run=cpus)
 
 

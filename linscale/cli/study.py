@@ -80,19 +80,18 @@ def run(
     runs = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
     limit_threads(cores())
     cluster = {"address": address, "gpus_per_run": gpus_per_run, "cpus_per_run": cpus_per_run}
-    chosen = open_executor(executor, len(runs), workers, cluster)
-    with chosen as trains, contextlib.closing(StudyWatcher(stderr_console())) as watcher:
-        try:
-            outcome = run_study(config, out, trains, watcher)
-        except Terminated:
-            watcher.close()
-            print(
-                f"linscale: {out / config.name}: stopped by SIGTERM and saved; run the same command again to go on",
-                file=sys.stderr,
-            )
-            if json:
-                print_json({"study": str(out / config.name), "state": "stopped"})
-            return 0
+    trainer = open_executor(executor, len(runs), workers, cluster)
+    try:
+        with trainer as opened, contextlib.closing(StudyWatcher(stderr_console())) as watcher:
+            outcome = run_study(config, out, opened, watcher)
+    except Terminated:
+        print(
+            f"linscale: {out / config.name}: stopped by SIGTERM and saved; run the same command again to go on",
+            file=sys.stderr,
+        )
+        if json:
+            print_json({"study": str(out / config.name), "state": "stopped"})
+        return 0
     return _conclude(outcome, json)
 
 

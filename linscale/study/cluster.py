@@ -13,7 +13,7 @@ from linscale.config import UserError
 from linscale.distributed import sigterm_raises
 
 CONNECT_S = 10.0
-PROBE_S = 60.0  # for a node to start a process and look for a file; a slower one is looked at by its first run
+PROBE_S = 30.0  # for a node to start a process and look for a file; a slower one is looked at by its first run
 
 
 class Cluster:

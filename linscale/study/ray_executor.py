@@ -20,7 +20,7 @@ from typing import Any
 
 from linscale.config import UserError, to_dict
 from linscale.data.manifest import MANIFEST
-from linscale.distributed import sigterm_noted
+from linscale.distributed import Terminated, sigterm_noted
 from linscale.run_folder import disk_errors, is_locked
 from linscale.study.cluster import Cluster, count, not_shared, one_line, unseen
 from linscale.study.executors import ATTEMPTS, POLL_S, STOPPED, train_run
@@ -76,9 +76,10 @@ class RayExecutor:
         """Train every run, the first ones first. Raises UserError when a node does not see the folders of the study.
 
         A run whose worker or node is lost goes on from its newest checkpoint elsewhere, or waits for a node with room.
+        SIGTERM raises Terminated as soon as Ray listens: a handler that raises inside of it would pass for Ctrl-C.
         """
         errors = dict[Path, str]()
-        with _tokens(runs) as files:
+        with _tokens(runs) as files, sigterm_noted() as terminated:
             self._cluster.require_shared(files, self._cluster.with_room(self.cpus, self.gpus))
             tasks = {self._submit(item, files): item for item in (_Try(path, config) for path, config in runs.items())}
             try:
@@ -92,6 +93,8 @@ class RayExecutor:
                         elif error is not None:
                             errors[item.path] = f"its worker was lost {ATTEMPTS} times: {error}" if lost else error
                     poll()
+                    if terminated():
+                        raise Terminated
             except BaseException:
                 self._stop(list(tasks))
                 raise
@@ -119,10 +122,13 @@ class RayExecutor:
     def _stop(self, tasks: list[Any]) -> None:
         """Have each task save the step that it is at, and wait for it; who interrupts that does not want to wait."""
         try:
-            for task in tasks:
-                self._ray.cancel(task)  # a SIGINT to the process that runs it
-            while tasks:
-                tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S)[1]
+            with sigterm_noted() as hurried:
+                for task in tasks:
+                    self._ray.cancel(task)  # a SIGINT to the process that runs it
+                while tasks:
+                    tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=POLL_S)[1]
+                    if hurried():
+                        raise Terminated
         except BaseException:
             for task in tasks:
                 self._ray.cancel(task, force=True)

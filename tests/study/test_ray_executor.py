@@ -113,7 +113,7 @@ def test_a_ladder_survives_a_stop_and_the_loss_of_a_node(address, runs, tmp_path
 def stop_when_two_train(executor, runs):
     def poll():
         if len(under_way(runs)) == 2:
-            raise Terminated
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Terminated):
         executor.run(runs, poll)
