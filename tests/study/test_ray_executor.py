@@ -4,18 +4,22 @@ import contextlib
 import os
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from linscale.config import UserError, parse
+from linscale.config import UserError, parse, to_dict
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.distributed import Terminated
 from linscale.run_folder import latest_records, locked
+from linscale.study import ray_executor
 from linscale.study.cluster import Cluster
 from linscale.study.executors import ATTEMPTS, STOPPED
-from linscale.study.ray_executor import RayExecutor
+from linscale.study.ray_executor import RayExecutor, _task
 from linscale.train.config import RunConfig
 from linscale.train.metrics import read_status
 from linscale.train.trainer import train
@@ -204,6 +208,39 @@ def test_what_is_tried_again_and_for_how_long(runs):
     assert len(polled) == ATTEMPTS
 
 
+@pytest.fixture
+def task(runs):
+    """The first run, of ten steps, as its task on a node: its folder, and what _task is called with."""
+    path = next(iter(runs))
+    config = replace(runs[path], train=replace(runs[path].train, tokens=2560, checkpoints=2))
+    return path, (str(path), to_dict(config), [str(path.parent.parent / "data" / "manifest.json")], 1)
+
+
+def test_a_task_waits_for_the_process_before_it(task):
+    path, arguments = task
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):  # by a process on a node that is cut off
+            waits = pool.submit(_task, *arguments)
+            time.sleep(0.7)
+            assert not waits.done()
+        assert waits.result() is None
+    assert read_status(path)["state"] == "done"
+
+
+def test_a_task_does_not_wait_for_ever(task, monkeypatch):
+    path, arguments = task
+    monkeypatch.setattr(ray_executor, "LOCK_S", 0.1)
+    with locked(path):
+        assert "another process is writing this run" in _task(*arguments)
+
+
+def test_a_task_on_a_node_without_the_files_says_so(task):
+    path, (name, config, _, cpus) = task
+    problem = _task(name, config, ["/elsewhere/study/file"], cpus)
+    assert "does not see the files of /elsewhere/study; keep --out and data.path on storage" in problem
+    assert not path.exists()
+
+
 def test_the_device_is_that_of_the_cluster():
     cluster = ScriptedCluster(ScriptedRay({}))
     assert [RayExecutor(cluster).device(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
@@ -219,24 +256,3 @@ def test_what_the_cluster_cannot_be_asked_for():
         RayExecutor(cluster, gpus_per_run=2)
     with pytest.raises(UserError, match="cpus_per_run = 0: expected at least 1"):
         RayExecutor(cluster, cpus_per_run=0)
-
-
-def test_without_ray_the_remedy_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'linscale\[cluster\]'"):
-        Cluster()
-
-
-@pytest.mark.parametrize(
-    ("address", "problem"),
-    [
-        ("ray://head:10001", "expected HOST:PORT"),
-        ("localhost:none", "no Ray cluster answers"),
-        ("localhost:1", "no Ray cluster answers"),
-        ("nonsense", "Invalid address format"),
-    ],
-)
-def test_an_address_without_a_cluster_is_refused_at_once(address, problem):
-    pytest.importorskip("ray")
-    with pytest.raises(UserError, match=rf"address = '{address}': {problem}"):
-        Cluster(address)
