@@ -51,7 +51,7 @@ class RayExecutor:
             raise UserError(f"cpus_per_run = {cpus_per_run}: expected at least 1")
         if gpus_per_run is not None and not 0 <= gpus_per_run <= 1:
             raise UserError(
-                f"gpus_per_run = {gpus_per_run}: expected 0 to 1; a run trains on one GPU, or a share of it"
+                f"gpus_per_run = {gpus_per_run}: expected 0 to 1; a run of a study has one GPU, or a share of it"
             )
         nodes = cluster.nodes()
         if gpus_per_run is None:
