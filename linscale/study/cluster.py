@@ -81,7 +81,7 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1 if hasattr(error, "traceback_str") else 0]
+    return lines[-1 if hasattr(error, "cause") else 0]
 
 
 def _import_ray() -> ModuleType:
