@@ -53,28 +53,29 @@ def sigterm_raises() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise Terminated
 
-    with _on_sigterm(stop):
+    with _on_signals((signal.SIGTERM,), stop):
         yield
 
 
 @contextlib.contextmanager
-def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM does nothing but be noted: the function given says whether one came. Ctrl-C is as ever."""
+def sigterm_noted(*others: int) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and the signals `others` do nothing but be noted: the function given says whether one came."""
     came: list[int] = []
-    with _on_sigterm(lambda number, frame: came.append(number)):
+    with _on_signals((signal.SIGTERM, *others), lambda number, frame: came.append(number)):
         yield lambda: bool(came)
 
 
 @contextlib.contextmanager
-def _on_sigterm(handler: Callable[[int, object], None]) -> Iterator[None]:
+def _on_signals(numbers: tuple[int, ...], handler: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def cores() -> int:

@@ -6,10 +6,11 @@ import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from linscale.cli.executor import open_executor, processes
 from linscale.cli.output import Json, duration, file_size, print_json, print_table, stderr_console, stdout_console
 from linscale.config import UserError, human
 from linscale.distributed import Terminated, cores, limit_threads
@@ -35,7 +36,7 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
     from linscale.study.plan import load_study, planned_runs
     from linscale.study.probe import Probe
 
-    count = _workers(workers)
+    count = processes(workers)
     config = load_study(study)
     runs = planned_runs(config, vocab_size=_vocab_size(config), data_path=config.data.path or "-")
     at_a_time = min(count, len(runs))
@@ -46,7 +47,17 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
     _print_bill(bill)
 
 
-def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = None, json: Json = False) -> int:
+def run(
+    study: StudyFile,
+    *,
+    out: Path = Path("runs"),
+    workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    gpus_per_run: float | None = None,
+    cpus_per_run: int | None = None,
+    json: Json = False,
+) -> int:
     """Train what is missing of a study, evaluate every checkpoint, fit the laws and write the report.
 
     Killed at any moment and called again it continues; finished and called again it does nothing. SIGTERM saves the
@@ -54,29 +65,33 @@ def run(study: StudyFile, *, out: Path = Path("runs"), workers: int | None = Non
 
     Args:
         study: The study file, e.g. configs/study/demo.toml.
-        out: Where studies live; this one in <out>/<name>.
-        workers: Runs trained at a time; by default one for each core.
+        out: Where studies live; this one in <out>/<name>. With ray, on storage that all nodes share.
+        workers: With local, runs trained at a time; by default one for each core.
+        executor: Where runs are trained: in processes of this machine, or as tasks of a Ray cluster that is there.
+        address: With ray, HOST:PORT of the cluster; by default RAY_ADDRESS, or the cluster of this machine.
+        gpus_per_run: With ray, GPUs of a run, 0 to 1; by default 1 where the cluster has any, else 0.
+        cpus_per_run: With ray, cores of a run and its number of threads; by default 1.
     """
-    from linscale.study.executors import LocalExecutor
     from linscale.study.ladder import run_study
     from linscale.study.plan import load_study, planned_runs
     from linscale.study.watch import StudyWatcher
 
-    config, count = load_study(study), _workers(workers)
+    config = load_study(study)
     runs = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
     limit_threads(cores())
-    with contextlib.closing(StudyWatcher(stderr_console())) as watcher:
-        try:
-            outcome = run_study(config, out, LocalExecutor(min(count, len(runs))), watcher)
-        except Terminated:
-            watcher.close()
-            print(
-                f"linscale: {out / config.name}: stopped by SIGTERM and saved; run the same command again to go on",
-                file=sys.stderr,
-            )
-            if json:
-                print_json({"study": str(out / config.name), "state": "stopped"})
-            return 0
+    cluster = {"address": address, "gpus_per_run": gpus_per_run, "cpus_per_run": cpus_per_run}
+    trainer = open_executor(executor, len(runs), workers, cluster)
+    try:
+        with trainer as opened, contextlib.closing(StudyWatcher(stderr_console())) as watcher:
+            outcome = run_study(config, out, opened, watcher)
+    except Terminated:
+        print(
+            f"linscale: {out / config.name}: stopped by SIGTERM and saved; run the same command again to go on",
+            file=sys.stderr,
+        )
+        if json:
+            print_json({"study": str(out / config.name), "state": "stopped"})
+        return 0
     return _conclude(outcome, json)
 
 
@@ -219,9 +234,3 @@ def _vocab_size(config: StudyConfig) -> int:
     if config.data.path is not None:
         return TokenDataset.open(config.data.path).vocab_size
     return bpe_size(config.data.tokenizer) or load_tokenizer(config.data.tokenizer).vocab_size
-
-
-def _workers(workers: int | None) -> int:
-    if workers is not None and workers < 1:
-        raise UserError(f"workers = {workers}: expected at least 1")
-    return workers or cores()

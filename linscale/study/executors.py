@@ -1,4 +1,4 @@
-"""Executors: how the runs of a ladder are spread over processes. Here: over those of this machine."""
+"""Executors: how the runs of a ladder are spread over processes. Here: over those of this machine; see ray_executor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ ATTEMPTS = 3  # of a run whose process died under it; each goes on from the run'
 class Executor(Protocol):
     """Trains runs in their folders and returns what went wrong: run folder -> error, empty when all is well."""
 
+    def device(self, asked: str) -> str:
+        """What a run's `train.device` comes to where the runs are trained: "cpu" or "cuda"."""
+
     def run(self, runs: Mapping[Path, RunConfig], poll: Callable[[], None]) -> dict[Path, str]:
         """Train every run, in the order given. `poll` is called about twice a second meanwhile."""
 
@@ -37,6 +40,11 @@ class LocalExecutor:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+
+    def device(self, asked: str) -> str:
+        from linscale.train.trainer import resolve_device
+
+        return resolve_device(asked)
 
     def run(self, runs: Mapping[Path, RunConfig], poll: Callable[[], None]) -> dict[Path, str]:
         waiting, errors = dict(runs), dict[Path, str]()
@@ -59,7 +67,7 @@ class LocalExecutor:
         futures: dict[Future[str | None], Path] = {}
         died = []
         try:
-            futures = {pool.submit(_train, str(path), to_dict(config)): path for path, config in runs.items()}
+            futures = {pool.submit(_work, str(path), to_dict(config)): path for path, config in runs.items()}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
@@ -100,14 +108,21 @@ def _start_worker(threads: int) -> None:
     limit_threads(threads)
 
 
-def _train(path: str, config: dict[str, Any]) -> str | None:
-    """Train one run; returns what went wrong in one line, with the traceback in the run folder if it is our fault."""
+def _work(path: str, config: dict[str, Any]) -> str | None:
+    return train_run(path, config, _asked_to_stop)
+
+
+def train_run(path: str, config: dict[str, Any], stop: Callable[[], bool]) -> str | None:
+    """Train one run, what a worker of any executor does, until `stop` says yes.
+
+    Returns what went wrong in one line, with the traceback in the run folder if it is our fault.
+    """
     from linscale.train.trainer import train
 
-    if _asked_to_stop():
+    if stop():
         return STOPPED
     try:
-        status = train(Path(path), parse(RunConfig, config), stop=_asked_to_stop)
+        status = train(Path(path), parse(RunConfig, config), stop=stop)
     except UserError as error:
         return str(error)
     except Exception as error:

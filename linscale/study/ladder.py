@@ -132,7 +132,7 @@ def _train(
     missing: dict[Path, RunConfig] = {}
     for run in sorted(runs, key=lambda run: -run.work):  # the longest first, so that none is left at the end
         path = outcome.study / run.name
-        require_same_config(path, run.config, dataset)
+        require_same_config(path, run.config, dataset, executor.device(run.config.train.device))
         if read_status(path).get("state") != "done":
             missing[path] = run.config
     if missing:

@@ -99,10 +99,11 @@ def train(
         ) from None
 
 
-def run_settings(config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
+def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = None) -> dict[str, Any]:
     """The content of config.json: the resolved config with what was derived from it and from the machine.
 
     Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
+    `device` is where the run is trained, when that is not this machine.
     """
     vocabulary = dataset.vocab_size
     if config.model.vocab_size < vocabulary:
@@ -110,7 +111,7 @@ def run_settings(config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
             f"model.vocab_size = {config.model.vocab_size}: the tokenizer of {config.data.path} has {vocabulary} "
             f"tokens; expected at least {vocabulary}"
         )
-    device = resolve_device(config.train.device)
+    device = device or resolve_device(config.train.device)
     settings = {
         "run": config.name,
         "study": config.study,
@@ -300,9 +301,11 @@ def _clear_interim(run: Run) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def require_same_config(path: Path, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
+def require_same_config(
+    path: Path, config: RunConfig, dataset: TokenDataset, device: str | None = None
+) -> dict[str, Any]:
     """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
-    settings = run_settings(config, dataset)
+    settings = run_settings(config, dataset, device)
     if not (path / CONFIG).exists():
         return settings
     there, here = _flatten(_identity(_read_config(path))), _flatten(_identity(settings))

@@ -118,6 +118,8 @@ def call(place, monkeypatch, capsys):
         ("generate run --prompt x --max-tokens 0", "max_tokens = 0: expected at least 1"),
         ("generate run --prompt \udcff", "prompt: character 0 is not valid Unicode"),
         ("study run ladder.toml --workers 0", "workers = 0: expected at least 1"),
+        ("study run ladder.toml --address head:6379", "address = head:6379: not an option of executor = local"),
+        ("study run ladder.toml --executor ray --workers 2", "workers = 2: not an option of executor = ray"),
         ("study run ladder.toml --out file", "file/ladder: a file is in the way; expected a folder"),
         ("study report ladder.toml --out none", "none/ladder: no such folder"),
     ],

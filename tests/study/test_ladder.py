@@ -187,6 +187,9 @@ def test_asked_to_stop_it_says_so_and_leaves_no_process(study_file, tmp_path, nu
 
 def test_a_run_that_fails_is_named_even_when_nothing_can_be_fitted(study_file, tmp_path):
     class Failing:
+        def device(self, asked):
+            return "cpu"
+
         def run(self, runs, poll):
             return dict.fromkeys(runs, "no [luck]")
 
