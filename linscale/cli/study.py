@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from linscale.cli.bill import price, print_bill
 from linscale.cli.executor import open_executor, processes
-from linscale.cli.output import Json, duration, file_size, print_json, print_table, stderr_console, stdout_console
+from linscale.cli.output import Json, print_json, print_table, stderr_console, stdout_console
 from linscale.config import UserError, human
 from linscale.distributed import Terminated, cores, limit_threads
 
 if TYPE_CHECKING:
     from linscale.study.ladder import Outcome
-    from linscale.study.plan import PlannedRun, StudyConfig
-    from linscale.study.probe import Probe
+    from linscale.study.plan import StudyConfig
 
 StudyFile = Annotated[Path, tyro.conf.Positional]
 
@@ -27,7 +27,8 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
     """Print the bill of a study: runs, parameters, tokens, FLOPs, disk and time. Trains nothing and writes nothing.
 
     The time is estimated from a probe: models small enough are tried for one step each, others are priced by the
-    machine's matrix rate at the utilisation of those tried (or at 40%).
+    machine's matrix rate at the utilisation of those tried (or at 40%). Where a run needs a gigabyte or more, the
+    memory of each GPU is shown too, for 1 to 1024 of them (torchrun; --json has it for every run).
 
     Args:
         study: The study file, e.g. configs/study/demo.toml.
@@ -40,11 +41,11 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
     config = load_study(study)
     runs = planned_runs(config, vocab_size=_vocab_size(config), data_path=config.data.path or "-")
     at_a_time = min(count, len(runs))
-    bill = _bill(config, runs, Probe(threads=max(1, cores() // at_a_time)), at_a_time)
+    bill = price(config, runs, Probe(threads=max(1, cores() // at_a_time)), at_a_time)
     if json:
         print_json(bill)
         return
-    _print_bill(bill)
+    print_bill(bill)
 
 
 def run(
@@ -156,65 +157,6 @@ def _conclude(outcome: Outcome, json: bool) -> int:
     if outcome.failed:
         print(f"linscale: not trained: {', '.join(outcome.failed)}; see above", file=sys.stderr)
     return 1 if outcome.failed else 0
-
-
-def _bill(config: StudyConfig, runs: list[PlannedRun], probe: Probe, workers: int) -> dict[str, Any]:
-    seconds = [probe.seconds(item) for item in runs]
-    rows: list[dict[str, Any]] = [
-        {
-            "run": item.name,
-            "arch": item.arch,
-            "size": item.config.size,
-            "params": item.total_params,
-            "non_embedding": item.params,
-            "tokens": item.config.train.steps * item.config.train.batch_tokens,
-            "steps": item.config.train.steps,
-            "pflop_s_days": item.pflop_s_days,
-            "flops": item.exact_flops,
-            "disk_bytes": item.disk_bytes,
-            "seconds": time,
-        }
-        for item, time in zip(runs, seconds, strict=True)
-    ]
-    summed = ("tokens", "pflop_s_days", "flops", "disk_bytes", "seconds")
-    return {
-        "study": config.name,
-        "runs": rows,
-        "total": {key: sum(row[key] for row in rows) for key in summed},
-        "workers": workers,
-        "wall_seconds": max(max(seconds), sum(seconds) / workers),
-        "probe": {"device": probe.device, "matrix_flops_per_s": probe.matrix_rate, "runs_tried": probe.tried},
-    }
-
-
-def _print_bill(bill: dict[str, Any]) -> None:
-    total, probe = bill["total"], bill["probe"]
-    columns = ("run", "params", "N", "tokens", "steps", "PFLOP/s-days", "matrix FLOPs", "disk", "time")
-    rows = [
-        (
-            row["run"],
-            human(row["params"]),
-            human(row["non_embedding"]),
-            human(row["tokens"]),
-            f"{row['steps']:,}",
-            *_costs(row),
-        )
-        for row in bill["runs"]
-    ]
-    rows.append((f"{len(rows)} runs", "", "", human(total["tokens"]), "", *_costs(total)))
-    print_table(f"The bill of {bill['study']}", columns, rows)
-    rate = human(probe["matrix_flops_per_s"], "FLOP/s")
-    print(
-        f"About {duration(bill['wall_seconds'])} with {bill['workers']} at a time.\n"
-        "N and PFLOP/s-days are the paper's: without embeddings, by its closed form.\n"
-        f"Time by a probe of this machine ({probe['device']}, {rate} in matrix products): "
-        f"{probe['runs_tried']} of {len(bill['runs'])} runs tried for a step, the others priced by that rate."
-    )
-
-
-def _costs(row: dict[str, Any]) -> tuple[str, ...]:
-    compute, flops = f"{row['pflop_s_days']:.3g}", human(row["flops"], "FLOP")
-    return compute, flops, file_size(row["disk_bytes"]), duration(row["seconds"])
 
 
 def _status_row(row: dict[str, Any]) -> tuple[str, ...]:

@@ -232,10 +232,13 @@ def test_sigterm_saves_the_step_that_is_being_done_and_the_same_command_goes_on(
     """The handler of the process is the real one; the signal comes from the loop itself, so that it comes in time."""
     from linscale.train import trainer
 
-    def step(run, number):
-        if number == 3:
+    passed = []
+
+    def step(run, batches):
+        passed.append(None)
+        if len(passed) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate(run, number)
+        return accumulate(run, batches)
 
     accumulate = trainer._accumulate
     with monkeypatch.context() as patch:

@@ -1,0 +1,66 @@
+"""What a rank's GPU holds while a run trains: weights, optimizer and activations, from the config alone.
+
+FSDP2 shards weights, gradients and AdamW's two moments, all fp32: 16 bytes a parameter over the ranks. Beside that a
+rank holds whole, in turn: two blocks (the one that runs and the next one) and what stands outside the blocks; and of
+its own tokens the activations that the backward pass needs, the logits and what one block makes meanwhile. On one GPU
+there is nothing to gather. Allocator and libraries add 1 to 2 GB.
+"""
+
+from __future__ import annotations
+
+from linscale.models.count import architectures, count_parameters, key_width
+from linscale.models.language_model import LanguageModelConfig
+from linscale.ops.cross_entropy import KEPT_BYTES
+from linscale.train.config import TrainConfig
+
+RANKS = tuple(1 << n for n in range(11))  # 1 to 1024
+STATE_BYTES = 16  # fp32 weights, gradients and two moments
+
+# What compiled blocks keep of a token, in bf16: tensors of the model's width, and of the GLU's. Counted in what
+# torch.compile saves; LRPE's wider q and k are added below.
+KEPT = {
+    "none": {"llama": (9.0, 3), "tnl": (12.0, 3), "hgrn2": (13.5, 3), "cosformer2": (12.0, 3)},
+    "cheap": {"llama": (6.0, 2), "tnl": (7.0, 2), "hgrn2": (6.5, 2), "cosformer2": (7.0, 2)},
+    "full": {"llama": (1.0, 0), "tnl": (1.0, 0), "hgrn2": (1.0, 0), "cosformer2": (1.0, 0)},
+}
+
+
+def rank_memory(config: LanguageModelConfig, train: TrainConfig, ranks: int) -> tuple[float, int] | None:
+    """Bytes on each of `ranks` GPUs in bf16, and how many of them share a sequence for it: train.sequence_parallel, or
+    the fewest more with which the sequences of a step can be split. None where they cannot."""
+    for pieces in range(train.sequence_parallel, ranks + 1):
+        if ranks % pieces == 0 and train.length % pieces == 0 and train.sequences % (ranks // pieces) == 0:
+            share = train.sequences // (ranks // pieces)
+            tokens = min(train.micro_batch or share, share) * train.length // pieces
+            states = STATE_BYTES * count_parameters(config).total / ranks
+            gathered = _gathered(config) if ranks > 1 else 0.0
+            return states + gathered + _activations(config, train, tokens, pieces), pieces
+    return None
+
+
+def _gathered(config: LanguageModelConfig) -> float:
+    """Two blocks whole, with the gradient of one, and the embedding and head, fp32, with their gradient."""
+    count = count_parameters(config)
+    outside = count.embedding + count.head
+    block = (count.total - outside) / config.n_layers
+    item = 4 if "cosformer2" in architectures(config) else 2  # blocks with angles are gathered in fp32
+    return 3 * item * block + 8 * outside
+
+
+def _activations(config: LanguageModelConfig, train: TrainConfig, tokens: int, pieces: int) -> float:
+    layers = range(config.n_layers)
+    kept = sum(_kept(config, train.activation_checkpointing, layer, pieces) for layer in layers)
+    busy = max(_kept(config, "none", layer, pieces) for layer in layers)
+    logits = tokens * config.vocab_size * 2
+    return tokens * (kept + busy) + min(logits, KEPT_BYTES)
+
+
+def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> float:
+    """Bytes a token of one block."""
+    arch = architectures(config)[layer]
+    narrow, wide = KEPT[mode][arch]
+    if mode == "none" and arch != "llama":
+        narrow += 2 * (key_width(config, layer) // config.head_dim - 1)  # q and k after LRPE
+    if mode != "full" and arch == "llama":
+        narrow += 2 * (pieces - 1)  # the keys and values of the other pieces
+    return 2 * (narrow * config.d_model + wide * config.glu_width)
