@@ -64,7 +64,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto: CUDA when there is a device, else the CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile every block with torch.compile. auto: on CUDA, where it fuses what stands between matrix products."""
+    """Compile every block with torch.compile, which fuses what stands between matrix products. auto: where the Triton
+    kernels run."""
     activation_checkpointing: Literal["none", "cheap", "full"] = "none"
     """What the backward pass computes again instead of keeping it. cheap: all but matrix products and attention, for a
     third of the memory at a few percent of the time where blocks are compiled. full: all but what enters each block, a

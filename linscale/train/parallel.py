@@ -24,7 +24,7 @@ from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
-from linscale.ops.backend import triton_obstacle
+from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
 
@@ -53,8 +53,17 @@ def build_for_training(
 
 
 def compiles(train: TrainConfig, device: str) -> bool:
-    """Whether blocks are compiled."""
-    return device == "cuda" if train.compile == "auto" else train.compile == "on"
+    """Whether blocks are compiled: around the Triton kernels, which the compiler takes as they are. The chunk form,
+    which serves elsewhere, is thousands of small operations to it.
+
+    Raises UserError where that is asked for and cannot be.
+    """
+    obstacle = triton_obstacle(device, None)
+    if train.compile == "on" and obstacle:
+        raise UserError(
+            f"train.compile = 'on': blocks are compiled around the Triton kernels, but {obstacle}; try 'auto'"
+        )
+    return train.compile != "off" and obstacle is None and not interpreting()
 
 
 def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import torch
 from linscale import checkpoint
 from linscale.config import UserError, to_dict
 from linscale.distributed import ALONE, Ranks
+from linscale.models import CONFIGS
 from linscale.run_folder import latest_records, read_json
 from linscale.train.config import RunConfig, TrainConfig
-from linscale.train.parallel import split_batch
+from linscale.train.parallel import build_for_training, compiles, split_batch
 from linscale.train.trainer import train
 
 from .ranks import CASES, step
@@ -123,6 +125,32 @@ def test_sigterm_stops_all_ranks_at_the_same_step_and_saves(make: Make, tmp_path
     assert found["state"] == "stopped"
     assert re.search(rf"stopped by SIGTERM and saved at step {found['step']} of 4000", err)
     assert checkpoint.step_of(checkpoint.newest(tmp_path / "run", resumable=True)) == found["step"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own
+@pytest.mark.parametrize("checkpointing", ["none", "cheap", "full"])
+def test_a_compiled_block_trains_as_an_eager_one_does(checkpointing: str) -> None:
+    torch.compiler.reset()
+    shape = {"vocab_size": 50, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 48}
+    text = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(0))
+    found = []
+    for compiled in (False, True):
+        mode = checkpointing if compiled else "none"
+        recipe = TrainConfig(tokens=80, batch_tokens=80, length=40, validation_tokens=40, activation_checkpointing=mode)
+        model = build_for_training(CONFIGS["hgrn2"](**shape), recipe, ALONE, "cpu", "fp32")
+        for block in model.blocks if compiled else ():
+            block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+        loss = model(text, targets=text).loss.mean()
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for eager, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, eager, rtol=1e-5, atol=1e-7)
+
+
+def test_where_there_are_no_kernels_nothing_is_compiled() -> None:
+    recipe = TrainConfig(tokens=80, batch_tokens=80, length=40, validation_tokens=40)
+    assert not compiles(recipe, "cpu")
+    with pytest.raises(UserError, match=r"train.compile = 'on': .* Triton kernels need a CUDA or ROCm GPU.*try 'auto'"):
+        compiles(replace(recipe, compile="on"), "cpu")
 
 
 def test_a_batch_is_split_or_refused() -> None:
