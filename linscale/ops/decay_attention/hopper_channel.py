@@ -74,8 +74,8 @@ def join(call: Call, layout: Layout, borders: Tensor, weights: Tensor, *, revers
 
 @lru_cache(MOST)
 def _join(plan: Plan, per_row: int, reverse: bool) -> Launch:
-    return Launch(join_kernel, plan.H * cdiv(plan.K, 64) * cdiv(plan.V, 64), (per_row,), dict(
-        H=plan.H, K=plan.K, V=plan.V, BK=64, BV=64, KIND=plan.kind, PACKED=plan.packed, REVERSE=reverse,
+    return Launch(join_kernel, plan.H * cdiv(plan.K, 16) * cdiv(plan.V, 64), (per_row,), dict(
+        H=plan.H, K=plan.K, V=plan.V, BK=16, BV=64, KIND=plan.kind, PACKED=plan.packed, REVERSE=reverse,
         HAS_FINISH=False,
     ), 4)  # fmt: skip
 
