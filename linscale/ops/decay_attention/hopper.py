@@ -92,7 +92,7 @@ def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, T
         return hopper_channel.run_forward(call, layout, state, save)
     finish, out = call.new(*call.state_shape), new_like(call.v)
     borders = run_borders(call, layout, call.k, call.v, state, reverse=False) if layout.segmented else None
-    walk(call, layout, (call.q, call.k, call.v), out, States(borders, state, finish))
+    walk(call, layout, (call.q, call.k, call.v), out, States(borders, state, finish), early=layout.segmented)
     return out, finish, borders if save else None
 
 
@@ -117,9 +117,9 @@ def run_backward(
     if layout.segmented and not adds:
         behind = run_borders(call, layout, q, do, dfinal, reverse=True)
     if wide:
-        walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True)
-        walk(call, layout, (v, do, q), dk, States(behind, dfinal, None), reverse=True, transposed=True)
-        walk(call, layout, (k, q, do), dv, States(behind, dfinal, dstate), reverse=True)
+        walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, early=layout.segmented)
+        walk(call, layout, (v, do, q), dk, States(behind, dfinal, None), reverse=True, transposed=True, early=True)
+        walk(call, layout, (k, q, do), dv, States(behind, dfinal, dstate), reverse=True, early=True)
         return dq, dk, dv, None
     dg = sums = crossing = beside = None
     if adds:
@@ -128,7 +128,8 @@ def run_backward(
     elif decay_grad:
         dg, sums, crossing = call.new(*q.shape[:3]), call.new(*q.shape[:3]), call.new(layout.stretches, call.H)
         beside = Beside(sums, crossing, None, behind, dfinal)
-    walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, beside=beside)
+    early = layout.segmented and not adds
+    walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, beside=beside, early=early)
     if adds:
         behind = hopper_channel.join(call, layout, added, weights, reverse=True)
     spared = (q if x is None else x for x in (dg, sums, crossing, behind, dfinal, dstate))
@@ -160,16 +161,16 @@ class Beside(NamedTuple):
 
 def walk(
     call: Call, layout: Layout, inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, states: States, *,
-    reverse: bool = False, transposed: bool = False, beside: Beside | None = None,
+    reverse: bool = False, transposed: bool = False, beside: Beside | None = None, early: bool,
 ) -> None:  # fmt: skip
-    """One walk of all segments. inputs: a, b, c as in kernels/walk.py."""
+    """One walk of all segments. inputs: a, b, c as in kernels/walk.py; early: not the first kernel of a pass."""
     a, b, c = inputs
     borders, start, finish = states
     d, (sums, crossing, weights, behind, final) = (c, (None,) * 5) if beside is None else (call.q, beside)
     given = tuple(x is not None for x in (borders, start, finish, final))
     launch = _walk(
         call.plan, (*a.stride(), *b.stride(), *c.stride(), *d.stride()), (a.shape[3], c.shape[3]), layout.span, given,
-        (reverse, transposed, True, sums is not None, weights is not None),
+        (reverse, transposed, True, sums is not None, weights is not None), early,
     )  # fmt: skip
     spared = (out if x is None else x for x in (borders, weights, start, finish, sums, behind, final, crossing))
     launch(layout.stretches, (a, b, c, d, call.g, out, *spared, *layout.table))
@@ -181,7 +182,7 @@ def run_borders(call: Call, layout: Layout, b: Tensor, c: Tensor, start: Tensor 
     weights = call.new(layout.stretches, call.H, call.K)
     launch = _walk(
         call.plan, (*b.stride(), *b.stride(), *c.stride(), *c.stride()), (call.K, call.V), layout.span,
-        (True, start is not None, False, False), (reverse, False, False, False, False),
+        (True, start is not None, False, False), (reverse, False, False, False, False), False,
     )  # fmt: skip
     first = borders if start is None else start
     launch(layout.stretches, (
@@ -192,8 +193,9 @@ def run_borders(call: Call, layout: Layout, b: Tensor, c: Tensor, start: Tensor 
 
 @lru_cache(MOST)
 def _walk(
-    plan: Plan, strides: Strides, widths: tuple[int, int], span: int, given: tuple[bool, ...], does: tuple[bool, ...]
-) -> Launch:
+    plan: Plan, strides: Strides, widths: tuple[int, int], span: int, given: tuple[bool, ...], does: tuple[bool, ...],
+    early: bool,
+) -> Launch:  # fmt: skip
     """strides: of a, b, c, d; widths: of a and c; given: borders, start, finish, final; does: reverse, transposed,
     output, sums, gradient."""
     from linscale.ops.decay_attention.kernels.hopper_walk import hopper_walk_kernel
@@ -211,7 +213,7 @@ def _walk(
         H=plan.H, A=A, X=X, BX=BX, C=CHUNK, KIND=plan.kind, PACKED=plan.packed, SEGMENTED=segmented,
         REVERSE=reverse, TRANSPOSED=transposed, OUTPUT=output, SUMS=sums, GRADIENT=gradient, HAS_START=has_start,
         HAS_FINISH=has_finish, HAS_FINAL=has_final, STAGES=stages, WARPS=warps,
-    ), warps)  # fmt: skip
+    ), warps, early=early)  # fmt: skip
 
 
 @lru_cache(MOST)
@@ -227,4 +229,4 @@ def _grads(
     ), dict(
         H=plan.H, K=plan.K, V=plan.V, C=CHUNK, KIND=plan.kind, PACKED=plan.packed, SEGMENTED=segmented,
         DECAY_GRAD=decay_grad, HAS_FINAL=has_final, HAS_DSTART=has_dstart, STAGES=2, WARPS=warps,
-    ), warps)  # fmt: skip
+    ), warps, early=True)  # fmt: skip

@@ -76,8 +76,8 @@ def join(call: Call, layout: Layout, borders: Tensor, weights: Tensor, *, revers
 def _join(plan: Plan, per_row: int, reverse: bool) -> Launch:
     return Launch(join_kernel, plan.H * cdiv(plan.K, 16) * cdiv(plan.V, 64), (per_row,), dict(
         H=plan.H, K=plan.K, V=plan.V, BK=16, BV=64, KIND=plan.kind, PACKED=plan.packed, REVERSE=reverse,
-        HAS_FINISH=False,
-    ), 4)  # fmt: skip
+        HAS_FINISH=False, EARLY=True,
+    ), 4, early=True)  # fmt: skip
 
 
 def _first_chunks(call: Call) -> Tensor:

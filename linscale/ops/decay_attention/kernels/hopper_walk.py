@@ -22,7 +22,9 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     NONE,
     TOKEN,
     add,
+    await_earlier,
     fetch,
+    let_next_begin,
     locate,
     state_offsets,
     write,
@@ -276,6 +278,8 @@ def hopper_walk_kernel(
                join_kernel: q and do need not be read for it alone
     borders, start, finish, behind, final   (.., H, A, X) float32, stored (X, A) if TRANSPOSED
     """
+    await_earlier()
+    let_next_begin()
     program = gl.program_id(0)
     slices: gl.constexpr = X // BX
     part = program % slices

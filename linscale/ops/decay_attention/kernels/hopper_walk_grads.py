@@ -16,6 +16,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     NONE,
     TOKEN,
     add,
+    await_earlier,
     fetch,
     locate,
     put,
@@ -59,6 +60,9 @@ def hopper_grads_kernel(
     ROWS_V: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [WARPS, 1], [1, 0])
     FADED: gl.constexpr = gl.DotOperandLayout(0, R, 2)
 
+    # By itself the walk that gives dq leaves nothing that is needed here.
+    if SEGMENTED or DECAY_GRAD:
+        await_earlier()
     program = gl.program_id(0)
     head = program % H
     segment = program // H
@@ -227,3 +231,5 @@ def hopper_grads_kernel(
         if HAS_DSTART:
             if closing:
                 gl.store(dstate + own + inside, r * scale)
+    if not (SEGMENTED or DECAY_GRAD):
+        await_earlier()

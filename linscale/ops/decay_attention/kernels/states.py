@@ -16,8 +16,10 @@ from linscale.ops.decay_attention.kernels.common import (
     FLOOR,
     LOG2E,
     NONE,
+    await_earlier,
     chunk_decays,
     exact_sums,
+    let_next_begin,
     locate,
     pack,
     product,
@@ -135,9 +137,13 @@ def states_kernel(
 def join_kernel(
     borders, weights, finish, first_of, per_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    KIND: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, HAS_FINISH: tl.constexpr,
+    KIND: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, HAS_FINISH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head, tile of the state). Turns what each segment adds into the state at its border."""
+    """One program: (sequence, head, tile of the state). Turns what each segment adds into the state at its border.
+    EARLY: it may begin before the kernel before it has ended."""
+    if EARLY:
+        await_earlier()
+        let_next_begin()
     program = tl.program_id(0)
     across: tl.constexpr = (V + BV - 1) // BV
     down: tl.constexpr = (K + BK - 1) // BK
