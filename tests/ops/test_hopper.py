@@ -30,6 +30,7 @@ pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="
 from .gluon_emulator import run
 
 hopper = importlib.import_module("linscale.ops.decay_attention.hopper")
+walks = importlib.import_module("linscale.ops.decay_attention.kernels.hopper_walk")
 KINDS = ("none", "head", "token", "channel")
 CPU = torch.device("cpu")
 kernels = decay_attention_by("triton")
@@ -80,6 +81,18 @@ def test_decays_that_are_not_learned(kind, situation, launched, monkeypatch):
     walk, join = "hopper_walk_kernel", "join_kernel"
     back = [walk, join] if kind == "head" else [walk, join, walk]
     assert launched == [walk, join, walk, *back, "hopper_grads_kernel"]
+
+
+@pytest.mark.parametrize("situation", ["strong", "packed"])
+def test_what_has_faded_is_not_missed(situation, launched, monkeypatch):
+    """What segments pass on is found from the steps of which something is left, to the same bits as from all."""
+    segmented(monkeypatch, 2)
+    problem = make_problem(Case("head", 700, situation, torch.bfloat16), CPU)
+    problem = problem._replace(log_decay=torch.tensor([-3.0, -0.9]))
+    few = [results(function, problem) for function in (kernels, not_learned)]
+    monkeypatch.setattr(walks, "LOST", 1e4)
+    every = [results(function, problem) for function in (kernels, not_learned)]
+    assert all(torch.equal(x, b[name]) for a, b in zip(few, every, strict=True) for name, x in a.items())
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65])

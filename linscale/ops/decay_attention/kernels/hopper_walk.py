@@ -30,6 +30,20 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     write,
 )
 
+LOST = gl.constexpr(180)  # 2^-180 of a product of two entries up to 2^15 is less than float32 can hold
+
+
+@gluon.jit
+def head_decay(g):
+    """log2 of the decay of a step."""
+    return gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+
+
+@gluon.jit
+def reach(decay, C: gl.constexpr):
+    """Steps, in whole chunks, behind which nothing is left of a step where each decays by 2^decay."""
+    return ((LOST / gl.maximum(-decay, 1e-6)).to(gl.int32) + C) // C * C
+
 
 @gluon.jit
 def read_steps(g, t, end, stride, C: gl.constexpr):
@@ -74,10 +88,10 @@ def walk_chunks(
     OUTPUT: gl.constexpr, SUMS: gl.constexpr, GRADIENT: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A), log2 of the decay on
-    the way and, if GRADIENT, what the steps add to the gradient of the state they started from, Rᵀ (X, A), over scale.
+    the way (TOKEN) and, if GRADIENT, what the steps before d_end add to the gradient of the state that they started
+    from, over scale: the sum of d aᵀ (X, A), each step faded by the decay up to it.
     SUMS: write also the sum over X of the output times d (.., X), before it is rounded and without what a step has from
-    itself; and leave the step `unwritten` out of the state. GRADIENT: R is the sum of d aᵀ, each step faded by the
-    decay up to it, for steps before d_end. strides: of tokens, in a, b, c, d, g, out and sums."""
+    itself; and leave the step `unwritten` out of the state. strides: of tokens, in a, b, c, d, g, out and sums."""
     FINE: gl.constexpr = KIND == TOKEN or SUMS  # the state as two numbers of its type
     type: gl.constexpr = b.dtype.element_ty
     SHARED_A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, A], type)
@@ -100,7 +114,7 @@ def walk_chunks(
     later = read[:, None] - reads[None, :] if REVERSE else reads[None, :] - read[:, None]
     causal = later > 0 if SUMS else later >= 0
     if KIND == HEAD:
-        decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+        decay = head_decay(g)
         between = gl.where(causal, gl.exp2(gl.where(causal, later, 0).to(gl.float32) * decay), 0.0)
     FADED: gl.constexpr = gl.DotOperandLayout(0, STATE, 2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, OUT)
@@ -232,27 +246,23 @@ def walk_chunks(
             out_tile.permute((1, 0)).store(result.to(type))
             gl.thread_barrier()
             write(out, t, end, strides[5], out_tile, C, X)
-        if GRADIENT:
-            if KIND == NONE:
-                state, gradient = warpgroup_mma_wait(0, deps=[state, gradient])
-            else:
-                gl.static_assert(KIND == HEAD)
+        if KIND != NONE:
+            state, _, _ = warpgroup_mma_wait(0, deps=[state, leading, rest])
+        elif GRADIENT:
+            state, gradient = warpgroup_mma_wait(0, deps=[state, gradient])
+        else:
+            state = warpgroup_mma_wait(0, deps=[state])
+        if GRADIENT and KIND != NONE:
+            gl.static_assert(KIND == HEAD)
+            if t < d_end:
                 weight = left(line_tiles, False, STEPS, KIND) * gl.exp2(decay * (step * C).to(gl.float32))
                 faded = d_tiles.index(slot).permute((1, 0)).load(FADED).to(gl.float32) * weight[None, :]
-                leading_d = faded.to(type)
-                rest_d = (faded - leading_d.to(gl.float32)).to(type)
-                gradient = warpgroup_mma(leading_d, a_tiles.index(slot), gradient, is_async=True)
-                gradient = warpgroup_mma(rest_d, a_tiles.index(slot), gradient, is_async=True)
-                state, leading, rest, gradient, leading_d, rest_d = warpgroup_mma_wait(
-                    0, deps=[state, leading, rest, gradient, leading_d, rest_d]
-                )
-        elif KIND == NONE:
-            state = warpgroup_mma_wait(0, deps=[state])
-        else:
-            state, _, _ = warpgroup_mma_wait(0, deps=[state, leading, rest])
+                leading = faded.to(type)
+                rest = (faded - leading.to(gl.float32)).to(type)
+                gradient = warpgroup_mma(leading, a_tiles.index(slot), gradient, is_async=True)
+                gradient = warpgroup_mma(rest, a_tiles.index(slot), gradient, is_async=True)
+                gradient, _, _ = warpgroup_mma_wait(0, deps=[gradient, leading, rest])
     async_copy.wait_group(0)
-    if KIND == HEAD:
-        fade = decay * (end - begin).to(gl.float32)
     return state, fade, gradient
 
 
@@ -320,10 +330,22 @@ def hopper_walk_kernel(
         strides = (a_token, b_token, c_token, d_token, g_token, H * X, H * slices)
         unwritten = gl.where(closing, end - 1, -1) if HAS_FINAL else end
         d_end = gl.where(opening, begin, end) if GRADIENT else end  # before the first segment no state is asked for
+        length = end - begin
+        if KIND == HEAD:  # for states alone, nothing is read that has faded when it leaves the segment
+            far = reach(head_decay(g), C)
+            if GRADIENT:
+                d_end = gl.minimum(d_end, begin + far)
+            if not OUTPUT:
+                if REVERSE:
+                    end = gl.minimum(end, begin + far)
+                else:
+                    begin += gl.maximum(length - far, 0) // C * C
         state, fade, gradient = walk_chunks(
             a, b, c, d, g, out, sums, strides, begin, end, unwritten, d_end, state, scale,
             A, BX, C, KIND, REVERSE, OUTPUT, SUMS, GRADIENT, STAGES, WARPS,
         )  # fmt: skip
+        if KIND == HEAD:
+            fade = head_decay(g) * length.to(gl.float32)
         if REVERSE:
             state = state * scale
         if OUTPUT:

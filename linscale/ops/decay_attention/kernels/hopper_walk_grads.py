@@ -10,9 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from linscale.ops.decay_attention.kernels.hopper_common import (
-    FLOOR,
     HEAD,
-    LOG2E,
     NONE,
     TOKEN,
     add,
@@ -22,7 +20,7 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     put,
     state_offsets,
 )
-from linscale.ops.decay_attention.kernels.hopper_walk import count_steps, left, read_steps, sum_steps
+from linscale.ops.decay_attention.kernels.hopper_walk import count_steps, head_decay, left, read_steps, sum_steps
 
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
@@ -106,7 +104,7 @@ def hopper_grads_kernel(
         later = reads[None, :] - read[:, None]
         causal = later >= 0
         if KIND == HEAD:
-            decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+            decay = head_decay(g)
             between = gl.where(causal, gl.exp2(gl.where(causal, later, 0).to(gl.float32) * decay), 0.0)
 
         if DECAY_GRAD:
