@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from linscale.cli import machine
 from linscale.cli.output import Json, ProgressBar, duration, file_size, print_json, stdout_console
+from linscale.distributed import cores
 from linscale.ops.numerics import (
     KINDS,
     NAMES,
@@ -25,6 +28,7 @@ from linscale.ops.numerics import (
     decay_attention_by,
     make_problem,
     quick_cases,
+    results,
     short,
 )
 
@@ -43,7 +47,8 @@ def doctor(*, numerics: bool = False, json: Json = False) -> int:
     all gradients are compared with the loop over time in float64. A cell of the table is the largest relative error,
     |x - exact| / |exact|, over the cases of its row; `allowed` is the bound. Also: same bits in a second run, and NaN
     in all memory that no one wrote. It takes under a minute; the exit status is 1 if anything fails. The first time
-    on a GPU, compiling may take up the minute: then it says how many cases are left, and a second run does them all.
+    on a GPU, compiling may take up the minute where cores are few: then it says how many cases are left, and a second
+    run does them all.
 
     Args:
         numerics: Check the numbers, too.
@@ -65,27 +70,52 @@ def doctor(*, numerics: bool = False, json: Json = False) -> int:
 
 
 def examine(device: torch.device) -> dict[str, Any]:
-    """The quick cases, as many as the time allows, then repeats and poisoned memory. Never raises on what it finds."""
+    """The quick cases, and repeats and poisoned memory, as many as the time allows. Never raises on what it finds."""
     start = time.monotonic()
-    cases, found = quick_cases(), list[dict[str, Any]]()
     repeated = [Case(kind, 300, "ordinary", torch.bfloat16) for kind in KINDS]
-    total = len(cases) + len(repeated)
+    cases, found = quick_cases(), dict[Case, dict[str, Any]]()
+    total = len(repeated) + len(cases)
     with ProgressBar() as bar:
-        for case in (*repeated, *cases):
-            if time.monotonic() - start > BUDGET_S:
+        bar.update("numerics", 0, total)
+        for case in _as_compiled([*repeated, *cases], device, start + BUDGET_S):
+            if time.monotonic() > start + BUDGET_S:
                 break
             bar.update(f"numerics  {case}", len(found), total)
-            found.append(_soundness(case, device) if len(found) < len(repeated) else _errors(case, device))
+            found[case] = _soundness(case, device) if case in repeated else _errors(case, device)
         bar.update("numerics", len(found), total)
     return {
         "device": str(device),
         "elapsed_s": time.monotonic() - start,
         "left_out": total - len(found),
-        "passed": not any(item["failures"] for item in found),
+        "passed": not any(item["failures"] for item in found.values()),
         "tolerance": {short(dtype): bounds for dtype, bounds in TOLERANCE.items()},
-        "soundness": found[: len(repeated)],
-        "cases": found[len(repeated) :],
+        "soundness": [found[case] for case in repeated if case in found],
+        "cases": [found[case] for case in cases if case in found],
     }
+
+
+def _as_compiled(cases: list[Case], device: torch.device, deadline: float) -> Iterator[Case]:
+    """The cases, in their order on a CPU. On a GPU their kernels are compiled in threads, for most of that goes on
+    outside Python, and those cases come first that are ready first."""
+    if device.type == "cpu":
+        yield from cases
+        return
+    alike = defaultdict[tuple[object, ...], list[Case]](list)  # cases that share kernels, the slowest to compile first
+    for case in sorted(cases, key=lambda case: -KINDS.index(case.kind)):
+        alike[case.kind, case.dtype, case.situation == "packed"].append(case)
+    with ThreadPoolExecutor(cores()) as pool:
+        wait([pool.submit(_compile, [min(cases, key=lambda case: case.length)], device, deadline)])  # imports, too
+        compiling = {pool.submit(_compile, group, device, deadline): group for group in alike.values()}
+        for compiled in as_completed(compiling):  # also where it went wrong: the check itself will tell
+            yield from compiling[compiled]
+
+
+def _compile(cases: list[Case], device: torch.device, deadline: float) -> None:
+    """Run one case of each length, kernels depend on no more; not past the deadline."""
+    with torch.autograd.set_multithreading_enabled(False):  # or backward passes would share one thread
+        for case in {case.length: case for case in cases}.values():
+            if time.monotonic() < deadline:
+                results(decay_attention_by("auto"), make_problem(case, device))
 
 
 def _errors(case: Case, device: torch.device) -> dict[str, Any]:

@@ -28,14 +28,16 @@ class Launch:
     programs   how many for each piece of work
     numbers    what stands between the tensors and the constants in its signature, in order
     constants  its tl.constexpr parameters by name, all of them
+    early      it may begin before the kernel before it has ended, and sees to it that this does no harm (NVIDIA's
+               programmatic dependent launch, from Hopper on)
     """
 
     def __init__(
         self, kernel: Any, programs: int, numbers: Sequence[int | float], constants: dict[str, Any], warps: int,
-        stages: int = 1,
+        stages: int = 1, early: bool = False,
     ) -> None:  # fmt: skip
         self.kernel, self.programs, self.numbers, self.constants = kernel, programs, tuple(numbers), constants
-        self.warps, self.stages = warps, stages
+        self.warps, self.stages, self.early = warps, stages, early
         self._interpreted = not isinstance(kernel, JITFunction)
         self._compiled: dict[tuple[Any, ...], Any] = {}
         names = kernel.arg_names[len(kernel.arg_names) - len(constants) :]
@@ -59,8 +61,9 @@ class Launch:
         compiled = self._compiled.get(form)
         if compiled is None:
             self._compiled[form] = self.kernel[(programs,)](
-                *tensors, *self.numbers, **self.constants, num_warps=self.warps, num_stages=self.stages
-            )
+                *tensors, *self.numbers, **self.constants, num_warps=self.warps, num_stages=self.stages,
+                **({"launch_pdl": True} if self.early else {}),
+            )  # fmt: skip
         elif DIRECT and not _hooked():
             compiled.run(
                 programs, 1, 1, driver.active.get_current_stream(device), compiled.function, compiled.packed_metadata,

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -92,6 +93,34 @@ def test_what_the_time_does_not_allow_is_said(on_cpu, capsys, monkeypatch):
     status, out = report(capsys, "--numerics")
     assert status == 0
     assert "6 checks were not reached" in out
+
+
+def test_on_a_gpu_kernels_are_compiled_in_threads_each_form_once(monkeypatch):
+    """One case of each length and packing; what goes wrong then is left to the check itself to tell."""
+    ran = []
+
+    def run(function, problem):
+        ran.append((problem, threading.current_thread(), torch.autograd.is_multithreading_enabled()))
+        if problem.kind == "token":
+            raise RuntimeError("out of resource")
+
+    monkeypatch.setattr(doctor, "results", run)
+    monkeypatch.setattr(doctor, "make_problem", lambda case, device: case)
+    cases = doctor.quick_cases()
+    gpu = torch.device("cuda")
+    assert sorted(map(str, doctor._as_compiled(cases, gpu, time.monotonic() + 60))) == sorted(map(str, cases))
+    (first, _, _), *rest = ran
+    assert first.length == 1
+    assert all(thread is not threading.main_thread() and not elsewhere for _, thread, elsewhere in ran)
+    forms = [(case.kind, case.dtype, case.situation == "packed", case.length) for case, _, _ in rest]
+    assert len(forms) == len(set(forms))
+    assert {form for form in forms if form[0] != "token"} == {
+        (case.kind, case.dtype, case.situation == "packed", case.length) for case in cases if case.kind != "token"
+    }
+    ran.clear()
+    assert len(list(doctor._as_compiled(cases, gpu, -1.0))) == len(cases)
+    assert not ran
+    assert list(doctor._as_compiled(cases, CPU, time.monotonic() + 60)) == cases
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="
 from .gluon_emulator import run
 
 hopper = importlib.import_module("linscale.ops.decay_attention.hopper")
+walks = importlib.import_module("linscale.ops.decay_attention.kernels.hopper_walk")
 KINDS = ("none", "head", "token", "channel")
 CPU = torch.device("cpu")
 kernels = decay_attention_by("triton")
@@ -64,6 +65,36 @@ def test_errors_are_within_the_bounds(kind, situation, launched, monkeypatch):
     assert any(name.startswith("hopper") for name in launched)
 
 
+def not_learned(q, k, v, log_decay, *others):
+    """The kernels where log_decay gets no gradient, but for one of zeros that `results` asks for."""
+    o, final = kernels(q, k, v, log_decay.detach(), *others)
+    return o + 0.0 * log_decay.to(o.dtype).sum(), final
+
+
+@pytest.mark.parametrize("situation", cases.SITUATIONS)
+@pytest.mark.parametrize("kind", ["head", "token"])
+def test_decays_that_are_not_learned(kind, situation, launched, monkeypatch):
+    """What each segment adds to the gradients of states is then summed, per head, on the way that gives dq."""
+    segmented(monkeypatch, 3)
+    found = check(Case(kind, 300, situation, torch.bfloat16), not_learned, CPU)
+    assert set(found.failures) <= {"dlog_decay"}, found.errors
+    walk, join = "hopper_walk_kernel", "join_kernel"
+    back = [walk, join] if kind == "head" else [walk, join, walk]
+    assert launched == [walk, join, walk, *back, "hopper_grads_kernel"]
+
+
+@pytest.mark.parametrize("situation", ["strong", "packed"])
+def test_what_has_faded_is_not_missed(situation, launched, monkeypatch):
+    """What segments pass on is found from the steps of which something is left, to the same bits as from all."""
+    segmented(monkeypatch, 2)
+    problem = make_problem(Case("head", 700, situation, torch.bfloat16), CPU)
+    problem = problem._replace(log_decay=torch.tensor([-3.0, -0.9]))
+    few = [results(function, problem) for function in (kernels, not_learned)]
+    monkeypatch.setattr(walks, "LOST", 1e4)
+    every = [results(function, problem) for function in (kernels, not_learned)]
+    assert all(torch.equal(x, b[name]) for a, b in zip(few, every, strict=True) for name, x in a.items())
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65])
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths(kind, length, launched):
@@ -73,9 +104,18 @@ def test_lengths(kind, length, launched):
 
 @pytest.mark.parametrize(
     ("kind", "K", "V"),
-    [("none", 256, 128), ("head", 64, 128), ("token", 128, 64), ("none", 128, 256), ("channel", 128, 128)],
+    [
+        ("none", 128, 64),
+        ("none", 64, 128),
+        ("none", 256, 128),
+        ("head", 64, 128),
+        ("token", 128, 64),
+        ("none", 128, 256),
+        ("channel", 128, 128),
+    ],
 )
-def test_widths(kind, K, V, launched):
+def test_widths(kind, K, V, launched, monkeypatch):
+    segmented(monkeypatch, 2)
     found = check(Case(kind, 100, "ordinary", torch.bfloat16, K, V), kernels, CPU)
     assert not found.failures, found.errors
     assert any(name.startswith("hopper") for name in launched)
@@ -101,8 +141,9 @@ def test_a_strong_head_beside_a_mild_one(launched, monkeypatch):
 def test_two_runs_give_the_same_bits_and_nothing_unwritten_is_read(kind, situation, launched, monkeypatch):
     segmented(monkeypatch, 3)
     problem = make_problem(Case(kind, 200, situation, torch.bfloat16), CPU)
-    assert changing(kernels, problem) == []
-    assert contaminated(kernels, problem) == []
+    for function in (kernels, not_learned) if kind == "head" else (kernels,):
+        assert changing(function, problem) == []
+        assert contaminated(function, problem) == []
 
 
 def test_what_they_do_not_take_goes_elsewhere(launched):

@@ -47,6 +47,14 @@ def ran(monkeypatch):
     return calls
 
 
+def test_only_who_says_so_is_launched_early(ran, monkeypatch):
+    options = []
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **given: options.append(given) or Compiled(ran))
+    for early in (False, True):
+        Launch(JITFunction(work), 3, (5,), {"WIDE": True, "C": 64}, 4, early=early)(2, (torch.empty(8),))
+    assert ["launch_pdl" in given for given in options] == [False, True]
+
+
 def test_the_second_launch_goes_straight_to_the_driver(ran):
     x = torch.empty(8)
     piece = Launch(JITFunction(work), 3, (5,), {"WIDE": True, "C": 64}, 4)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linscale.ops.backend import interpreting
 from linscale.ops.decay_attention import hopper_channel
-from linscale.ops.decay_attention.layout import CHANNEL, NONE, Call, Layout, Plan, Strides, new_like
+from linscale.ops.decay_attention.layout import CHANNEL, NONE, TOKEN, Call, Layout, Plan, Strides, new_like
 from linscale.ops.decay_attention.tiles import cdiv
 from linscale.ops.launch import MOST, Launch
 
@@ -92,7 +92,7 @@ def run_forward(call: Call, state: Tensor | None, save: bool) -> tuple[Tensor, T
         return hopper_channel.run_forward(call, layout, state, save)
     finish, out = call.new(*call.state_shape), new_like(call.v)
     borders = run_borders(call, layout, call.k, call.v, state, reverse=False) if layout.segmented else None
-    walk(call, layout, (call.q, call.k, call.v), out, States(borders, state, finish))
+    walk(call, layout, (call.q, call.k, call.v), out, States(borders, state, finish), early=layout.segmented)
     return out, finish, borders if save else None
 
 
@@ -109,20 +109,29 @@ def run_backward(
     if call.kind == CHANNEL:
         assert saved is not None
         return hopper_channel.run_backward(call, layout, do, saved, dfinal, dstate)
-    behind = run_borders(call, layout, q, do, dfinal, reverse=True) if layout.segmented else None
-    saved = saved if layout.segmented else None
+    saved, behind = saved if layout.segmented else None, None
     dq, dk, dv = new_like(q), new_like(k), new_like(v)
-    if max(call.K, call.V) > 128:
-        walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True)
-        walk(call, layout, (v, do, q), dk, States(behind, dfinal, None), reverse=True, transposed=True)
-        walk(call, layout, (k, q, do), dv, States(behind, dfinal, dstate), reverse=True)
+    wide = max(call.K, call.V) > 128
+    # What segments add to the gradients of states, by the walk that gives dq: it has registers for that, just.
+    adds = layout.segmented and not decay_grad and call.kind != TOKEN and call.V <= call.K <= 128
+    if layout.segmented and not adds:
+        behind = run_borders(call, layout, q, do, dfinal, reverse=True)
+    if wide:
+        walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, early=layout.segmented)
+        walk(call, layout, (v, do, q), dk, States(behind, dfinal, None), reverse=True, transposed=True, early=True)
+        walk(call, layout, (k, q, do), dv, States(behind, dfinal, dstate), reverse=True, early=True)
         return dq, dk, dv, None
-    dg, met = None, None
-    if decay_grad:
-        dg = call.new(*q.shape[:3])
-        met = Met(call.new(*q.shape[:3]), call.new(layout.stretches, call.H), behind, dfinal)
-    walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, met=met)
-    sums, crossing = (q, q) if met is None else met[:2]
+    dg = sums = crossing = beside = None
+    if adds:
+        added, weights = call.new(layout.borders, call.H, call.K, call.V), call.new(layout.stretches, call.H, call.K)
+        beside = Beside(None, None, weights, added, dfinal)
+    elif decay_grad:
+        dg, sums, crossing = call.new(*q.shape[:3]), call.new(*q.shape[:3]), call.new(layout.stretches, call.H)
+        beside = Beside(sums, crossing, None, behind, dfinal)
+    early = layout.segmented and not adds
+    walk(call, layout, (do, v, k), dq, States(saved, state, None), transposed=True, beside=beside, early=early)
+    if adds:
+        behind = hopper_channel.join(call, layout, added, weights, reverse=True)
     spared = (q if x is None else x for x in (dg, sums, crossing, behind, dfinal, dstate))
     _grads(call.plan, do.stride(), layout.span, behind is not None, decay_grad, dfinal is not None, dstate is not None)(
         layout.stretches, (q, k, v, call.g, do, dk, dv, *spared, *layout.table)
@@ -138,30 +147,32 @@ class States(NamedTuple):
     finish: Tensor | None
 
 
-class Met(NamedTuple):
-    """For the gradient of log decays, see hopper_walk_kernel: sums (B, T, H), crossing (segments, H), and the gradients
-    of the states at the borders and of the final ones."""
+class Beside(NamedTuple):
+    """Beside dq, of the walk that gives it: either, for the gradient of log decays, sums (B, T, H) and crossing
+    (segments, H), from the gradients `behind` of the states at the borders; or else what every segment adds to those,
+    into `behind`, and its decay, into weights (segments, H, K). final: the gradients of the final states."""
 
-    sums: Tensor
-    crossing: Tensor
+    sums: Tensor | None
+    crossing: Tensor | None
+    weights: Tensor | None
     behind: Tensor | None
     final: Tensor | None
 
 
 def walk(
     call: Call, layout: Layout, inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, states: States, *,
-    reverse: bool = False, transposed: bool = False, met: Met | None = None,
+    reverse: bool = False, transposed: bool = False, beside: Beside | None = None, early: bool,
 ) -> None:  # fmt: skip
-    """One walk of all segments. inputs: a, b, c as in kernels/walk.py."""
+    """One walk of all segments. inputs: a, b, c as in kernels/walk.py; early: not the first kernel of a pass."""
     a, b, c = inputs
     borders, start, finish = states
-    d, (sums, crossing, behind, final) = (c, (None,) * 4) if met is None else (call.q, met)
+    d, (sums, crossing, weights, behind, final) = (c, (None,) * 5) if beside is None else (call.q, beside)
     given = tuple(x is not None for x in (borders, start, finish, final))
     launch = _walk(
         call.plan, (*a.stride(), *b.stride(), *c.stride(), *d.stride()), (a.shape[3], c.shape[3]), layout.span, given,
-        (reverse, transposed, True, met is not None),
+        (reverse, transposed, True, sums is not None, weights is not None), early,
     )  # fmt: skip
-    spared = (out if x is None else x for x in (borders, None, start, finish, sums, behind, final, crossing))
+    spared = (out if x is None else x for x in (borders, weights, start, finish, sums, behind, final, crossing))
     launch(layout.stretches, (a, b, c, d, call.g, out, *spared, *layout.table))
 
 
@@ -171,25 +182,26 @@ def run_borders(call: Call, layout: Layout, b: Tensor, c: Tensor, start: Tensor 
     weights = call.new(layout.stretches, call.H, call.K)
     launch = _walk(
         call.plan, (*b.stride(), *b.stride(), *c.stride(), *c.stride()), (call.K, call.V), layout.span,
-        (True, start is not None, False, False), (reverse, False, False, False),
+        (True, start is not None, False, False), (reverse, False, False, False, False), False,
     )  # fmt: skip
     first = borders if start is None else start
     launch(layout.stretches, (
         b, b, c, c, call.g, borders, borders, weights, first, *(borders,) * 5, *layout.table,
     ))  # fmt: skip
-    hopper_channel.join(call.plan, layout.per_row, reverse)(layout.documents, (borders, weights, borders, layout.first))
-    return borders
+    return hopper_channel.join(call, layout, borders, weights, reverse=reverse)
 
 
 @lru_cache(MOST)
 def _walk(
-    plan: Plan, strides: Strides, widths: tuple[int, int], span: int, given: tuple[bool, ...], does: tuple[bool, ...]
-) -> Launch:
+    plan: Plan, strides: Strides, widths: tuple[int, int], span: int, given: tuple[bool, ...], does: tuple[bool, ...],
+    early: bool,
+) -> Launch:  # fmt: skip
     """strides: of a, b, c, d; widths: of a and c; given: borders, start, finish, final; does: reverse, transposed,
-    output, sums."""
+    output, sums, gradient."""
     from linscale.ops.decay_attention.kernels.hopper_walk import hopper_walk_kernel
 
-    (A, X), (segmented, has_start, has_finish, has_final), (reverse, transposed, output, sums) = widths, given, does
+    (A, X), (segmented, has_start, has_finish, has_final) = widths, given
+    reverse, transposed, output, sums, gradient = does
     # Without an output, half as wide twice fills a multiprocessor better.
     BX = min(X, 128 if output else 64)
     stages = (2 if A == 256 else 3) if output else 4 - A // 128
@@ -199,9 +211,9 @@ def _walk(
         plan.length, cdiv(plan.length, span), span, plan.scale,
     ), dict(
         H=plan.H, A=A, X=X, BX=BX, C=CHUNK, KIND=plan.kind, PACKED=plan.packed, SEGMENTED=segmented,
-        REVERSE=reverse, TRANSPOSED=transposed, OUTPUT=output, SUMS=sums, HAS_START=has_start, HAS_FINISH=has_finish,
-        HAS_FINAL=has_final, STAGES=stages, WARPS=warps,
-    ), warps)  # fmt: skip
+        REVERSE=reverse, TRANSPOSED=transposed, OUTPUT=output, SUMS=sums, GRADIENT=gradient, HAS_START=has_start,
+        HAS_FINISH=has_finish, HAS_FINAL=has_final, STAGES=stages, WARPS=warps,
+    ), warps, early=early)  # fmt: skip
 
 
 @lru_cache(MOST)
@@ -217,4 +229,4 @@ def _grads(
     ), dict(
         H=plan.H, K=plan.K, V=plan.V, C=CHUNK, KIND=plan.kind, PACKED=plan.packed, SEGMENTED=segmented,
         DECAY_GRAD=decay_grad, HAS_FINAL=has_final, HAS_DSTART=has_dstart, STAGES=2, WARPS=warps,
-    ), warps)  # fmt: skip
+    ), warps, early=True)  # fmt: skip

@@ -63,17 +63,21 @@ def run_borders(call: Call, layout: Layout, b: Tensor, c: Tensor, start: Tensor 
         layout.stretches,
         (b, c, call.g, borders, weights, first, *(borders,) * 4, call.masks(CHUNK), *layout.table, _first_chunks(call)),
     )
-    join(call.plan, layout.per_row, reverse)(layout.documents, (borders, weights, borders, layout.first))
+    return join(call, layout, borders, weights, reverse=reverse)
+
+
+def join(call: Call, layout: Layout, borders: Tensor, weights: Tensor, *, reverse: bool) -> Tensor:
+    """`borders`, where every segment has left what it adds, with the states at the borders in their place."""
+    _join(call.plan, layout.per_row, reverse)(layout.documents, (borders, weights, borders, layout.first))
     return borders
 
 
 @lru_cache(MOST)
-def join(plan: Plan, per_row: int, reverse: bool) -> Launch:
-    """From what each segment adds to the states at the borders."""
-    return Launch(join_kernel, plan.H * cdiv(plan.K, 64) * cdiv(plan.V, 64), (per_row,), dict(
-        H=plan.H, K=plan.K, V=plan.V, BK=64, BV=64, KIND=plan.kind, PACKED=plan.packed, REVERSE=reverse,
-        HAS_FINISH=False,
-    ), 4)  # fmt: skip
+def _join(plan: Plan, per_row: int, reverse: bool) -> Launch:
+    return Launch(join_kernel, plan.H * cdiv(plan.K, 16) * cdiv(plan.V, 64), (per_row,), dict(
+        H=plan.H, K=plan.K, V=plan.V, BK=16, BV=64, KIND=plan.kind, PACKED=plan.packed, REVERSE=reverse,
+        HAS_FINISH=False, EARLY=True,
+    ), 4, early=True)  # fmt: skip
 
 
 def _first_chunks(call: Call) -> Tensor:

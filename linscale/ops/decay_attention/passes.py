@@ -111,7 +111,7 @@ def _states(
         HAS_FINISH=has_finish, DOT=plan.precision.operand, PRECISION=plan.precision.products,
         PARTS=plan.precision.parts, STAGES=tiles.stages,
     ), tiles.warps)  # fmt: skip
-    return every, Launch(join_kernel, pieces, (per_row,), dict(**sizes, HAS_FINISH=has_finish), 4)
+    return every, Launch(join_kernel, pieces, (per_row,), dict(**sizes, HAS_FINISH=has_finish, EARLY=False), 4)
 
 
 def kept(call: Call, documents: int) -> tuple[tuple[int, ...], torch.dtype]:

@@ -99,6 +99,21 @@ def exact_sums(zeros_and_ones, x, PARTS: tl.constexpr):
 
 
 @triton.jit
+def await_earlier():
+    """On Hopper: from here on, what earlier kernels wrote is there. A kernel launched to begin before they have ended
+    (`early` of a Launch) reads nothing of theirs before, writes nothing, and does not end before."""
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def let_next_begin():
+    """On Hopper: a kernel that is launched to begin early may, as soon as there is room."""
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def split(x, DOT: tl.constexpr):
     """float32 x as two operands: its leading digits, and the rest where DOT cannot hold them all in one."""
     high = x.to(DOT)

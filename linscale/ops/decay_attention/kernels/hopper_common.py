@@ -23,6 +23,8 @@ NONE = gl.constexpr(common.NONE.value)
 HEAD = gl.constexpr(common.HEAD.value)
 TOKEN = gl.constexpr(common.TOKEN.value)
 locate = gluon.jit(common.locate.fn)
+await_earlier = gluon.jit(common.await_earlier.fn)
+let_next_begin = gluon.jit(common.let_next_begin.fn)
 # Numbers of matrices in ../masks.py.
 UP_TO = gl.constexpr(0)
 BEHIND = gl.constexpr(1)

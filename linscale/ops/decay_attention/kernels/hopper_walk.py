@@ -22,10 +22,27 @@ from linscale.ops.decay_attention.kernels.hopper_common import (
     NONE,
     TOKEN,
     add,
+    await_earlier,
     fetch,
+    let_next_begin,
     locate,
     state_offsets,
+    write,
 )
+
+LOST = gl.constexpr(180)  # 2^-180 of a product of two entries up to 2^15 is less than float32 can hold
+
+
+@gluon.jit
+def head_decay(g):
+    """log2 of the decay of a step."""
+    return gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+
+
+@gluon.jit
+def reach(decay, C: gl.constexpr):
+    """Steps, in whole chunks, behind which nothing is left of a step where each decays by 2^decay."""
+    return ((LOST / gl.maximum(-decay, 1e-6)).to(gl.int32) + C) // C * C
 
 
 @gluon.jit
@@ -48,27 +65,31 @@ def sum_steps(steps, later, line_tiles):
 
 
 @gluon.jit
-def decays(g, t, end, rows, line_tiles, KIND: gl.constexpr, C: gl.constexpr):
-    """log2 of the decay over a chunk: (past, future) for each of `rows`, as `chunk_decays` in common.py."""
-    if KIND == HEAD:
-        count = gl.minimum(end - t, C).to(gl.int32)
-        step = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
-        past = step * gl.minimum(rows + 1, count).to(gl.float32)
-        future = step * gl.maximum(count - 1 - rows, 0).to(gl.float32)
-    else:
-        past = line_tiles.index(0).load(rows.type.layout)
-        future = line_tiles.index(1).load(rows.type.layout)
-    return past, future
+def count_steps(decay, count, line_tiles, C: gl.constexpr):
+    """Where every step decays by 2^decay: what is left after the steps up to each, and after those behind it, of a
+    chunk of `count` steps, into line_tiles (2, C)."""
+    line: gl.constexpr = gl.BlockedLayout([C // 32], [32], [gl.num_warps()], [0])
+    token = gl.arange(0, C, layout=line)
+    line_tiles.index(0).store(gl.exp2(decay * gl.minimum(token + 1, count).to(gl.float32)))
+    line_tiles.index(1).store(gl.exp2(decay * gl.maximum(count - 1 - token, 0).to(gl.float32)))
+
+
+@gluon.jit
+def left(line_tiles, later: gl.constexpr, layout: gl.constexpr, KIND: gl.constexpr):
+    """What the decay leaves over the steps of a chunk up to each, or over those behind it if `later`."""
+    found = line_tiles.index(1 if later else 0).load(layout)
+    return gl.exp2(found) if KIND == TOKEN else found
 
 
 @gluon.jit
 def walk_chunks(
-    a, b, c, d, g, out, sums, strides, begin, end, unwritten, state, scale,
+    a, b, c, d, g, out, sums, strides, begin, end, unwritten, d_end, state, scale,
     A: gl.constexpr, X: gl.constexpr, C: gl.constexpr, KIND: gl.constexpr, REVERSE: gl.constexpr,
-    OUTPUT: gl.constexpr, SUMS: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
+    OUTPUT: gl.constexpr, SUMS: gl.constexpr, GRADIENT: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A), and log2 of
-    the decay on the way.
+    """Walk from `begin` to `end`, write the output if OUTPUT, return the state behind, Sᵀ (X, A), log2 of the decay on
+    the way (TOKEN) and, if GRADIENT, what the steps before d_end add to the gradient of the state that they started
+    from, over scale: the sum of d aᵀ (X, A), each step faded by the decay up to it.
     SUMS: write also the sum over X of the output times d (.., X), before it is rounded and without what a step has from
     itself; and leave the step `unwritten` out of the state. strides: of tokens, in a, b, c, d, g, out and sums."""
     FINE: gl.constexpr = KIND == TOKEN or SUMS  # the state as two numbers of its type
@@ -82,7 +103,7 @@ def walk_chunks(
     a_tiles = gl.allocate_shared_memory(type, [STAGES if OUTPUT else 1, C, A], SHARED_A)
     b_tiles = gl.allocate_shared_memory(type, [STAGES, C, A], SHARED_A)
     c_tiles = gl.allocate_shared_memory(type, [STAGES, C, X], SHARED_X)
-    d_tiles = gl.allocate_shared_memory(type, [STAGES if SUMS else 1, C, X], SHARED_X) if SUMS else c_tiles
+    d_tiles = gl.allocate_shared_memory(type, [STAGES, C, X], SHARED_X) if SUMS or GRADIENT else c_tiles
     scores_tile = gl.allocate_shared_memory(type, [C, C], SHARED_C)
     out_tile = gl.allocate_shared_memory(type, [C, X], SHARED_X)
     line_tiles = gl.allocate_shared_memory(gl.float32, [2, C], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -93,11 +114,11 @@ def walk_chunks(
     later = read[:, None] - reads[None, :] if REVERSE else reads[None, :] - read[:, None]
     causal = later > 0 if SUMS else later >= 0
     if KIND == HEAD:
-        decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+        decay = head_decay(g)
         between = gl.where(causal, gl.exp2(gl.where(causal, later, 0).to(gl.float32) * decay), 0.0)
-    columns = gl.arange(0, C, layout=gl.SliceLayout(0, OUT))
     FADED: gl.constexpr = gl.DotOperandLayout(0, STATE, 2)
-    steps_faded = gl.arange(0, C, layout=gl.SliceLayout(0, FADED))
+    COLUMNS: gl.constexpr = gl.SliceLayout(0, OUT)
+    STEPS: gl.constexpr = gl.SliceLayout(0, FADED)
 
     chunks = ((end - begin + (C - 1)) // C).to(gl.int32)
     for ahead in gl.static_range(STAGES - 1):
@@ -107,11 +128,12 @@ def walk_chunks(
                 fetch(a_tiles.index(ahead), a, t, end, strides[0], A, C, WARPS)
             fetch(b_tiles.index(ahead), b, t, end, strides[1], A, C, WARPS)
             fetch(c_tiles.index(ahead), c, t, end, strides[2], X, C, WARPS)
-            if SUMS:
-                fetch(d_tiles.index(ahead), d, t, end, strides[3], X, C, WARPS)
+            if SUMS or GRADIENT:
+                fetch(d_tiles.index(ahead), d, t, d_end, strides[3], X, C, WARPS)
         async_copy.commit_group()
 
     fade = gl.to_tensor(0.0)
+    gradient = gl.zeros([X, A], gl.float32, STATE) if GRADIENT else state
     if KIND == TOKEN:
         steps, later_steps = read_steps(g, begin + (chunks - 1 if REVERSE else 0) * C, end, strides[4], C)
     for step in range(chunks):
@@ -127,20 +149,21 @@ def walk_chunks(
                 fetch(a_tiles.index(following % STAGES), a, t_ahead, end, strides[0], A, C, WARPS)
             fetch(b_tiles.index(following % STAGES), b, t_ahead, end, strides[1], A, C, WARPS)
             fetch(c_tiles.index(following % STAGES), c, t_ahead, end, strides[2], X, C, WARPS)
-            if SUMS:
-                fetch(d_tiles.index(following % STAGES), d, t_ahead, end, strides[3], X, C, WARPS)
+            if SUMS or GRADIENT:
+                fetch(d_tiles.index(following % STAGES), d, t_ahead, d_end, strides[3], X, C, WARPS)
         async_copy.commit_group()
         b_tile = b_tiles.index(slot)
         c_tile = c_tiles.index(slot)
         if KIND == HEAD:
-            total = decay * gl.minimum(end - t, C).to(gl.float32)
+            count = gl.minimum(end - t, C).to(gl.int32)
+            if step < 2 if REVERSE else (step == 0) | (count < C):
+                count_steps(decay, count, line_tiles, C)
+            total = decay * count.to(gl.float32)
         elif KIND == TOKEN:
             total = sum_steps(steps, later_steps, line_tiles)
             steps, later_steps = read_steps(
                 g, begin + (chunks - 2 - step if REVERSE else step + 1) * C, end, strides[4], C
             )
-
-        if KIND != NONE:
             fade += total
 
         if OUTPUT:
@@ -176,8 +199,8 @@ def walk_chunks(
             elif KIND == HEAD:
                 scores *= between
             else:
-                past_read, _ = decays(g, t, end, read, line_tiles, KIND, C)
-                past_reads, _ = decays(g, t, end, reads, line_tiles, KIND, C)
+                past_read = line_tiles.index(0).load(gl.SliceLayout(1, SCORES))
+                past_reads = line_tiles.index(0).load(gl.SliceLayout(0, SCORES))
                 apart = past_reads[None, :] - past_read[:, None]
                 apart = -apart if REVERSE else apart
                 scores *= gl.where(causal, gl.exp2(gl.where(causal, apart, 0.0)), 0.0)
@@ -189,18 +212,19 @@ def walk_chunks(
             else:
                 result, _ = warpgroup_mma_wait(0, deps=[result, known])
             if KIND != NONE:
-                past, future = decays(g, t, end, columns, line_tiles, KIND, C)
-                result *= gl.exp2(future if REVERSE else past)[None, :]
+                result *= left(line_tiles, REVERSE, COLUMNS, KIND)[None, :]
             result = warpgroup_mma(c_tile.permute((1, 0)), scores_tile, result, is_async=True)
 
         if KIND == NONE:
             state = warpgroup_mma(c_tile.permute((1, 0)), b_tile, state, is_async=True)
+            if GRADIENT:
+                d_tile = d_tiles.index(slot)
+                gradient = warpgroup_mma(d_tile.permute((1, 0)), a_tile, gradient, is_async=True)
         else:
-            past, future = decays(g, t, end, steps_faded, line_tiles, KIND, C)
             faded = c_tile.permute((1, 0)).load(FADED).to(gl.float32)
-            weight = gl.exp2(past if REVERSE else future)
+            weight = left(line_tiles, not REVERSE, STEPS, KIND)
             if SUMS:
-                weight = gl.where(t + steps_faded == unwritten, 0.0, weight)
+                weight = gl.where(t + gl.arange(0, C, layout=STEPS) == unwritten, 0.0, weight)
             faded *= weight[None, :]
             leading = faded.to(type)
             state *= gl.exp2(total)
@@ -210,29 +234,36 @@ def walk_chunks(
 
         if OUTPUT:
             if KIND == NONE:
-                result = warpgroup_mma_wait(1, deps=[result])
+                result = warpgroup_mma_wait(2 if GRADIENT else 1, deps=[result])
             else:
                 result = warpgroup_mma_wait(2, deps=[result])
             result = result * scale
             if SUMS:
                 met = gl.sum(result * d_tiles.index(slot).permute((1, 0)).load(OUT).to(gl.float32), axis=0)
+                columns = gl.arange(0, C, layout=COLUMNS)
                 gl.store(sums + (t + columns) * strides[6], met, mask=columns < end - t)
                 result += (itself * scale)[None, :] * c_tile.permute((1, 0)).load(OUT).to(gl.float32)
             out_tile.permute((1, 0)).store(result.to(type))
             gl.thread_barrier()
-            ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // X, X // 8], [WARPS, 1], [1, 0])
-            rows = gl.arange(0, C, layout=gl.SliceLayout(1, ROWS))
-            across = gl.arange(0, X, layout=gl.SliceLayout(0, ROWS))
-            live = (rows < end - t)[:, None] & (across < X)[None, :]
-            gl.store(
-                out + t * strides[5] + (rows[:, None] * strides[5] + across[None, :]), out_tile.load(ROWS), mask=live
-            )
-        if KIND == NONE:
-            state = warpgroup_mma_wait(0, deps=[state])
-        else:
+            write(out, t, end, strides[5], out_tile, C, X)
+        if KIND != NONE:
             state, _, _ = warpgroup_mma_wait(0, deps=[state, leading, rest])
+        elif GRADIENT:
+            state, gradient = warpgroup_mma_wait(0, deps=[state, gradient])
+        else:
+            state = warpgroup_mma_wait(0, deps=[state])
+        if GRADIENT and KIND != NONE:
+            gl.static_assert(KIND == HEAD)
+            if t < d_end:
+                weight = left(line_tiles, False, STEPS, KIND) * gl.exp2(decay * (step * C).to(gl.float32))
+                faded = d_tiles.index(slot).permute((1, 0)).load(FADED).to(gl.float32) * weight[None, :]
+                leading = faded.to(type)
+                rest = (faded - leading.to(gl.float32)).to(type)
+                gradient = warpgroup_mma(leading, a_tiles.index(slot), gradient, is_async=True)
+                gradient = warpgroup_mma(rest, a_tiles.index(slot), gradient, is_async=True)
+                gradient, _, _ = warpgroup_mma_wait(0, deps=[gradient, leading, rest])
     async_copy.wait_group(0)
-    return state, fade
+    return state, fade, gradient
 
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
@@ -242,8 +273,8 @@ def hopper_walk_kernel(
     g_row, g_token, g_head, T, per_row, span, scale,
     H: gl.constexpr, A: gl.constexpr, X: gl.constexpr, BX: gl.constexpr, C: gl.constexpr, KIND: gl.constexpr,
     PACKED: gl.constexpr, SEGMENTED: gl.constexpr, REVERSE: gl.constexpr, TRANSPOSED: gl.constexpr,
-    OUTPUT: gl.constexpr, SUMS: gl.constexpr, HAS_START: gl.constexpr, HAS_FINISH: gl.constexpr,
-    HAS_FINAL: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
+    OUTPUT: gl.constexpr, SUMS: gl.constexpr, GRADIENT: gl.constexpr, HAS_START: gl.constexpr,
+    HAS_FINISH: gl.constexpr, HAS_FINAL: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """One program: (segment, head, slice of BX columns of the output).
 
@@ -252,8 +283,13 @@ def hopper_walk_kernel(
     SUMS       for the gradient of log decays, of the walk that gives dq: d is q, sums (B, T, H, slices) their products,
                crossing (segments, H, slices) the products of the state behind a segment and its gradient, which is in
                `behind` or, if HAS_FINAL, in `final`; there without what the last step wrote, which crosses nothing
+    GRADIENT   of the walk that gives dq, in one slice, where d is q: also what each segment adds to the gradient of the
+               state it starts from (the last one with that of `final`) into `behind`, and weights as above, for
+               join_kernel: q and do need not be read for it alone
     borders, start, finish, behind, final   (.., H, A, X) float32, stored (X, A) if TRANSPOSED
     """
+    await_earlier()
+    let_next_begin()
     program = gl.program_id(0)
     slices: gl.constexpr = X // BX
     part = program % slices
@@ -293,10 +329,23 @@ def hopper_walk_kernel(
             state = state / scale
         strides = (a_token, b_token, c_token, d_token, g_token, H * X, H * slices)
         unwritten = gl.where(closing, end - 1, -1) if HAS_FINAL else end
-        state, fade = walk_chunks(
-            a, b, c, d, g, out, sums, strides, begin, end, unwritten, state, scale,
-            A, BX, C, KIND, REVERSE, OUTPUT, SUMS, STAGES, WARPS,
+        d_end = gl.where(opening, begin, end) if GRADIENT else end  # before the first segment no state is asked for
+        length = end - begin
+        if KIND == HEAD:  # for states alone, nothing is read that has faded when it leaves the segment
+            far = reach(head_decay(g), C)
+            if GRADIENT:
+                d_end = gl.minimum(d_end, begin + far)
+            if not OUTPUT:
+                if REVERSE:
+                    end = gl.minimum(end, begin + far)
+                else:
+                    begin += gl.maximum(length - far, 0) // C * C
+        state, fade, gradient = walk_chunks(
+            a, b, c, d, g, out, sums, strides, begin, end, unwritten, d_end, state, scale,
+            A, BX, C, KIND, REVERSE, OUTPUT, SUMS, GRADIENT, STAGES, WARPS,
         )  # fmt: skip
+        if KIND == HEAD:
+            fade = head_decay(g) * length.to(gl.float32)
         if REVERSE:
             state = state * scale
         if OUTPUT:
@@ -313,10 +362,18 @@ def hopper_walk_kernel(
                         gradient = gl.load(behind + after + inside)
                 met = gl.sum(gl.sum(state * gradient, axis=1), axis=0)
                 gl.store(crossing + (segment.to(gl.int64) * H + head) * slices + part, met)
+            if GRADIENT:
+                if not opening:
+                    gradient = gradient * scale
+                    if HAS_FINAL:
+                        if closing:
+                            gradient += gl.load(final + own + inside) * gl.exp2(fade)
+                    gl.store(behind + before + inside, gradient)
         else:
             gl.store(borders + after + inside, state)
+        if GRADIENT or not OUTPUT:
             if KIND != NONE:
+                keys: gl.constexpr = X if TRANSPOSED else A
                 line: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-                wide = gl.arange(0, A, layout=line)
-                at = weights + (segment.to(gl.int64) * H + head) * A + wide
-                gl.store(at, gl.zeros([A], gl.float32, line) + fade)
+                at = weights + (segment.to(gl.int64) * H + head) * keys + gl.arange(0, keys, layout=line)
+                gl.store(at, gl.zeros([keys], gl.float32, line) + fade)

@@ -10,17 +10,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from linscale.ops.decay_attention.kernels.hopper_common import (
-    FLOOR,
     HEAD,
-    LOG2E,
     NONE,
     TOKEN,
     add,
+    await_earlier,
     fetch,
     locate,
+    put,
     state_offsets,
 )
-from linscale.ops.decay_attention.kernels.hopper_walk import decays, read_steps, sum_steps
+from linscale.ops.decay_attention.kernels.hopper_walk import count_steps, head_decay, left, read_steps, sum_steps
 
 
 @gluon.jit(do_not_specialize=["T", "per_row", "span"])
@@ -58,6 +58,9 @@ def hopper_grads_kernel(
     ROWS_V: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [WARPS, 1], [1, 0])
     FADED: gl.constexpr = gl.DotOperandLayout(0, R, 2)
 
+    # By itself the walk that gives dq leaves nothing that is needed here.
+    if SEGMENTED or DECAY_GRAD:
+        await_earlier()
     program = gl.program_id(0)
     head = program % H
     segment = program // H
@@ -101,11 +104,8 @@ def hopper_grads_kernel(
         later = reads[None, :] - read[:, None]
         causal = later >= 0
         if KIND == HEAD:
-            decay = gl.maximum(gl.load(g).to(gl.float32), FLOOR) * LOG2E
+            decay = head_decay(g)
             between = gl.where(causal, gl.exp2(gl.where(causal, later, 0).to(gl.float32) * decay), 0.0)
-        rows_k = gl.arange(0, C, layout=gl.SliceLayout(1, OUT_K))
-        rows_v = gl.arange(0, C, layout=gl.SliceLayout(1, OUT_V))
-        steps_faded = gl.arange(0, C, layout=gl.SliceLayout(0, FADED))
 
         if DECAY_GRAD:
             crossed = gl.load(crossing + segment.to(gl.int64) * H + head)
@@ -143,7 +143,10 @@ def hopper_grads_kernel(
                 fetch(do_tiles.index(following % STAGES), do, t_ahead, end, do_token, V, C, WARPS)
             async_copy.commit_group()
             if KIND == HEAD:
-                total = decay * gl.minimum(end - t, C).to(gl.float32)
+                count = gl.minimum(end - t, C).to(gl.int32)
+                if step < 2:
+                    count_steps(decay, count, line_tiles, C)
+                total = decay * count.to(gl.float32)
             elif KIND == TOKEN:
                 total = sum_steps(steps, later_steps, line_tiles)
                 steps, later_steps = read_steps(g, t - C, end, g_token, C)
@@ -160,8 +163,8 @@ def hopper_grads_kernel(
                 v_tile, r_tile.permute((1, 0)), gl.zeros([C, K], gl.float32, OUT_K), use_acc=False, is_async=True
             )
             if KIND == TOKEN:
-                past_read, _ = decays(g, t, end, read, line_tiles, KIND, C)
-                past_reads, _ = decays(g, t, end, reads, line_tiles, KIND, C)
+                past_read = line_tiles.index(0).load(gl.SliceLayout(1, SCORES))
+                past_reads = line_tiles.index(0).load(gl.SliceLayout(0, SCORES))
                 apart = gl.where(causal, past_reads[None, :] - past_read[:, None], 0.0)
                 between = gl.where(causal, gl.exp2(apart), 0.0)
             if FINE:
@@ -182,47 +185,31 @@ def hopper_grads_kernel(
 
             dv_tile = warpgroup_mma_wait(1, deps=[dv_tile])
             if KIND != NONE:
-                _, future = decays(g, t, end, rows_v, line_tiles, KIND, C)
-                dv_tile *= gl.exp2(future)[:, None]
+                dv_tile *= left(line_tiles, True, gl.SliceLayout(1, OUT_V), KIND)[:, None]
             dv_tile = warpgroup_mma(scores_tile, do_tile, dv_tile, is_async=True)
             dk_tile = warpgroup_mma_wait(1, deps=[dk_tile])
             if KIND != NONE:
-                _, future = decays(g, t, end, rows_k, line_tiles, KIND, C)
-                dk_tile *= gl.exp2(future)[:, None]
+                dk_tile *= left(line_tiles, True, gl.SliceLayout(1, OUT_K), KIND)[:, None]
             dk_tile = warpgroup_mma(dscores_tile, q_tile, dk_tile, is_async=True)
 
             if KIND == NONE:
                 r = warpgroup_mma(q_tile.permute((1, 0)), do_tile, r, is_async=True)
                 dv_tile = warpgroup_mma_wait(2, deps=[dv_tile])
             else:
-                past, _ = decays(g, t, end, steps_faded, line_tiles, KIND, C)
-                faded = q_tile.permute((1, 0)).load(FADED).to(gl.float32) * gl.exp2(past)[None, :]
+                weight = left(line_tiles, False, gl.SliceLayout(0, FADED), KIND)
+                faded = q_tile.permute((1, 0)).load(FADED).to(gl.float32) * weight[None, :]
                 leading = faded.to(type)
                 r *= gl.exp2(total)
                 rest_faded = (faded - leading.to(gl.float32)).to(type)
                 r = warpgroup_mma(leading, do_tile, r, is_async=True)
                 r = warpgroup_mma(rest_faded, do_tile, r, is_async=True)
                 dv_tile = warpgroup_mma_wait(3, deps=[dv_tile])
-            tokens_v = gl.arange(0, C, layout=gl.SliceLayout(1, ROWS_V))
-            across_v = gl.arange(0, V, layout=gl.SliceLayout(0, ROWS_V))
-            live_v = (tokens_v < end - t)[:, None] & (across_v < V)[None, :]
-            gl.store(
-                dv + t * (H * V) + (tokens_v[:, None] * (H * V) + across_v[None, :]),
-                gl.convert_layout((dv_tile * scale).to(type), ROWS_V),
-                mask=live_v,
-            )
+            put(dv, t, end, H * V, gl.convert_layout((dv_tile * scale).to(type), ROWS_V))
             dk_tile = warpgroup_mma_wait(1 if KIND == NONE else 2, deps=[dk_tile])
             if DECAY_GRAD:
                 met_k = gl.sum(dk_tile * scale * k_tile.load(OUT_K).to(gl.float32), axis=1)
                 dk_tile += itself[:, None] * q_tile.load(OUT_K).to(gl.float32)
-            tokens_k = gl.arange(0, C, layout=gl.SliceLayout(1, ROWS_K))
-            across_k = gl.arange(0, K, layout=gl.SliceLayout(0, ROWS_K))
-            live_k = (tokens_k < end - t)[:, None] & (across_k < K)[None, :]
-            gl.store(
-                dk + t * (H * K) + (tokens_k[:, None] * (H * K) + across_k[None, :]),
-                gl.convert_layout((dk_tile * scale).to(type), ROWS_K),
-                mask=live_k,
-            )
+            put(dk, t, end, H * K, gl.convert_layout((dk_tile * scale).to(type), ROWS_K))
             if DECAY_GRAD:
                 line: gl.constexpr = gl.BlockedLayout([C // 32], [32], [WARPS], [0])
                 token = gl.arange(0, C, layout=line)
@@ -242,3 +229,5 @@ def hopper_grads_kernel(
         if HAS_DSTART:
             if closing:
                 gl.store(dstate + own + inside, r * scale)
+    if not (SEGMENTED or DECAY_GRAD):
+        await_earlier()

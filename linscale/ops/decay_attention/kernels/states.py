@@ -16,8 +16,10 @@ from linscale.ops.decay_attention.kernels.common import (
     FLOOR,
     LOG2E,
     NONE,
+    await_earlier,
     chunk_decays,
     exact_sums,
+    let_next_begin,
     locate,
     pack,
     product,
@@ -135,9 +137,13 @@ def states_kernel(
 def join_kernel(
     borders, weights, finish, first_of, per_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    KIND: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, HAS_FINISH: tl.constexpr,
+    KIND: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, HAS_FINISH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head, tile of the state). Turns what each segment adds into the state at its border."""
+    """One program: (sequence, head, tile of the state). Turns what each segment adds into the state at its border.
+    EARLY: it may begin before the kernel before it has ended."""
+    if EARLY:
+        await_earlier()
+        let_next_begin()
     program = tl.program_id(0)
     across: tl.constexpr = (V + BV - 1) // BV
     down: tl.constexpr = (K + BK - 1) // BK
@@ -154,16 +160,21 @@ def join_kernel(
     inside = wide[:, None] * V + columns[None, :]
     known = (wide[:, None] < K) & (columns[None, :] < V)
     state = tl.zeros((BK, BV), dtype=tl.float32)
-    for step in range(1, count):
-        # In the order of the walk: the state behind `step` segments, and the decay of the segment before that border.
-        segment = first + (count - step if REVERSE else step - 1)
-        border = first - document + (count - 1 - step if REVERSE else step - 1)
-        at = borders + (border * H + head) * K * V + inside
+    added, fade, at = state, tl.zeros((BK,), dtype=tl.float32), borders + inside
+    for step in range(count):
+        # In the order of the walk: the state behind `step` segments, while what the next one adds is on its way.
+        segment = first + (count - 1 - step if REVERSE else step)
+        border = first - document + (count - 2 - step if REVERSE else step)
+        ahead = borders + (border * H + head) * K * V + inside
+        more = step + 1 < count
+        coming = tl.load(ahead, mask=known & more, other=0.0)
         if KIND != NONE:
-            state *= tl.exp2(tl.load(weights + (segment * H + head) * K + wide, mask=wide < K, other=0.0))[:, None]
-        state += tl.load(at, mask=known, other=0.0)
+            state *= tl.exp2(fade)[:, None]
+            fade = tl.load(weights + (segment * H + head) * K + wide, mask=(wide < K) & more, other=0.0)
+        state += added
         if step > 1:
             tl.store(at, state, mask=known)
+        added, at = coming, ahead
     if HAS_FINISH:
         if count > 1:
             segment = first + (0 if REVERSE else count - 1)
