@@ -1,6 +1,6 @@
 """Training throughput and memory on this machine's GPU: linscale's trainer beside the peers' models in a plain loop.
 
-    python benchmarks/train.py [--rows PATTERN] [--no-peer] [--steps 30] [--profile] [--startup] [--json OUT]
+    python benchmarks/train.py [--rows PATTERN] [--no-peer] [--ranks N] [--steps 30] [--profile] [--startup] [--json F]
 
 24 layers of width 1024, 8 heads of 128, vocabulary 32,000, untied head: 374 M parameters. AdamW, bf16 autocast, batches
 of 32,768 tokens as 16 x 2048 and 4 x 8192. Ours is `linscale.train.trainer.train` itself, loader, clipping and records
@@ -9,6 +9,9 @@ with its own loss, fused AdamW and clipping. tokens/s are of the last two thirds
 peak. MFU is by the exact matrix products of linscale.models.count (LLaMA's for every softmax model, HGRN2's for every
 HGRN2) over the rate of an 8192-cube bf16 product on this device, and by 6N for comparison with others. `--startup` runs
 one row again, in a new process, with what is compiled in the cache. Each row runs in a process of its own.
+
+`--ranks N` adds rows of TNL on N GPUs of this machine, as N times the batch (FSDP2) and as sequences N times as long
+(sequence parallel), with the same tokens on each GPU as in the row of one GPU beside them.
 
 Peers: flash-linear-attention's HGRN2, eager, as its users run it (its kernels search their tiles first, which is not
 timed), and transformers' Llama (sdpa), eager and under torch.compile.
@@ -32,6 +35,7 @@ import torch
 
 from linscale.config import parse
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.distributed import Ranks, join_ranks
 from linscale.models import CONFIGS
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import code_version
@@ -41,7 +45,7 @@ from linscale.train.utilisation import matrix_rate
 
 OURS = ("tnl", "hgrn2", "cosformer2", "llama")
 PEERS = ("peer-hgrn2-eager", "peer-llama-eager", "peer-llama-compile")
-SHAPES = {"16x2048": (16, 2048), "4x8192": (4, 8192)}
+SHAPES = {"16x2048": (16, 2048), "4x8192": (4, 8192), "1x32768": (1, 32768)}
 GOALS = {"tnl": 225e3, "hgrn2": 200e3, "cosformer2": 185e3, "llama": 200e3}  # tokens/s at 16x2048 on an H100
 SIZE = {"vocab_size": 32_000, "d_model": 1024, "n_layers": 24, "head_dim": 128, "tie_embeddings": False}
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 64, "tie_embeddings": False}
@@ -55,7 +59,9 @@ class EnoughError(Exception):
 def main() -> None:
     options = parse_options()
     if options.row:
-        sys.stdout.write(json.dumps(measure(options)) + "\n")
+        found = measure(options)
+        if found:
+            sys.stdout.write(json.dumps(found) + "\n")
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     today = datetime.date.today().isoformat()
@@ -65,7 +71,10 @@ def main() -> None:
     record |= {"matrix_flops_per_s": matrix_rate("cuda" if torch.cuda.is_available() else "cpu"), "rows": []}
     print(f"{device}, torch {torch.__version__}, bf16 product {record['matrix_flops_per_s'] / 1e12:.0f} TFLOP/s")
     print(f"{'row':<28} {'tokens/s':>9} {'goal':>6} {'GiB':>6} {'MFU':>6} {'6N':>6} {'first step':>10}")
-    names = [f"{name} {shape}" for shape in SHAPES for name in OURS + (() if options.no_peer else PEERS)]
+    kinds = OURS + (() if options.no_peer else PEERS)
+    names = [f"{name} {shape}" for shape in ("16x2048", "4x8192") for name in kinds]
+    if options.ranks > 1:
+        names += [f"tnl 16x2048 fsdp:{options.ranks}", "tnl 1x32768", f"tnl 1x32768 sequence:{options.ranks}"]
     for name in names:
         if re.search(options.rows, name):
             record["rows"].append(run_row(name, options, record["matrix_flops_per_s"]))
@@ -81,6 +90,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", metavar="PATTERN", help="a regular expression: only rows that match")
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
+    parser.add_argument("--ranks", type=int, default=1, help="also on so many GPUs")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="of ours")
     parser.add_argument("--checkpointing", choices=("none", "cheap", "full"), default="cheap", help="of ours")
@@ -93,9 +103,26 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def launcher(name: str) -> list[str]:
+    """torchrun for rows of several ranks."""
+    if ":" not in name:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={name.split(':')[1]}"]
+
+
 def run_row(name: str, options: argparse.Namespace, rate: float) -> dict[str, Any]:
     """One row in a process of its own, printed."""
-    command = [sys.executable, __file__, "--row", name, "--steps", str(options.steps), "--compile", options.compile]
+    command = [
+        sys.executable,
+        *launcher(name),
+        __file__,
+        "--row",
+        name,
+        "--steps",
+        str(options.steps),
+        "--compile",
+        options.compile,
+    ]
     command += ["--checkpointing", options.checkpointing]
     command += ["--tiny"] * options.tiny + ["--profile"] * options.profile + ["--began", str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -104,6 +131,7 @@ def run_row(name: str, options: argparse.Namespace, rate: float) -> dict[str, An
         print(f"{name:<28} failed: {reason}", flush=True)
         return {"name": name, "failed": done.stderr[-4000:]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    rate *= int(name.partition(":")[2] or 1)
     found["mfu"] = found["flops_per_token"] * found["tokens_per_s"] / rate
     found["mfu_6n"] = 6 * found["params"] * found["tokens_per_s"] / rate
     goal = GOALS.get(name.split()[0]) if name.endswith("16x2048") else None
@@ -119,13 +147,19 @@ def run_row(name: str, options: argparse.Namespace, rate: float) -> dict[str, An
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """tokens/s, peak memory and time to the first step of one row, in this process."""
-    name, shape = options.row.split()
+    name, shape, *several = options.row.split()
     sequences, length = SHAPES[shape] if not options.tiny else (2, 64)
+    way, count = several[0].split(":") if several else ("", "1")
+    pieces = int(count) if way == "sequence" else 1
+    sequences, length = sequences * (int(count) // pieces), length * pieces
     arch = name.removeprefix("peer-").split("-")[0]
     config = CONFIGS[arch](**(TINY if options.tiny else SIZE))
     clock = Clock(options, sequences * length)
     if name in OURS:
-        train_ours(config, sequences, length, options, clock)
+        with join_ranks(pieces, cuda=torch.cuda.is_available()) as ranks:
+            train_ours(config, sequences, length, options, clock, ranks)
+        if not ranks.first:
+            return {}
     else:
         train_peer(name, config, sequences, length, options, clock)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
@@ -181,7 +215,9 @@ def by_kernel(events: Any, steps: int) -> list[str]:
     return [*lines, f"{total / 1e3 / steps:8.2f} ms of work on the device in a step"]
 
 
-def train_ours(config: Any, sequences: int, length: int, options: argparse.Namespace, clock: Clock) -> None:
+def train_ours(
+    config: Any, sequences: int, length: int, options: argparse.Namespace, clock: Clock, ranks: Ranks
+) -> None:  # fmt: skip
     """The trainer itself, on Shakespeare by the byte over and over; stopped before it writes a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -190,11 +226,11 @@ def train_ours(config: Any, sequences: int, length: int, options: argparse.Names
         batch = sequences * length
         recipe = {"tokens": 10_000 * batch, "batch_tokens": batch, "length": length, "validation_tokens": length}
         recipe |= {"checkpoints": 1, "log_every": 1 if options.tiny else 10, "compile": options.compile}
-        recipe |= {"activation_checkpointing": options.checkpointing}
+        recipe |= {"activation_checkpointing": options.checkpointing, "sequence_parallel": ranks.pieces}
         model = {"arch": config.arch, **(TINY if options.tiny else SIZE)}
         values = {"name": "run", "model": model, "data": {"path": str(place / "data")}, "train": recipe}
         try:
-            train(place / "run", parse(RunConfig, values), on_step=lambda status: clock(status["step"]))
+            train(place / "run", parse(RunConfig, values), on_step=lambda status: clock(status["step"]), ranks=ranks)
         except EnoughError:
             return
 

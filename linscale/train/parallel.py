@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from linscale.config import UserError
 from linscale.distributed import Ranks
-from linscale.layers import LRPE
+from linscale.layers import LRPE, SoftmaxAttention
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
 from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
@@ -72,10 +72,16 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
             block.forward = _recomputed(block.forward, train.activation_checkpointing, device)
     if not compiles(train, device):
         return
-    for module in (*model.blocks, model.position_encoder):
+    blocks = [block for block in model.blocks if train.sequence_parallel == 1 or not _softmax(block)]
+    for module in (*blocks, model.position_encoder):
         if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
             module.compile(fullgraph=True, dynamic=False)
+
+
+def _softmax(block: nn.Module) -> bool:
+    """Whether it attends by softmax: over pieces of sequences, under a mask that the compiler cannot make."""
+    return any(isinstance(module, SoftmaxAttention) for module in block.modules())
 
 
 def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable[..., Any]:
