@@ -154,7 +154,7 @@ def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any
     log = _open_log(run, start)
     try:
         if start in planned and ranks.share(bool(_unscored(run, start) if ranks.first else None)):
-            _validate(run, start)
+            _report(log, start, _validate(run, start))
         if _loop(run, log, start, on_step, stop):
             if run.train.keep_optimizer == "last" and ranks.first:
                 checkpoint.prune_optimizers(path, keep=1)
@@ -216,8 +216,7 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
                 return False
             if step in checkpoints:
                 _clear_interim(run)
-                score = _validate(run, step)
-                log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
+                _report(log, step, _validate(run, step))
     return True
 
 
@@ -229,6 +228,10 @@ def _validate(run: Run, step: int) -> Score:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
     with torch.compiler.set_stance("force_eager"):
         return record_validation(run.path, run.settings, step, run.model, run.dataset, run.ranks)
+
+
+def _report(log: RunLog, step: int, score: Score) -> None:
+    log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
 
 
 def _flush(run: Run, log: RunLog, *, everything: bool) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linscale.ops.backend import interpreting
 from linscale.ops.decay_attention import hopper_channel
-from linscale.ops.decay_attention.layout import CHANNEL, NONE, TOKEN, Call, Layout, Plan, Strides, new_like
+from linscale.ops.decay_attention.layout import CHANNEL, HEAD, NONE, Call, Layout, Plan, Strides, new_like
 from linscale.ops.decay_attention.tiles import cdiv
 from linscale.ops.launch import MOST, Launch
 
@@ -112,8 +112,9 @@ def run_backward(
     saved, behind = saved if layout.segmented else None, None
     dq, dk, dv = new_like(q), new_like(k), new_like(v)
     wide = max(call.K, call.V) > 128
-    # What segments add to the gradients of states, by the walk that gives dq: it has registers for that, just.
-    adds = layout.segmented and not decay_grad and call.kind != TOKEN and call.V <= call.K <= 128
+    # What segments add to the gradients of states: by the walk that gives dq, where it has registers enough for that.
+    widest = {NONE: 128, HEAD: 64}.get(call.kind, 0)
+    adds = layout.segmented and not decay_grad and call.V <= call.K <= widest
     if layout.segmented and not adds:
         behind = run_borders(call, layout, q, do, dfinal, reverse=True)
     if wide:
