@@ -6,7 +6,6 @@ from linscale.layers.lrpe import LRPE
 from linscale.layers.mlp import GLU
 from linscale.layers.norm import RMSNorm, SRMSNorm
 from linscale.layers.output_gate import LowRankGate
-from linscale.layers.projections import project
 from linscale.layers.softmax_attention import KeyValues, SoftmaxAttention, going_through_a_book
 from linscale.layers.tpe import ToeplitzEncoding
 
@@ -22,5 +21,4 @@ __all__ = [
     "ToeplitzEncoding",
     "going_through_a_book",
     "linear_attention",
-    "project",
 ]

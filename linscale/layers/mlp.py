@@ -7,8 +7,6 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from linscale.layers.projections import project
-
 
 class GLU(nn.Module):
     """down_proj(a(gate_proj x) * up_proj x), x (..., D) -> (..., D).
@@ -24,5 +22,5 @@ class GLU(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return self.down_proj((silu(gate) if self.activation else gate) * up)
+        gate = self.gate_proj(x)
+        return self.down_proj((silu(gate) if self.activation else gate) * self.up_proj(x))

@@ -13,6 +13,5 @@ class LowRankGate(nn.Module):
         self.down_proj = nn.Linear(d_model, rank, bias=False)
         self.up_proj = nn.Linear(rank, d_model, bias=False)
 
-    def forward(self, down: Tensor) -> Tensor:
-        """down (..., rank) is down_proj x, which a mixer makes together with its other projections."""
-        return self.up_proj(down).sigmoid()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up_proj(self.down_proj(x)).sigmoid()

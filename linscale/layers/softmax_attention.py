@@ -10,7 +10,6 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from linscale.layers.context import Context
-from linscale.layers.projections import project
 from linscale.ops import angles, rotate_half
 from linscale.ops.pieces import Piece, gather
 
@@ -38,7 +37,7 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
         """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
-        q, k, v = (z.unflatten(-1, (self.n_heads, -1)) for z in project(x, self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         channels = torch.arange(0, q.shape[-1], 2, device=x.device, dtype=torch.float64)
         frequencies = self.rope_base ** (-channels / q.shape[-1])  # (K/2,)
         cos, sin = angles(context.positions, frequencies, q.dtype)

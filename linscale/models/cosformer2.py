@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from linscale.config import config
-from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, ToeplitzEncoding, linear_attention, project
+from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, ToeplitzEncoding, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
 
 
@@ -44,11 +44,13 @@ class CosFormer2Mixer(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, T, D), state (B, H, 2V, V)."""
-        q, k, v, gate = project(x, self.q_proj, self.k_proj, self.v_proj, self.gate.down_proj)
-        q, k, v = (z.unflatten(-1, (self.n_heads, -1)) for z in (silu(q), silu(k), v))  # (B, T, H, K or V)
+        heads = (self.n_heads, -1)
+        q = silu(self.q_proj(x)).unflatten(-1, heads)
+        k = silu(self.k_proj(x)).unflatten(-1, heads)
+        v = self.v_proj(x).unflatten(-1, heads)  # (B, T, H, V)
         q, k = self.lrpe(q, k, context.positions)  # (B, T, H, 2V)
         o, state = linear_attention(q, k, v, None, state, context)
-        return self.o_proj(self.norm(o.flatten(2)) * self.gate(gate)), state
+        return self.o_proj(self.norm(o.flatten(2)) * self.gate(x)), state
 
 
 class CosFormer2(LanguageModel):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
 from linscale.config import config
-from linscale.layers import Context, SRMSNorm, linear_attention, project
+from linscale.layers import Context, SRMSNorm, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
 
 
@@ -51,9 +51,9 @@ class HGRN2Mixer(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, T, D), state (B, H, K, V)."""
         assert context.shared is not None
-        f, q, v = project(x, self.f_proj, self.q_proj, self.v_proj)
-        log_f, k = forget_gate(f, context.shared, first=self.first)
-        q, k, v, log_f = (z.unflatten(-1, (self.n_heads, -1)) for z in (silu(q), k, v, log_f))  # (B, T, H, K)
+        log_f, k = forget_gate(self.f_proj(x), context.shared, first=self.first)
+        q, v = silu(self.q_proj(x)), self.v_proj(x)
+        q, k, v, log_f = (z.unflatten(-1, (self.n_heads, -1)) for z in (q, k, v, log_f))  # (B, T, H, K)
         o, state = linear_attention(q, k, v, log_f, state, context)
         return self.o_proj(self.norm(o.flatten(2))), state
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from linscale.config import config
-from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, linear_attention, project
+from linscale.layers import LRPE, Context, LowRankGate, SRMSNorm, linear_attention
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
 
 
@@ -54,12 +54,14 @@ class TNLMixer(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, T, D), state (B, H, K, V); K = 2V in the layer with LRPE."""
-        q, k, v, gate = project(x, self.q_proj, self.k_proj, self.v_proj, self.gate.down_proj)
-        q, k, v = (z.unflatten(-1, (self.n_heads, -1)) for z in (silu(q), silu(k), v))  # (B, T, H, K or V)
+        heads = (self.n_heads, -1)
+        q = silu(self.q_proj(x)).unflatten(-1, heads)  # (B, T, H, K)
+        k = silu(self.k_proj(x)).unflatten(-1, heads)
+        v = self.v_proj(x).unflatten(-1, heads)
         if self.lrpe is not None:
             q, k = self.lrpe(q, k, context.positions)
         o, state = linear_attention(q, k, v, self.log_decay, state, context)
-        return self.o_proj(self.norm(o.flatten(2)) * self.gate(gate)), state
+        return self.o_proj(self.norm(o.flatten(2)) * self.gate(x)), state
 
 
 class TNL(LanguageModel):
