@@ -70,7 +70,7 @@ def run(
         workers: With local, runs trained at a time; by default one for each core.
         executor: Where runs are trained: in processes of this machine, or as tasks of a Ray cluster that is there.
         address: With ray, HOST:PORT of the cluster; by default RAY_ADDRESS, or the cluster of this machine.
-        gpus_per_run: With ray, GPUs of a run, 0 to 1; by default 1 where the cluster has any, else 0.
+        gpus_per_run: With ray, GPUs of a run: a share of one, or several of a node; by default 1 where there are any.
         cpus_per_run: With ray, cores of a run and its number of threads; by default 1.
     """
     from linscale.study.ladder import run_study

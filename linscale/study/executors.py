@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from linscale.config import UserError, parse, to_dict
-from linscale.distributed import cores, follow_parent, limit_threads, sigterm_noted
+from linscale.distributed import ALONE, Ranks, cores, follow_parent, limit_threads, sigterm_noted
 from linscale.train.config import RunConfig
 
 POLL_S = 0.5
@@ -112,17 +112,17 @@ def _work(path: str, config: dict[str, Any]) -> str | None:
     return train_run(path, config, _asked_to_stop)
 
 
-def train_run(path: str, config: dict[str, Any], stop: Callable[[], bool]) -> str | None:
-    """Train one run, what a worker of any executor does, until `stop` says yes.
+def train_run(path: str, config: dict[str, Any], stop: Callable[[], bool], ranks: Ranks = ALONE) -> str | None:
+    """Train one run, what a worker of any executor does, until `stop` says yes; alone or as one of `ranks`.
 
     Returns what went wrong in one line, with the traceback in the run folder if it is our fault.
     """
     from linscale.train.trainer import train
 
-    if stop():
+    if ranks.any(stop())[0]:
         return STOPPED
     try:
-        status = train(Path(path), parse(RunConfig, config), stop=stop)
+        status = train(Path(path), parse(RunConfig, config), stop=stop, ranks=ranks)
     except UserError as error:
         return str(error)
     except Exception as error:

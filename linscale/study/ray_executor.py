@@ -24,6 +24,7 @@ from linscale.distributed import Terminated, sigterm_noted
 from linscale.run_folder import disk_errors, is_locked
 from linscale.study.cluster import Cluster, count, not_shared, one_line, unseen
 from linscale.study.executors import ATTEMPTS, POLL_S, STOPPED, train_run
+from linscale.study.torchrun import train_on
 from linscale.train.config import RunConfig
 
 LOCK_S = 120.0  # a file server takes up to 90 s to give up the locks of a machine that it lost
@@ -42,17 +43,16 @@ class _Try:
 class RayExecutor:
     """Trains runs as tasks of a Ray cluster, as many at a time as there is room for, and ends them with this process.
 
-    A run has `cpus_per_run` cores, its number of threads, and `gpus_per_run` of a GPU, by default 1 where the cluster
-    has any, else 0; less than 1 lets runs share one. Raises UserError when no node has room for a run.
+    A run has `cpus_per_run` cores, its number of threads, and `gpus_per_run` GPUs, by default 1 where the cluster has
+    any, else 0; less than 1 lets runs share one, and more make it a run of as many ranks, all on one node. Raises
+    UserError when no node has room for a run.
     """
 
     def __init__(self, cluster: Cluster, *, gpus_per_run: float | None = None, cpus_per_run: int = 1) -> None:
         if cpus_per_run < 1:
             raise UserError(f"cpus_per_run = {cpus_per_run}: expected at least 1")
-        if gpus_per_run is not None and not 0 <= gpus_per_run <= 1:
-            raise UserError(
-                f"gpus_per_run = {gpus_per_run}: expected 0 to 1; a run of a study has one GPU, or a share of it"
-            )
+        if gpus_per_run is not None and not (0 <= gpus_per_run <= 1 or gpus_per_run == int(gpus_per_run) > 0):
+            raise UserError(f"gpus_per_run = {gpus_per_run}: expected a whole number, or a share of a GPU from 0 to 1")
         nodes = cluster.nodes()
         if gpus_per_run is None:
             gpus_per_run = 1 if any(count(node, "GPU") for node in nodes) else 0
@@ -107,7 +107,7 @@ class RayExecutor:
         config["data"]["path"] = str(Path(item.config.data.path).absolute())
         config["train"]["device"] = self.device(item.config.train.device)
         named = self._task.options(name=item.path.name)
-        return named.remote(str(item.path.absolute()), config, files, self.cpus)
+        return named.remote(str(item.path.absolute()), config, files, self.cpus, max(1, int(self.gpus)))
 
     def _outcome(self, task: Any) -> tuple[bool, str | None]:
         """Of a task that ended: whether its worker was lost under it, and what went wrong."""
@@ -154,8 +154,9 @@ def _tokens(runs: Mapping[Path, RunConfig]) -> Iterator[list[str]]:
             token.unlink(missing_ok=True)
 
 
-def _task(path: str, config: dict[str, Any], files: list[str], cpus: int) -> str | None:
-    """What a node of the cluster runs: train_run, when it sees the files and nobody else trains the run."""
+def _task(path: str, config: dict[str, Any], files: list[str], cpus: int, ranks: int) -> str | None:
+    """What a node of the cluster runs: train_run, when it sees the files and nobody else trains the run; or so many
+    ranks of it."""
     import torch
 
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
@@ -166,4 +167,4 @@ def _task(path: str, config: dict[str, Any], files: list[str], cpus: int) -> str
         deadline = time.monotonic() + LOCK_S
         while is_locked(Path(path)) and not stop() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        return train_run(path, config, stop)
+        return train_run(path, config, stop) if ranks == 1 else train_on(ranks, path, config, stop)

@@ -20,6 +20,7 @@ from linscale.study import ray_executor
 from linscale.study.cluster import Cluster
 from linscale.study.executors import ATTEMPTS, STOPPED
 from linscale.study.ray_executor import RayExecutor, _task
+from linscale.study.torchrun import train_on
 from linscale.train.config import RunConfig
 from linscale.train.metrics import read_status
 from linscale.train.trainer import train
@@ -215,7 +216,7 @@ def task(runs):
     """The first run, of ten steps, as its task on a node: its folder, and what _task is called with."""
     path = next(iter(runs))
     config = replace(runs[path], train=replace(runs[path].train, tokens=2560, checkpoints=2))
-    return path, (str(path), to_dict(config), [str(path.parent.parent / "data" / "manifest.json")], 1)
+    return path, (str(path), to_dict(config), [str(path.parent.parent / "data" / "manifest.json")], 1, 1)
 
 
 def test_a_task_waits_for_the_process_before_it(task):
@@ -237,10 +238,30 @@ def test_a_task_does_not_wait_for_ever(task, monkeypatch):
 
 
 def test_a_task_on_a_node_without_the_files_says_so(task):
-    path, (name, config, _, cpus) = task
-    problem = _task(name, config, ["/elsewhere/study/file"], cpus)
+    path, (name, config, _, cpus, ranks) = task
+    problem = _task(name, config, ["/elsewhere/study/file"], cpus, ranks)
     assert "does not see the files of /elsewhere/study; keep --out and data.path on storage" in problem
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_task_with_two_gpus_is_two_ranks_and_leaves_none_behind(task):
+    path, (name, config, files, cpus, _) = task
+    assert _task(name, config, files, cpus, 2) is None
+    assert read_status(path)["state"] == "done"
+    newest = sorted((path / "checkpoints").iterdir())[-1]
+    assert {file.name for file in newest.glob("model*")} == {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    longer = config | {"name": "longer", "train": config["train"] | {"tokens": 256 * 4000, "checkpoints": 1}}
+    other = path.with_name("longer")
+    started = time.monotonic()
+    stopped = train_on(
+        2, str(other), longer, lambda: bool(read_status(other).get("step")) or time.monotonic() > started + 60
+    )
+    assert stopped == STOPPED
+    assert read_status(other)["state"] == "stopped"
+    assert train_on(2, str(other), longer | {"name": "another"}, lambda: False).startswith(
+        f"{other}: made with another config"
+    )
 
 
 def test_the_device_is_that_of_the_cluster():
@@ -254,7 +275,8 @@ def test_the_device_is_that_of_the_cluster():
 
 def test_what_the_cluster_cannot_be_asked_for():
     cluster = ScriptedCluster(ScriptedRay({}))
-    with pytest.raises(UserError, match="gpus_per_run = 2: expected 0 to 1"):
-        RayExecutor(cluster, gpus_per_run=2)
+    with pytest.raises(UserError, match=r"gpus_per_run = 1\.5: expected a whole number, or a share"):
+        RayExecutor(cluster, gpus_per_run=1.5)
+    assert RayExecutor(cluster, gpus_per_run=2).gpus == 2
     with pytest.raises(UserError, match="cpus_per_run = 0: expected at least 1"):
         RayExecutor(cluster, cpus_per_run=0)
