@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_executor(kind: str, runs: int, workers: int | None, cluster: Mapping[str, Any]) -> Iterator[Executor]:
-    """What trains a study of so many runs. Raises UserError for options of another executor than `kind`."""
+def open_executor(
+    kind: str, runs: int, workers: int | None, device: str, cluster: Mapping[str, Any]
+) -> Iterator[Executor]:  # fmt: skip
+    """What trains a study of so many runs on `device`, its train.device.
+
+    Raises UserError for options of another executor than `kind`.
+    """
     of_the_other = cluster if kind == "local" else {"workers": workers}
     for name, value in of_the_other.items():
         if value is not None:
@@ -24,7 +29,7 @@ def open_executor(kind: str, runs: int, workers: int | None, cluster: Mapping[st
     if kind == "local":
         from linscale.study.executors import LocalExecutor
 
-        yield LocalExecutor(min(processes(workers), runs))
+        yield LocalExecutor(min(processes(workers, device), runs))
         return
     from linscale.study.cluster import Cluster
     from linscale.study.ray_executor import RayExecutor
@@ -37,8 +42,15 @@ def open_executor(kind: str, runs: int, workers: int | None, cluster: Mapping[st
         yield RayExecutor(there, gpus_per_run=cluster["gpus_per_run"], cpus_per_run=cpus)
 
 
-def processes(workers: int | None) -> int:
-    """Runs trained at a time on this machine: `workers`, or by default one for each core."""
+def processes(workers: int | None, device: str) -> int:
+    """Runs trained at a time on this machine: `workers`, or by default one for each GPU, or each core without one.
+
+    device  what the study's train.device asks for
+    """
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers}: expected at least 1")
-    return workers or cores()
+    if workers:
+        return workers
+    import torch
+
+    return torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else cores()

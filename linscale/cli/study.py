@@ -32,13 +32,13 @@ def plan(study: StudyFile, *, workers: int | None = None, json: Json = False) ->
 
     Args:
         study: The study file, e.g. configs/study/demo.toml.
-        workers: Runs trained at a time; by default one for each core.
+        workers: Runs trained at a time; by default one for each GPU, or each core without one.
     """
     from linscale.study.plan import load_study, planned_runs
     from linscale.study.probe import Probe
 
-    count = processes(workers)
     config = load_study(study)
+    count = processes(workers, config.train.device)
     runs = planned_runs(config, vocab_size=_vocab_size(config), data_path=config.data.path or "-")
     at_a_time = min(count, len(runs))
     bill = price(config, runs, Probe(threads=max(1, cores() // at_a_time)), at_a_time)
@@ -67,7 +67,7 @@ def run(
     Args:
         study: The study file, e.g. configs/study/demo.toml.
         out: Where studies live; this one in <out>/<name>. With ray, on storage that all nodes share.
-        workers: With local, runs trained at a time; by default one for each core.
+        workers: With local, runs trained at a time; by default one for each GPU, or each core without one.
         executor: Where runs are trained: in processes of this machine, or as tasks of a Ray cluster that is there.
         address: With ray, HOST:PORT of the cluster; by default RAY_ADDRESS, or the cluster of this machine.
         gpus_per_run: With ray, GPUs of a run: a share of one, or several of a node; by default 1 where there are any.
@@ -81,7 +81,7 @@ def run(
     runs = planned_runs(config, vocab_size=config.model.vocab_size or 256, data_path="-")
     limit_threads(cores())
     cluster = {"address": address, "gpus_per_run": gpus_per_run, "cpus_per_run": cpus_per_run}
-    trainer = open_executor(executor, len(runs), workers, cluster)
+    trainer = open_executor(executor, len(runs), workers, config.train.device, cluster)
     try:
         with trainer as opened, contextlib.closing(StudyWatcher(stderr_console())) as watcher:
             outcome = run_study(config, out, opened, watcher)

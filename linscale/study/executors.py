@@ -32,7 +32,8 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """`workers` processes on this machine, which share its cores and end when this process does, however it ends.
+    """`workers` processes on this machine, which share its cores and end when this process does, however it ends. Its
+    GPUs are dealt out to them in turn.
 
     Each has the same share of the cores however few runs are left: a resumed run ends with the bits of an undisturbed
     one only with as many threads.
@@ -61,9 +62,9 @@ class LocalExecutor:
         """Train `runs` in one pool; adds to `errors` and returns the runs whose process died."""
         count = max(1, min(self.workers, len(runs)))
         threads = max(1, cores() // self.workers)
-        pool = ProcessPoolExecutor(
-            count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
-        )
+        spawn = multiprocessing.get_context("spawn")
+        arguments = (threads, spawn.Value("i", 0))
+        pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start_worker, initargs=arguments)
         futures: dict[Future[str | None], Path] = {}
         died = []
         try:
@@ -98,10 +99,14 @@ def _shut_down(pool: ProcessPoolExecutor) -> None:
 
 _worker = contextlib.ExitStack()  # what lasts as long as this process, when it is a worker
 _asked_to_stop: Callable[[], bool]  # whether it had a SIGTERM
+_number: int  # of this worker among those of its pool
 
 
-def _start_worker(threads: int) -> None:
-    global _asked_to_stop
+def _start_worker(threads: int, started: Any) -> None:
+    """started: a number that all workers share, how many have started."""
+    global _asked_to_stop, _number
+    with started.get_lock():
+        _number, started.value = started.value, started.value + 1
     _asked_to_stop = _worker.enter_context(sigterm_noted())
     follow_parent()
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
@@ -109,6 +114,10 @@ def _start_worker(threads: int) -> None:
 
 
 def _work(path: str, config: dict[str, Any]) -> str | None:
+    import torch
+
+    if config["train"]["device"] != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(_number % torch.cuda.device_count())
     return train_run(path, config, _asked_to_stop)
 
 
