@@ -36,7 +36,7 @@ import torch
 import tuning
 from measure import Ceilings, attempt, ceilings
 from rows import KINDS, Inputs, Row
-from sections import Length, Scan, Section, Softmax, Step
+from sections import Length, Loss, Scan, Section, Softmax, Step
 from table import HEADER, measure_row, print_row
 
 from linscale.ops import decay_attention
@@ -64,6 +64,7 @@ SECTIONS: tuple[Section, ...] = (
     Scan(8, 2048, 2048, constant=False),
     Scan(8, 2048, 2048, constant=True),
     Scan(1, 32768, 2048, constant=False),
+    Loss(32768, 1024, 32000),
     *(Length(kind, H, width, TOKENS, LENGTHS) for H, width in ((8, 64), (16, 128)) for kind in KINDS),
 )
 RESULTS = Path(__file__).parent / "results"

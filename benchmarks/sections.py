@@ -6,17 +6,20 @@ a size for tests).
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from first_call import ours
-from measure import Ceilings, both_call, forward_call, graphed, median_ms, relative_errors
+from measure import Ceilings, both_call, forward_call, graphed, median_ms, peak_bytes, relative_errors
 from rows import Inputs, Kind, Row, make_inputs
 from torch import Tensor
-from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, linear, logsigmoid, scaled_dot_product_attention
 
-from linscale.ops import decay_attention_step, linear_scan
+from linscale.ops import decay_attention_step, linear_cross_entropy, linear_scan
 
 Found = dict[str, Any]
 
@@ -208,4 +211,61 @@ class Length:
         return f"ns a token at {costs}{out}; most over least {spread} (goal {self.goal})"
 
 
-Section = Softmax | Step | Scan | Length
+@dataclass(frozen=True)
+class Loss:
+    """linear_cross_entropy over N tokens of width D and V words, bf16, forward and backward, for the mean loss.
+
+    Peers: torch's linear and cross_entropy, and flash-linear-attention's FusedLinearCrossEntropyLoss where it is
+    installed. The floor is three products of logits at the measured rate.
+    """
+
+    N: int
+    D: int
+    V: int
+    section: ClassVar[str] = "loss"
+    quick: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return f"loss {self.N} D{self.D} V{self.V}"
+
+    def tiny(self) -> Loss:
+        return replace(self, N=64, D=8, V=100)
+
+    def measure(self, device: torch.device, limits: Ceilings) -> Found:
+        torch.manual_seed(0)
+        x = torch.randn(1, self.N, self.D, device=device).bfloat16().requires_grad_()
+        weight = (0.02 * torch.randn(self.V, self.D, device=device)).bfloat16().requires_grad_()
+        targets = torch.randint(self.V, (1, self.N), device=device)
+        forms = {
+            "ours": lambda: linear_cross_entropy(x, weight, targets).mean(),
+            "torch": lambda: cross_entropy(linear(x[0], weight), targets[0]),
+        }
+        if importlib.util.find_spec("fla") is not None and device.type == "cuda":
+            fused = importlib.import_module("fla.modules.fused_linear_cross_entropy").FusedLinearCrossEntropyLoss()
+            forms["fla"] = lambda: fused(x, targets, weight)
+        exact = torch.autograd.grad(
+            cross_entropy(linear(x[0].float(), weight.float()), targets[0]), (x, weight)
+        )  # fmt: skip
+        found: Found = {"name": self.name, "floor_ms": 6e3 * self.N * self.D * self.V / limits.matmul_flops}
+        for form, loss in forms.items():
+
+            def both(loss: Callable[[], Tensor] = loss) -> tuple[Tensor, ...]:
+                return torch.autograd.grad(loss(), (x, weight))
+
+            errors = [float((a.float() - b).norm() / b.norm()) for a, b in zip(both(), exact, strict=True)]
+            both_ms, extra = median_ms(both, device), peak_bytes(both, device)
+            found[form] = {"both_ms": both_ms, "extra_bytes": extra, "errors": errors}
+        return found
+
+    def line(self, found: Found) -> str:
+        forms = [
+            f"{form} {found[form]['both_ms']:.2f} ms, {found[form]['extra_bytes'] / 2**20:.0f} MiB,"
+            f" errors {', '.join(f'{error:.1e}' for error in found[form]['errors'])}"
+            for form in ("ours", "torch", "fla")
+            if form in found
+        ]
+        return f"{'; '.join(forms)}; floor {found['floor_ms']:.2f} ms"
+
+
+Section = Softmax | Step | Scan | Length | Loss

@@ -1,0 +1,54 @@
+"""Training on a GPU: compiled blocks, sharded or not, do what eager ones do. Run by `make test-gpu`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from linscale.models import CONFIGS
+from linscale.run_folder import latest_records
+from linscale.train.config import RunConfig
+from linscale.train.trainer import train
+
+from .test_parallel import write_config
+
+Make = Callable[..., RunConfig]
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::UserWarning")]
+SHAPE = {"d_model": 128, "n_layers": 3, "head_dim": 64, "d_ff": 256}
+
+
+def losses(folder: Path) -> torch.Tensor:
+    records = latest_records(folder / "metrics.jsonl", ("step", "metric"))
+    return torch.tensor([record["value"] for record in records if record["metric"] == "loss"])
+
+
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_compiled_and_recomputed_blocks_train_as_eager_ones_do(make: Make, tmp_path: Path, arch: str) -> None:
+    for name, compiled, mode in (("eager", "off", "none"), ("compiled", "on", "none"), ("cheap", "on", "cheap")):
+        model = {"arch": arch, **SHAPE, "softmax_every": 3}
+        config = make(model=model, device="cuda", compile=compiled, activation_checkpointing=mode, lr=1e-3)
+        assert train(tmp_path / name, config)["state"] == "done"
+    eager = losses(tmp_path / "eager")
+    assert eager[-1] < eager[0]
+    for name in ("compiled", "cheap"):
+        torch.testing.assert_close(losses(tmp_path / name), eager, rtol=1e-2, atol=0)  # bf16
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_two_gpus_train_as_one_does(make: Make, tmp_path: Path, pieces: int) -> None:
+    for arch in CONFIGS:
+        model = {"arch": arch, **SHAPE}
+        alone = make(model=model, device="cuda", lr=1e-3)
+        train(tmp_path / arch / "one", alone)
+        config = write_config(
+            make(model=model, device="cuda", lr=1e-3, sequence_parallel=pieces), tmp_path / "run.toml"
+        )
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [*launcher, "-m", "linscale", "train", str(config), "--out", str(tmp_path / arch / "two")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        torch.testing.assert_close(losses(tmp_path / arch / "two"), losses(tmp_path / arch / "one"), rtol=1e-2, atol=0)
