@@ -33,6 +33,7 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "train": "train.train",
     "runs": "runs.runs",
     "study": {"plan": "study.plan", "run": "study.run", "status": "study.status", "report": "study.report"},
+    "evaluate": "evaluate.evaluate",
     "generate": "generate.generate",
     "doctor": "doctor.doctor",
 }
@@ -47,6 +48,7 @@ SUMMARIES = {
     "study run": "train what is missing of a ladder, fit the laws, write the report",
     "study status": "where every run of a study stands",
     "study report": "fit and report again from what is trained so far",
+    "evaluate": "measure checkpoints: recall in context, loss on any text",
     "generate": "continue a prompt with a trained model",
     "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }

@@ -1,0 +1,59 @@
+"""What can be measured on a checkpoint: the contract between tasks and the job that runs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from linscale.data.tokenizer import Tokenizer
+from linscale.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number about one model."""
+
+    metric: str
+    value: float
+    se: float | None
+    """Standard error of `value` over independent examples; None where there is one alone."""
+    count: int
+    """What was scored, in the unit of the task."""
+
+
+class Task(Protocol):
+    """Something that a model is measured on. The same answer for any batch size."""
+
+    @property
+    def name(self) -> str:
+        """Unique; the `task` of its records."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The metrics that it always gives: a checkpoint with records of all of them is done."""
+
+    def version(self, tokenizer: Tokenizer) -> str:
+        """What two values must share to be comparable: protocol, content, options."""
+
+    def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
+        """Why it cannot be run on this model, in one line, or None."""
+
+    def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
+        """Measure. The caller has set eval mode, no_grad and precision."""
+
+
+def mean_result(metric: str, values: Tensor, count: int) -> Result:
+    """The mean of independent values (n,) with its standard error."""
+    values = values.double()
+    se = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return Result(metric, values.mean().item(), se, count)
+
+
+def device_of(model: LanguageModel) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device

@@ -1,0 +1,106 @@
+"""Perplexity of any text: nats per token, word and byte, and the loss by position, in windows of any length.
+
+A window begins with the token that ends texts and is read from an empty state, in pieces: time alone bounds its length,
+for a linear model holds a state, and logits are never whole. Windows stand side by side (disjoint), or each moves on by
+`stride` tokens and only those it adds are scored (sliding), with window - stride tokens of context or more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from linscale.config import UserError
+from linscale.data.documents import read_documents
+from linscale.data.inputs import find_sources
+from linscale.data.tokenizer import Tokenizer
+from linscale.evaluate.task import Result, device_of, mean_result
+from linscale.models import LanguageModel
+
+PROTOCOL = 1  # to be raised when the same model would get another value
+PIECE = 8192  # tokens of a window that are read at once
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """The documents of a file, joined by blank lines."""
+
+    path: Path
+    window: int
+    stride: int | None = None
+    "Tokens that a window moves on; None: disjoint windows."
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and not 1 <= self.stride <= self.window:
+            raise UserError(f"stride = {self.stride}: expected 1 to window = {self.window}")
+
+    @property
+    def name(self) -> str:
+        return "text-" + self.path.name.removeprefix("builtin:").split(".")[0]
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ("loss", "nats_per_word", "bits_per_byte")
+
+    def version(self, tokenizer: Tokenizer) -> str:
+        digest = hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
+        return f"{PROTOCOL}-{digest}-{tokenizer.fingerprint}-window{self.window}-stride{self.stride or self.window}"
+
+    def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        return None
+
+    @cached_property
+    def text(self) -> str:
+        """The file's documents."""
+        sources, _ = find_sources([str(self.path)])
+        return "\n\n".join(document.text for source in sources for document in read_documents(source))
+
+    def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
+        """loss: nats per token, its standard error over windows. loss_from_N: of the places N to 2N - 1 of windows."""
+        ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(self.text)])
+        windows = [self._losses(model, ids, *bounds) for bounds in self._bounds(len(ids) - 1)]
+        losses = torch.cat([nats for _, nats in windows])
+        means = torch.stack([nats.mean() for _, nats in windows])
+        total = losses.sum().item()
+        overall = mean_result("loss", means, len(losses))
+        words, size = len(self.text.split()), len(self.text.encode())
+        results = [
+            Result("loss", total / len(losses), overall.se, len(losses)),
+            Result("nats_per_word", total / words, None, words),
+            Result("bits_per_byte", total / math.log(2) / size, None, size),
+        ]
+        places = torch.cat([places for places, _ in windows]) + 1
+        for power in range(int(places.max()).bit_length()):
+            there = losses[(places >= 1 << power) & (places < 2 << power)]
+            if len(there):
+                results.append(mean_result(f"loss_from_{1 << power}", there, len(there)))
+        return results
+
+    def _bounds(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """First target, first one that is scored, and end, of every window over targets 0 to count."""
+        stride = self.stride or self.window
+        scored = 0
+        while scored < count:
+            end = min(count, self.window if scored == 0 else scored + stride)
+            yield max(0, end - self.window) if self.stride else scored, scored, end
+            scored = end
+
+    def _losses(self, model: LanguageModel, ids: Tensor, first: int, scored: int, end: int) -> tuple[Tensor, Tensor]:
+        """Places in the window, from 0, and nats, of the targets `scored` to `end`; both on the CPU."""
+        tokens, targets = ids[first:end].clone(), ids[first + 1 : end + 1]
+        tokens[0] = ids[0]  # a window knows nothing of what was before it
+        state, found = None, []
+        for piece, wanted in zip(tokens.split(PIECE), targets.split(PIECE), strict=True):
+            output = model(piece[None].to(device_of(model)), wanted[None].to(device_of(model)), state)
+            state = output.state
+            found.append(output.loss[0].double().cpu())
+        return torch.arange(scored - first, end - first), torch.cat(found)[scored - first :]

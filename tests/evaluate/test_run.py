@@ -1,0 +1,70 @@
+"""The evaluation job: only what is missing, by several processes, and nothing lost."""
+
+from pathlib import Path
+
+import pytest
+
+from linscale.config import UserError, parse
+from linscale.data.prepare import PrepareOptions, prepare
+from linscale.evaluate.recall import Recall
+from linscale.evaluate.run import evaluate, find_runs
+from linscale.run_folder import latest_records, locked, read_records
+from linscale.train.config import RunConfig
+from linscale.train.trainer import train
+
+TASKS = [Recall("mqar", 4, examples=4), Recall("induction", 4, examples=4)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two runs with checkpoints at 1 and 2."""
+    (tmp_path / "text.txt").write_text("".join(f"the cat sat on mat {k}\n" for k in range(200)))
+    options = PrepareOptions(document_bytes=300, val_fraction=0.2, workers=1)
+    prepare([str(tmp_path / "text.txt")], tokenizer="byte", out=tmp_path / "data", options=options)
+    model = {"arch": "tnl", "vocab_size": 257, "d_model": 16, "n_layers": 1, "head_dim": 8, "d_ff": 16}
+    recipe = {"tokens": 256, "batch_tokens": 128, "length": 32, "checkpoints": 2, "validation_tokens": 64}
+    for name in ("a", "b"):
+        values = {"name": name, "model": model, "data": {"path": str(tmp_path / "data")}}
+        train(tmp_path / "study" / name, parse(RunConfig, {**values, "train": {**recipe, "device": "cpu"}}))
+    return find_runs(tmp_path / "study")
+
+
+def test_what_is_recorded_is_not_measured_again_and_what_is_missing_is(runs: list[Path]) -> None:
+    told: list[tuple[str, int, int]] = []
+    first = evaluate(runs, TASKS[:1], progress=lambda *words: told.append(words))
+    assert (first.done, first.known, first.left_out) == (4, 0, {})
+    assert told[0] == ("a  step 1  recall-mqar-4", 0, 4)
+    again = evaluate(runs, TASKS)
+    assert (again.done, again.known) == (4, 4)
+    assert evaluate(runs, TASKS).done == 0
+    assert evaluate(runs, [Recall("mqar", 4, examples=5)], last=True).done == 2  # another version
+    records = [r for r in latest_records(runs[0] / "evaluations.jsonl") if r["task"] == "recall-mqar-4"]
+    assert {(r["run"], r["step"], r["metric"], r["tokens"]) for r in records} >= {("a", 1, "accuracy", 128)}
+
+
+def test_a_record_cut_by_a_kill_is_made_again(runs: list[Path]) -> None:
+    evaluate(runs, TASKS)
+    file = runs[0] / "evaluations.jsonl"
+    whole = latest_records(file)
+    file.write_bytes(file.read_bytes()[:-20])
+    assert evaluate(runs, TASKS).done == 1
+    assert latest_records(file) == whole
+    assert sum(r["task"].startswith("recall") for r in read_records(file)) == 2 * 2 * 2 + 1
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(runs: list[Path]) -> None:
+    with locked(runs[0]):
+        outcome = evaluate(runs, TASKS)
+    assert outcome.done == 4
+    assert "another process is writing this run" in outcome.left_out["a"]
+    assert evaluate(runs, TASKS).done == 4
+
+
+def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    assert evaluate(runs, TASKS, steps=[2, 77]).done == 4
+    assert evaluate(runs, [Recall("mqar", 200)], last=True).left_out.keys() == {
+        "a: recall-mqar-200",
+        "b: recall-mqar-200",
+    }
+    with pytest.raises(UserError, match="neither a run folder nor a folder of runs"):
+        find_runs(tmp_path / "data")

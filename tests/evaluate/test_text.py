@@ -1,0 +1,87 @@
+"""Loss on any text: windows, pieces and units, against one forward pass over the whole."""
+
+import math
+
+import pytest
+import torch
+
+from linscale.config import UserError
+from linscale.data.tokenizer import load_tokenizer
+from linscale.evaluate import text as module
+from linscale.evaluate.text import TextLoss
+from linscale.models import CONFIGS, build_model
+
+BYTES = load_tokenizer("byte")
+WORDS = "the cat sat on a mat\nand ran far, far away from the dog that sat on it all day long"
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "story.txt").write_text(WORDS)
+    return tmp_path / "story.txt"
+
+
+@pytest.fixture(params=["hgrn2", "llama"])
+def model(request):
+    shape = {"vocab_size": 257, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.3}
+    return build_model(CONFIGS[request.param](**shape)).double().eval()
+
+
+def values(task, model):
+    with torch.no_grad():
+        return {result.metric: result for result in task.run(model, BYTES)}
+
+
+def losses(model, tokens):
+    """Of every token but the first."""
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        return model(ids[:, :-1], targets=ids[:, 1:]).loss[0]
+
+
+def test_one_window_is_one_forward_pass_in_every_unit(path, model, monkeypatch):
+    expected = losses(model, [BYTES.eos_id, *BYTES.encode(WORDS)])
+    for piece in (8192, 7):
+        monkeypatch.setattr(module, "PIECE", piece)
+        found = values(TextLoss(path, window=1000), model)
+        assert found["loss"].value == pytest.approx(expected.mean().item(), rel=1e-10)
+        assert (found["loss"].count, found["loss"].se) == (len(WORDS), None)
+        assert found["nats_per_word"].value == pytest.approx(expected.sum().item() / len(WORDS.split()))
+        assert found["bits_per_byte"].value == pytest.approx(expected.mean().item() / math.log(2))
+        for first in (1, 8, 64):
+            there = expected[first - 1 : 2 * first - 1].mean().item()
+            assert found[f"loss_from_{first}"].value == pytest.approx(there)
+
+
+def test_disjoint_windows_know_nothing_of_each_other(path, model):
+    ids = [BYTES.eos_id, *BYTES.encode(WORDS)]
+    parts = [losses(model, [BYTES.eos_id, *ids[k + 1 : k + 21]]) for k in range(0, len(WORDS), 20)]
+    parts[1:] = [losses(model, [BYTES.eos_id, *ids[k + 1 : k + 21]]) for k in range(20, len(WORDS), 20)]
+    found = values(TextLoss(path, window=20), model)
+    # The first token of a window is read as the end of a text, so it predicts the next one without context.
+    assert found["loss"].count == len(WORDS)
+    assert found["loss"].value == pytest.approx(torch.cat(parts).mean().item())
+
+
+def test_sliding_windows_score_each_token_once_with_more_context(path, model):
+    ids = [BYTES.eos_id, *BYTES.encode(WORDS)]
+    expected = [losses(model, ids[:21])]
+    for end in range(25, len(ids) + 4, 5):
+        end = min(end, len(ids) - 1)
+        scored = len(torch.cat(expected))
+        window = [BYTES.eos_id, *ids[end - 20 + 1 : end + 1]]
+        expected.append(losses(model, window)[scored - end :])
+        if end == len(ids) - 1:
+            break
+    found = values(TextLoss(path, window=20, stride=5), model)
+    assert found["loss"].count == len(WORDS)
+    assert found["loss"].value == pytest.approx(torch.cat(expected).mean().item())
+
+
+def test_what_makes_another_number_makes_another_version(path, tmp_path):
+    versions = {TextLoss(path, window=20).version(BYTES), TextLoss(path, window=20, stride=5).version(BYTES)}
+    (tmp_path / "story.txt").write_text(WORDS + "!")
+    versions.add(TextLoss(path, window=20).version(BYTES))
+    assert len(versions) == 3
+    with pytest.raises(UserError, match="stride = 30: expected 1 to window = 20"):
+        TextLoss(path, window=20, stride=30)
