@@ -5,6 +5,7 @@ python -m torch.distributed.run --nproc-per-node N -m linscale.study.torchrun RU
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -66,7 +67,7 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """One rank. Writes what went wrong beside the config, for train_on."""
+    """One rank. Writes what went wrong beside the config for train_on, before it leaves the others, which fail then."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
     path, file = sys.argv[1], Path(sys.argv[2])
@@ -77,11 +78,19 @@ def main() -> None:
             with join_ranks(train.sequence_parallel, cuda=train.device == "cuda") as ranks:
                 limit_threads(max(1, cores() // ranks.local_size))
                 error = train_run(path, config, stop, ranks)
+                _tell(file, error)
         except (UserError, ValueError) as problem:
             error = str(problem)
-    if error is not None:
-        file.with_suffix(".error").write_text(error, encoding="utf-8")
-        sys.exit(0 if error == STOPPED else 1)
+            _tell(file, error)
+    sys.exit(0 if error in (None, STOPPED) else 1)
+
+
+def _tell(file: Path, error: str | None) -> None:
+    """The first rank that has something to say is heard; what the others meet follows from it."""
+    with contextlib.suppress(FileExistsError):
+        if error is not None:
+            with open(file.with_suffix(".error"), "x", encoding="utf-8") as told:
+                told.write(error)
 
 
 def _end_with(parent: int) -> None:
