@@ -94,7 +94,8 @@ def train(
             raise
         raise UserError(
             f"{path}: out of memory with {human(count_parameters(config.model).total)} parameters and "
-            f"{config.train.micro_sequences} sequences of {config.train.length} tokens a pass; "
+            f"{split_batch(config.train, ranks)[0] // ranks.replicas} sequences of "
+            f"{config.train.length // ranks.pieces} tokens a pass{'' if ranks.size == 1 else ' of a rank'}; "
             "choose a smaller train.micro_batch or a smaller model"
         ) from None
 
