@@ -174,6 +174,11 @@ def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any
 def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, ranks: Ranks) -> Run:
     recipe = config.train
     count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
+    if recipe.sequence_parallel != ranks.pieces:
+        raise UserError(
+            f"train.sequence_parallel = {recipe.sequence_parallel}: expected {ranks.pieces}, for this process trains "
+            "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
+        )
     sequences, passes = split_batch(recipe, ranks)
     windows = {"length": recipe.length, "sequences": sequences, "rank": ranks.replica, "world": ranks.replicas}
     loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)

@@ -367,6 +367,11 @@ def test_a_lack_of_memory_tells_what_one_rank_had_to_hold(
         train(tmp_path, make(sequence_parallel=2), ranks=Ranks(size=4, pieces=2))
 
 
+def test_a_process_alone_does_not_take_itself_for_one_that_shares_sequences(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sequence_parallel = 2: expected 1.*torchrun.*--gpus-per-run"):
+        train(tmp_path, make(sequence_parallel=2))
+
+
 def test_a_model_too_large_for_the_memory_is_one_line(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out of memory with .* parameters .*train.micro_batch or a smaller model"):
         train(tmp_path / "run", make(model={"d_model": 2**40, "d_ff": 1}))
