@@ -27,6 +27,7 @@ from linscale.train.config import RunConfig
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+PATIENCE_S = 900  # for a step to end and to be saved, once told to stop; torchrun kills after 30 s by itself
 
 
 def train_on(count: int, path: str, config: dict[str, Any], stop: Callable[[], bool]) -> str | None:
@@ -37,7 +38,8 @@ def train_on(count: int, path: str, config: dict[str, Any], stop: Callable[[], b
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder, "config.json"), Path(folder, "errors")
         file.write_text(json.dumps(config), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = ["env", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={PATIENCE_S}"]
+        command += [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["-m", "linscale.study.torchrun", path, str(file)]
         with (
             open(errors, "wb") as said,

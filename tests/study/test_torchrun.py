@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,3 +47,12 @@ def test_each_rank_keeps_its_own_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
     for rank, name in ((0, "traceback.txt"), (1, "traceback-1.txt")):
         assert f"(see {tmp_path / name})" in (executors.train_run(str(tmp_path), {}, bool, Ranks(rank, 2)) or "")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_ranks_have_time_to_save(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torchrun kills ranks 30 s after it was told to stop them: a large model is not saved by then."""
+    waits = [sys.executable, "-c", "import os; print(os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT']); exit(3)"]
+    start = subprocess.Popen
+    monkeypatch.setattr(torchrun.subprocess, "Popen", lambda command, **given: start([*command[:2], *waits], **given))
+    problem = torchrun.train_on(2, str(tmp_path / "run"), {}, lambda: False)
+    assert problem == f"torchrun ended with status 3: {torchrun.PATIENCE_S}"
