@@ -94,7 +94,8 @@ def train(
             raise
         raise UserError(
             f"{path}: out of memory with {human(count_parameters(config.model).total)} parameters and "
-            f"{config.train.micro_sequences} sequences of {config.train.length} tokens a pass; "
+            f"{split_batch(config.train, ranks)[0] // ranks.replicas} sequences of "
+            f"{config.train.length // ranks.pieces} tokens a pass{'' if ranks.size == 1 else ' of a rank'}; "
             "choose a smaller train.micro_batch or a smaller model"
         ) from None
 
@@ -173,6 +174,11 @@ def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any
 def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, ranks: Ranks) -> Run:
     recipe = config.train
     count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
+    if recipe.sequence_parallel != ranks.pieces:
+        raise UserError(
+            f"train.sequence_parallel = {recipe.sequence_parallel}: expected {ranks.pieces}, for this process trains "
+            "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
+        )
     sequences, passes = split_batch(recipe, ranks)
     windows = {"length": recipe.length, "sequences": sequences, "rank": ranks.replica, "world": ranks.replicas}
     loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)

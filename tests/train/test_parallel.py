@@ -16,7 +16,9 @@ import torch
 from linscale import checkpoint
 from linscale.config import UserError, to_dict
 from linscale.distributed import ALONE, Ranks
+from linscale.layers import softmax_attention
 from linscale.models import CONFIGS
+from linscale.ops.pieces import Piece
 from linscale.run_folder import latest_records, read_json
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.parallel import build_for_training, compiles, split_batch
@@ -144,6 +146,21 @@ def test_a_compiled_block_trains_as_an_eager_one_does(checkpointing: str) -> Non
         found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for eager, same in zip(*found, strict=True):
         torch.testing.assert_close(same, eager, rtol=1e-5, atol=1e-7)
+
+
+def test_softmax_over_pieces_of_sequences_is_recomputed_cheaply_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax_attention, "gather", lambda x, piece: torch.stack([x] * piece.size))
+    shape = {"vocab_size": 50, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 48}
+    text = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(0))
+    found = []
+    for mode in ("none", "cheap"):
+        recipe = TrainConfig(tokens=80, batch_tokens=80, length=40, validation_tokens=40, activation_checkpointing=mode)
+        model = build_for_training(CONFIGS["llama"](**shape), recipe, ALONE, "cpu", "fp32")
+        model.piece = Piece(1, 2, "")
+        loss = model(text, targets=text).loss.mean()
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for kept, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, kept, rtol=1e-5, atol=1e-7)
 
 
 def test_where_there_are_no_kernels_nothing_is_compiled() -> None:
