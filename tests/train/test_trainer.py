@@ -355,6 +355,22 @@ def test_a_config_that_is_none_is_named(make: Make, tmp_path: Path, content: str
         train(tmp_path, make())
 
 
+def test_what_the_first_rank_is_refused_all_say(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is the first rank's: the others would wait for it until torchrun ends them."""
+    told: list[object] = []
+
+    def share(self: Ranks, value: object) -> object:
+        if self.first:
+            told.append(value)
+        return told[-1]
+
+    monkeypatch.setattr(Ranks, "share", share)
+    with locked(tmp_path / "run"):
+        for rank in (0, 1):
+            with pytest.raises(UserError, match="another process is writing this run"):
+                train(tmp_path / "run", make(), ranks=Ranks(rank, 2))
+
+
 def test_a_lack_of_memory_tells_what_one_rank_had_to_hold(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
