@@ -71,6 +71,7 @@ def not_learned(q, k, v, log_decay, *others):
     return o + 0.0 * log_decay.to(o.dtype).sum(), final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", cases.SITUATIONS)
 @pytest.mark.parametrize("kind", ["head", "token"])
 def test_decays_that_are_not_learned(kind, situation, launched, monkeypatch):
@@ -83,6 +84,7 @@ def test_decays_that_are_not_learned(kind, situation, launched, monkeypatch):
     assert launched == [walk, join, walk, *back, "hopper_grads_kernel"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", ["strong", "packed"])
 def test_what_has_faded_is_not_missed(situation, launched, monkeypatch):
     """What segments pass on is found from the steps of which something is left, to the same bits as from all."""
@@ -102,6 +104,7 @@ def test_lengths(kind, length, launched):
     assert not found.failures, found.errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "K", "V"),
     [
@@ -127,6 +130,7 @@ def test_decays_in_bf16(launched, monkeypatch):
     assert not found.failures, found.errors
 
 
+@pytest.mark.slow
 def test_a_strong_head_beside_a_mild_one(launched, monkeypatch):
     """It is done again by the second launch, and what the first one left of it does not show."""
     segmented(monkeypatch, 2)
@@ -136,6 +140,7 @@ def test_a_strong_head_beside_a_mild_one(launched, monkeypatch):
     assert all(error <= TOLERANCE[torch.bfloat16][name] for name, error in errors.items()), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", ["ordinary", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_runs_give_the_same_bits_and_nothing_unwritten_is_read(kind, situation, launched, monkeypatch):
@@ -164,6 +169,7 @@ def test_a_gpu_of_amd_that_says_9_0_is_none_of_hoppers(monkeypatch):
     assert "NVIDIA" in obstacle(device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_slices_that_cannot_be_copied_16_bytes_at_a_time(kind, launched, monkeypatch):
     """They begin anywhere, and their tokens are further apart than those of the copies that are made of them."""
@@ -183,6 +189,7 @@ def cut_out(x):
     return slice.copy_(x)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_from_rows_an_odd_number_apart(launched, monkeypatch):
     """Its gradient counts as contiguous, but with its strides Triton cannot copy 16 bytes at a time: it fails."""
     T, H, V = 100, 2, 64
@@ -208,6 +215,7 @@ def test_decays_of_heads_at_any_stride(launched):
         assert all(torch.equal(x, found[name]) for name, x in whole.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_boundaries_at_any_stride(kind, launched, monkeypatch):
     segmented(monkeypatch, 2)
