@@ -13,6 +13,7 @@ from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 
 if TYPE_CHECKING:
+    from linscale.evaluate.run import Outcome
     from linscale.evaluate.task import Task
 
 SHOWN = 40  # rows of the table
@@ -65,13 +66,17 @@ def evaluate(
     if json:
         print_json({**asdict(outcome), "results": records})
     else:
-        rows = [(r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r)) for r in records]
-        print_table(f"{path}", ("run", "step", "task", "metric", "value", "se"), rows[-SHOWN:], left=4)
-        more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
-        print(f"{outcome.done} measured, {outcome.known} known before{more}.")
-        for name, why in outcome.left_out.items():
-            print(f"{name}: left out, {why}")
+        _show(path, outcome, records)
     return 1 if outcome.left_out else 0
+
+
+def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
+    rows = [(r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r)) for r in records]
+    print_table(f"{path}", ("run", "step", "task", "metric", "value", "se"), rows[-SHOWN:], left=4)
+    more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
+    print(f"{outcome.done} measured, {outcome.known} known before{more}.")
+    for name, why in outcome.left_out.items():
+        print(f"{name}: left out, {why}")
 
 
 def _tasks(

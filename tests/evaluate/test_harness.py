@@ -57,7 +57,7 @@ def run_harness(adapter, folder, limit=None):
     manager = TaskManager()
     tasks = [local_task(manager, name, folder) for name in FORMS]
     return lm_eval.simple_evaluate(
-        model=adapter, tasks=tasks, task_manager=manager, log_samples=True, bootstrap_iters=0, limit=limit
+        model=adapter, tasks=tasks, task_manager=manager, log_samples=True, bootstrap_iters=2, limit=limit
     )
 
 
@@ -82,6 +82,7 @@ def test_every_choice_and_every_accuracy_is_the_harness_s(arch: str, sets: Path)
                     assert math.exp(result.value) == pytest.approx(results["perplexity,none"], rel=1e-4)
                     continue
                 assert result.value == results[f"{result.metric},none"], (task.name, result.metric)
+                assert result.se == pytest.approx(results[f"{result.metric}_stderr,none"])
                 assert result.count == len(samples)
 
 
