@@ -1,5 +1,6 @@
 """Our scorer against lm-evaluation-harness on the same files, and the adapter; skipped where lm-eval is not there."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,23 @@ def test_every_choice_and_every_accuracy_is_the_harness_s(arch: str, sets: Path)
 def adapter():
     model = build_model(CONFIGS["hgrn2"](vocab_size=BPE.vocab_size, **SHAPE)).eval()
     return harness_model(model, BPE)
+
+
+def test_whole_texts_and_generation_run_in_the_harness(adapter, tmp_path: Path) -> None:
+    text = "the cat sat on a warm mat"
+    (file := tmp_path / "texts.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (answer,) = adapter.generate_until([request(text, {"until": ["\n"], "max_gen_toks": 6})])
+    files = {"data_files": {"test": str(file)}, "cache_dir": str(tmp_path / "cache")}
+    local = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test"}
+    rolling = {"task": "whole", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    greedy = {"task": "greedy", "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": answer}
+    greedy["generation_kwargs"] = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+    metrics = (rolling, "bits_per_byte"), (greedy, "exact_match")
+    tasks = [{**local, **task, "metric_list": [{"metric": metric}]} for task, metric in metrics]
+    results = lm_eval.simple_evaluate(model=adapter, tasks=tasks, bootstrap_iters=0)["results"]
+    (nats,) = adapter.loglikelihood_rolling([request(text)])
+    assert results["whole"]["bits_per_byte,none"] == pytest.approx(-nats / math.log(2) / len(text))
+    assert results["greedy"]["exact_match,none"] == 1.0
 
 
 def request(*arguments: Any) -> SimpleNamespace:
