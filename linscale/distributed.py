@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,6 +146,19 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """What `work` gives to the first rank, on every rank; what it raises there, all of them raise."""
+        done: T | Exception | None = None
+        if self.first:
+            try:
+                done = work()
+            except Exception as error:
+                done = error
+        told = self.share(done)
+        if isinstance(told, Exception):
+            raise told
+        return cast("T", told)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in order, on every rank."""

@@ -88,7 +88,8 @@ def _rank_memory(run: PlannedRun, ranks: int) -> dict[str, float] | None:
 
 def _print_memory(runs: list[dict[str, Any]]) -> None:
     largest = {row["arch"]: row for row in sorted(runs, key=lambda row: row["params"])}
-    if max(row["rank_memory"][1]["bytes"] for row in runs if row["rank_memory"][1]) < WORTH_SHOWING:
+    sizes = [found["bytes"] for row in runs for found in row["rank_memory"].values() if found]
+    if max(sizes, default=0) < WORTH_SHOWING:
         return
     rows = [(row["run"], *map(_rank_cell, row["rank_memory"].values())) for row in largest.values()]
     title = "GB on each of so many GPUs, bf16, the largest run of each architecture"

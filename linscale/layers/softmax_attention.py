@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
 
 from linscale.layers.context import Context
 from linscale.ops import angles, rotate_half
@@ -72,7 +73,8 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Te
     its own. The last rank works longest, and memory for keys and values does not shrink with the number of ranks."""
     seen = (piece.rank + 1) * q.shape[1]
     k, v = (gather(x, piece).transpose(0, 1).flatten(1, 2)[:, :seen] for x in (k, v))  # (B, S, H, K)
-    mask = causal_lower_right(q.shape[1], seen)
+    with _disable_current_modes():  # that of "cheap" activation checkpointing cannot make a tensor of its own class
+        mask = causal_lower_right(q.shape[1], seen)
     o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return o.transpose(1, 2), KeyValues(k, v)
 

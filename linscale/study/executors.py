@@ -135,7 +135,7 @@ def train_run(path: str, config: dict[str, Any], stop: Callable[[], bool], ranks
     except UserError as error:
         return str(error)
     except Exception as error:
-        trace = Path(path) / "traceback.txt"
+        trace = Path(path) / ("traceback.txt" if ranks.first else f"traceback-{ranks.rank}.txt")
         with contextlib.suppress(OSError):
             trace.write_text(traceback.format_exc(), encoding="utf-8")
         return f"{type(error).__name__}: {error} (see {trace})"

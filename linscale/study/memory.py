@@ -27,11 +27,14 @@ KEPT = {
 
 def rank_memory(config: LanguageModelConfig, train: TrainConfig, ranks: int) -> tuple[float, int] | None:
     """Bytes on each of `ranks` GPUs in bf16, and how many of them share a sequence for it: train.sequence_parallel, or
-    the fewest more with which the sequences of a step can be split. None where they cannot."""
-    for pieces in range(train.sequence_parallel, ranks + 1):
+    the fewest more with which the sequences of a step can be split. None where training would refuse any number."""
+    for pieces in range(train.sequence_parallel, 1 + (1 if train.documents else ranks)):
         if ranks % pieces == 0 and train.length % pieces == 0 and train.sequences % (ranks // pieces) == 0:
             share = train.sequences // (ranks // pieces)
-            tokens = min(train.micro_batch or share, share) * train.length // pieces
+            micro = min(train.micro_batch or share, share)
+            if share % micro:
+                continue
+            tokens = micro * train.length // pieces
             states = STATE_BYTES * count_parameters(config).total / ranks
             gathered = _gathered(config) if ranks > 1 else 0.0
             return states + gathered + _activations(config, train, tokens, pieces), pieces

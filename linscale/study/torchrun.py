@@ -5,6 +5,7 @@ python -m torch.distributed.run --nproc-per-node N -m linscale.study.torchrun RU
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -26,6 +27,7 @@ from linscale.train.config import RunConfig
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+PATIENCE_S = 900  # for a step to end and to be saved, once told to stop; torchrun kills after 30 s by itself
 
 
 def train_on(count: int, path: str, config: dict[str, Any], stop: Callable[[], bool]) -> str | None:
@@ -36,7 +38,8 @@ def train_on(count: int, path: str, config: dict[str, Any], stop: Callable[[], b
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder, "config.json"), Path(folder, "errors")
         file.write_text(json.dumps(config), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = ["env", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={PATIENCE_S}"]
+        command += [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["-m", "linscale.study.torchrun", path, str(file)]
         with (
             open(errors, "wb") as said,
@@ -66,7 +69,7 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """One rank. Writes what went wrong beside the config, for train_on."""
+    """One rank. Writes what went wrong beside the config for train_on, before it leaves the others, which fail then."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(format="linscale: %(message)s", level=logging.WARNING)
     path, file = sys.argv[1], Path(sys.argv[2])
@@ -77,11 +80,19 @@ def main() -> None:
             with join_ranks(train.sequence_parallel, cuda=train.device == "cuda") as ranks:
                 limit_threads(max(1, cores() // ranks.local_size))
                 error = train_run(path, config, stop, ranks)
+                _tell(file, error)
         except (UserError, ValueError) as problem:
             error = str(problem)
-    if error is not None:
-        file.with_suffix(".error").write_text(error, encoding="utf-8")
-        sys.exit(0 if error == STOPPED else 1)
+            _tell(file, error)
+    sys.exit(0 if error in (None, STOPPED) else 1)
+
+
+def _tell(file: Path, error: str | None) -> None:
+    """The first rank that has something to say is heard; what the others meet follows from it."""
+    with contextlib.suppress(FileExistsError):
+        if error is not None:
+            with open(file.with_suffix(".error"), "x", encoding="utf-8") as told:
+                told.write(error)
 
 
 def _end_with(parent: int) -> None:

@@ -76,12 +76,10 @@ def train(
     the folder cannot be written, or the loss is not finite in more than `max_skipped` steps in a row.
     """
     try:
-        with disk_errors(path), locked(path) if ranks.first else contextlib.nullcontext():
-            if ranks.first:
-                checkpoint.clean(path)
+        with disk_errors(path), contextlib.ExitStack() as held:
+            ranks.lead(lambda: _take(path, held))
             dataset = TokenDataset.open(Path(config.data.path))
-            if ranks.first:
-                dataset.verify(at_most=QUICK_BYTES)
+            ranks.lead(lambda: dataset.verify(at_most=QUICK_BYTES))
             settings = require_same_config(path, config, dataset)
             status = read_status(path)
             saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
@@ -94,7 +92,8 @@ def train(
             raise
         raise UserError(
             f"{path}: out of memory with {human(count_parameters(config.model).total)} parameters and "
-            f"{config.train.micro_sequences} sequences of {config.train.length} tokens a pass; "
+            f"{split_batch(config.train, ranks)[0] // ranks.replicas} sequences of "
+            f"{config.train.length // ranks.pieces} tokens a pass{'' if ranks.size == 1 else ' of a rank'}; "
             "choose a smaller train.micro_batch or a smaller model"
         ) from None
 
@@ -146,10 +145,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any]:
     path, ranks, planned = run.path, run.ranks, checkpoint_steps(run.train)
-    if ranks.first:
-        _write_config(path, run.settings)
-        run.dataset.tokenizer.save(path)
-    newest = ranks.share(checkpoint.newest(path, resumable=True, report=logger.warning) if ranks.first else None)
+    newest = ranks.lead(lambda: _write_head(run))
     start = checkpoint.restore(newest, run.model, run.optimizer, ranks) if newest else 0
     log = _open_log(run, start)
     try:
@@ -170,9 +166,27 @@ def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any
     return log.status
 
 
+def _take(path: Path, held: contextlib.ExitStack) -> None:
+    """Hold the run folder while `held` lasts, and clear away what writers that were killed left in it."""
+    held.enter_context(locked(path))
+    checkpoint.clean(path)
+
+
+def _write_head(run: Run) -> Path | None:
+    """Write what a run folder has from its first step on; gives the checkpoint to go on from, if there is one."""
+    _write_config(run.path, run.settings)
+    run.dataset.tokenizer.save(run.path)
+    return checkpoint.newest(run.path, resumable=True, report=logger.warning)
+
+
 def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, ranks: Ranks) -> Run:
     recipe = config.train
     count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
+    if recipe.sequence_parallel != ranks.pieces:
+        raise UserError(
+            f"train.sequence_parallel = {recipe.sequence_parallel}: expected {ranks.pieces}, for this process trains "
+            "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
+        )
     sequences, passes = split_batch(recipe, ranks)
     windows = {"length": recipe.length, "sequences": sequences, "rank": ranks.replica, "world": ranks.replicas}
     loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)

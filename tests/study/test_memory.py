@@ -35,6 +35,18 @@ def test_what_a_batch_cannot_be_split_over():
     assert [rank_memory(config, odd, ranks) is None for ranks in (1, 2, 3, 7, 21)] == [False, True, False, False, False]
 
 
+def test_what_training_refuses_is_not_proposed():
+    config = CONFIGS["tnl"](d_model=128, n_layers=2)
+    batch = {"tokens": 12 * 32, "batch_tokens": 12 * 32, "length": 32, "validation_tokens": 32}
+    packed = recipe(**batch, documents=True)  # never cut between ranks
+    assert [rank_memory(config, packed, ranks) is None for ranks in (1, 12, 24)] == [False, False, True]
+    assert rank_memory(config, recipe(**batch), 24)[1] == 2
+    fours = recipe(**batch | {"micro_batch": 4})
+    assert [rank_memory(config, fours, ranks)[1] for ranks in (1, 2, 3)] == [1, 2, 1]  # 6 sequences are not fours
+    pairs = recipe(**batch, sequence_parallel=2)
+    assert [rank_memory(config, pairs, ranks) is None for ranks in (1, 2)] == [True, False]
+
+
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_less_is_kept_where_more_is_computed_again(arch):
     config = preset(arch, "1B")

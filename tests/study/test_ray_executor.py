@@ -168,7 +168,7 @@ class ScriptedRay:
         return lambda function: self
 
     def options(self, name):
-        task = type("Task", (), {"remote": lambda _, path, config, files, cpus: self.submit(name)})
+        task = type("Task", (), {"remote": lambda _, *arguments: self.submit(name)})
         return task()
 
     def submit(self, name):

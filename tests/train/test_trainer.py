@@ -20,6 +20,7 @@ from linscale.config import UserError, to_dict
 from linscale.data.loader import Batch, Loader
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.shards import TokenDataset
+from linscale.distributed import Ranks
 from linscale.run_folder import latest_records, locked, read_json, read_records
 from linscale.train import trainer
 from linscale.train.config import RunConfig, checkpoint_steps
@@ -352,6 +353,39 @@ def test_a_config_that_is_none_is_named(make: Make, tmp_path: Path, content: str
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: not the config of a run"):
         train(tmp_path, make())
+
+
+def test_what_the_first_rank_is_refused_all_say(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is the first rank's: the others would wait for it until torchrun ends them."""
+    told: list[object] = []
+
+    def share(self: Ranks, value: object) -> object:
+        if self.first:
+            told.append(value)
+        return told[-1]
+
+    monkeypatch.setattr(Ranks, "share", share)
+    with locked(tmp_path / "run"):
+        for rank in (0, 1):
+            with pytest.raises(UserError, match="another process is writing this run"):
+                train(tmp_path / "run", make(), ranks=Ranks(rank, 2))
+
+
+def test_a_lack_of_memory_tells_what_one_rank_had_to_hold(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*arguments: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer, "build_for_training", build)
+    monkeypatch.setattr(Ranks, "share", lambda self, value: value)
+    with pytest.raises(UserError, match="and 4 sequences of 16 tokens a pass of a rank;"):  # of 8, of 32
+        train(tmp_path, make(sequence_parallel=2), ranks=Ranks(size=4, pieces=2))
+
+
+def test_a_process_alone_does_not_take_itself_for_one_that_shares_sequences(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sequence_parallel = 2: expected 1.*torchrun.*--gpus-per-run"):
+        train(tmp_path, make(sequence_parallel=2))
 
 
 def test_a_model_too_large_for_the_memory_is_one_line(make: Make, tmp_path: Path) -> None:
