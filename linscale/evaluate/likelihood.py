@@ -21,7 +21,7 @@ from linscale.models import LanguageModel
 from linscale.models.count import state_elements
 
 BATCH_TOKENS = 8192  # of contexts and continuations that are read at once
-MOST_STATE = 1 << 29  # elements of the states that are held at once: 2 GiB in float32
+MOST_STATE = 1 << 29  # elements of the forked states of a batch, 2 GiB in float32; as many are behind what it reads
 MOST_LOGITS = 1 << 25  # made at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""

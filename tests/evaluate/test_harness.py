@@ -62,6 +62,7 @@ def run_harness(adapter, folder, limit=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["hgrn2", "llama"])
 def test_every_choice_and_every_accuracy_is_the_harness_s(arch: str, sets: Path) -> None:
     tokenizer = BPE if arch == "hgrn2" else load_tokenizer("byte")
