@@ -6,6 +6,7 @@ import inspect
 import json
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 
 from linscale.config import parse, to_dict
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.evaluate.multiple_choice import FORMS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
 from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
 from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
+from linscale.study.query import query as ask
 from linscale.study.results import Curve
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.trainer import train
@@ -142,6 +145,25 @@ def test_the_queries_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row[4], row[6]) for row in curve] == [(64 * s, losses[s, "loss"]) for s in sorted({s for s, _ in losses})]
     assert [row[:2] for row in training] == [("tiny", step) for step in (1, 2, 3, 4)]
     assert training[0][2] == 1.5
+
+
+def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) -> None:
+    tasks = table(page("evaluate.md"), "csr")
+    assert {(name, tuple(re.findall(r"`(\w+)`", row[2]))) for name, row in tasks.items()} == {
+        (name, form.metrics) for name, form in FORMS.items()
+    }
+    assert all(row[0].strip("`") == FORMS[name].file for name, row in tasks.items())
+    file = shutil.copytree(runs / "runs" / "demo" / "tiny", tmp_path / "tiny") / "evaluations.jsonl"
+    first = next(iter(read_records(file)))
+    with open(file, "a", encoding="utf-8") as lines:
+        for number, (name, row) in enumerate(tasks.items()):
+            for metric in FORMS[name].metrics:
+                value = number / 10 if f"`{metric}`" == row[3] else 9.0
+                for version in ("1-a", "1-a-first9"):
+                    record = {"task": name, "task_version": version, "metric": metric, "value": value, "se": 0.7}
+                    lines.write(json.dumps({**first, **record}) + "\n")
+    (query,) = re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S)
+    assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
 
 
 def test_every_key_and_every_warning_of_the_fits() -> None:

@@ -13,6 +13,7 @@ from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 
 if TYPE_CHECKING:
+    from linscale.evaluate.run import Outcome
     from linscale.evaluate.task import Task
 
 SHOWN = 40  # rows of the table
@@ -21,13 +22,15 @@ SHOWN = 40  # rows of the table
 def evaluate(
     path: Annotated[Path, tyro.conf.Positional],
     *,
-    suite: tuple[Literal["recall", "text"], ...] = ("recall",),
+    suite: tuple[Literal["recall", "text", "csr"], ...] = ("recall",),
     steps: str = "last",
     sizes: tuple[int, ...] = (4, 16, 64),
     examples: int = 64,
     text: tuple[Path, ...] = (),
     window: int = 2048,
     stride: int | None = None,
+    data: Path | None = None,
+    limit: int | None = None,
     json: Json = False,
 ) -> int:
     """Measure checkpoints of a run, or of every run of a study; what has been measured before is not again.
@@ -38,17 +41,22 @@ def evaluate(
         path: A run folder, or a folder of runs.
         suite: recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random
             tokens. text: nats per token and word, bits per byte and loss by position on the files of --text.
+            csr: zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data.
         steps: all, last, or steps of checkpoints such as 1000,2000.
         sizes: recall: how much is to be held.
         examples: recall: sequences of each kind and size.
         text: text: files as `linscale data prepare` takes them, or builtin:tinyshakespeare.
         window: text: tokens of a window; longer ones than in training are welcome.
         stride: text: tokens a window moves on; by default windows stand side by side.
+        data: csr: the folder of evaluation sets, such as piqa_valid.jsonl.zst.
+        limit: csr: the first records of each set alone.
     """
     from linscale.evaluate.run import evaluate as run_job
     from linscale.evaluate.run import find_runs
 
     tasks = _tasks(suite, sizes, examples, text, window, stride)
+    if "csr" in suite:
+        tasks += _csr_tasks(data, limit)
     chosen = None if steps in ("all", "last") else _steps(steps)
     limit_threads(cores())
     runs = find_runs(path)
@@ -58,13 +66,17 @@ def evaluate(
     if json:
         print_json({**asdict(outcome), "results": records})
     else:
-        rows = [(r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r)) for r in records]
-        print_table(f"{path}", ("run", "step", "task", "metric", "value", "se"), rows[-SHOWN:], left=4)
-        more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
-        print(f"{outcome.done} measured, {outcome.known} known before{more}.")
-        for name, why in outcome.left_out.items():
-            print(f"{name}: left out, {why}")
+        _show(path, outcome, records)
     return 1 if outcome.left_out else 0
+
+
+def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
+    rows = [(r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r)) for r in records]
+    print_table(f"{path}", ("run", "step", "task", "metric", "value", "se"), rows[-SHOWN:], left=4)
+    more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
+    print(f"{outcome.done} measured, {outcome.known} known before{more}.")
+    for name, why in outcome.left_out.items():
+        print(f"{name}: left out, {why}")
 
 
 def _tasks(
@@ -85,6 +97,16 @@ def _tasks(
             raise UserError("suite text: no file; name some with --text, such as builtin:tinyshakespeare")
         tasks += [TextLoss(path, window, stride) for path in text]
     return tasks
+
+
+def _csr_tasks(data: Path | None, limit: int | None) -> list[Task]:
+    from linscale.evaluate.multiple_choice import csr_tasks
+
+    if data is None:
+        raise UserError("suite csr: no files; name their folder with --data")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit = {limit}: expected at least 1")
+    return [*csr_tasks(data, limit)]
 
 
 def _steps(text: str) -> list[int]:

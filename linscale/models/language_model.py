@@ -162,6 +162,15 @@ class LanguageModel(nn.Module):
         Where `piece` is set, tokens and targets are this rank's piece of sequences that start afresh, unpacked.
         Under autocast, what runs from block to block is in its dtype, as products are; norms and the loss are float32.
         """
+        x, new_state = self.read(tokens, state, cu_seqlens)
+        if targets is None:
+            return Output(self.logits(x), None, new_state)
+        return Output(None, linear_cross_entropy(x, self._head_weight, targets), new_state)
+
+    def read(
+        self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """`forward` up to the head: what `logits` takes, (B, T, D), and the new state."""
         context, shared = self._context(tokens, state, cu_seqlens), self.shared()
         x = self.embedding(tokens)
         encoder_state = None
@@ -173,13 +182,16 @@ class LanguageModel(nn.Module):
             own = context if shared is None else replace(context, shared=shared[layer])
             x, after = block(x, state.layers[layer] if state else None, own)
             states.append(after)
-        x = self.norm(x)
         read = tokens.shape[1] if cu_seqlens is None else cu_seqlens.diff()
-        new_state = State(context.start + read, encoder_state, tuple(states))
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        if targets is None:
-            return Output(linear(x, weight), None, new_state)
-        return Output(None, linear_cross_entropy(x, weight, targets), new_state)
+        return self.norm(x), State(context.start + read, encoder_state, tuple(states))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head on some of what `read` returns: (..., D) -> (..., vocab)."""
+        return linear(x, self._head_weight)
+
+    @property
+    def _head_weight(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def _context(self, tokens: Tensor, state: State | None, cu_seqlens: Tensor | None) -> Context:
         if self.piece is not None and (state is not None or cu_seqlens is not None):

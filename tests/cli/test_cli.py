@@ -94,10 +94,7 @@ def call(place, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (
-            "nope",
-            "unknown command 'linscale nope'; expected one of info, data, train, runs, study, results, evaluate",
-        ),
+        ("nope", "unknown command 'linscale nope'; expected one of info, data, train, runs, study, "),
         ("study nope", "unknown command 'linscale study nope'; expected one of plan, run, status, report"),
         ("info --lenght 5", "--lenght, 5; Perhaps you meant: --length INT"),
         ("info --length many", "--length: invalid literal for int() with base 10: 'many'"),

@@ -1,0 +1,96 @@
+"""Our models in lm-evaluation-harness: an adapter, so that any of its tasks runs on them.
+
+model, tokenizer = linscale.load("runs/small")
+lm_eval.simple_evaluate(model=harness_model(model, tokenizer), tasks=["lambada_openai"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from linscale.config import UserError
+from linscale.data.tokenizer import Tokenizer
+from linscale.evaluate.likelihood import score
+from linscale.evaluate.task import device_of
+from linscale.generate.sample import stream
+from linscale.models import LanguageModel
+
+PIECE = 8192  # tokens of a text that are read at once
+NEW_TOKENS = 256  # generated where a task sets no number, as the harness has it
+
+
+def harness_model(model: LanguageModel, tokenizer: Tokenizer) -> Any:
+    """An `lm_eval.api.model.LM` of a model: it cuts text into tokens as the harness does, and nothing is truncated,
+    whatever the length. Raises UserError when lm-eval is not installed."""
+    try:
+        from lm_eval.api.model import TemplateLM
+    except ImportError:
+        raise UserError("lm-eval is not installed: pip install 'linscale[eval]'") from None
+    adapter: Any = type("HarnessModel", (Requests, TemplateLM), {})()
+    adapter.model, adapter.vocabulary = model.eval(), tokenizer
+    return adapter
+
+
+class Requests:
+    """What the harness asks of a model; its base class TemplateLM does the rest."""
+
+    model: LanguageModel
+    vocabulary: Tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.vocabulary.eos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"{self.vocabulary.name}-{self.vocabulary.fingerprint}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Tokens of a text; there are no special ones to add."""
+        return self.vocabulary.encode(string)
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context or [self.eot_token_id], continuation) for _, context, continuation in requests]
+        return [(likelihood.nats, likelihood.greedy) for likelihood in score(self.model, pairs)]
+
+    @torch.no_grad()
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of whole texts behind the end of the text before, in nats; a text of any length is one window."""
+        return [self._whole(self.tok_encode(request.args[0])) for request in requests]
+
+    def _whole(self, tokens: list[int]) -> float:
+        ids = torch.tensor([[self.eot_token_id, *tokens]], device=device_of(self.model))
+        state, nats = None, 0.0
+        for first in range(0, len(tokens), PIECE):
+            piece = ids[:, first : first + PIECE + 1]
+            output = self.model(piece[:, :-1], piece[:, 1:], state)
+            state, nats = output.state, nats - output.loss.double().sum().item()
+        return nats
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The most probable continuation of each prompt, up to its first stop string. Raises UserError for sampling."""
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, prompt: str, options: dict[str, Any]) -> str:
+        if options.get("do_sample") and options.get("temperature") != 0:
+            raise UserError("do_sample = True: expected greedy generation, such as do_sample = False")
+        stops = options.get("until") or []
+        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
+        tokens = self.tok_encode(prompt) or [self.eot_token_id]
+        most = options.get("max_gen_toks") or NEW_TOKENS
+        made: list[int] = []
+        for token in stream(self.model, self.vocabulary, tokens, max_tokens=most, temperature=0):
+            if token == self.eot_token_id:
+                break
+            made.append(token)
+            text = self.vocabulary.decode(made)
+            ends = [text.index(stop) for stop in stops if stop in text]
+            if ends:
+                return text[: min(ends)]
+        return self.vocabulary.decode(made)
