@@ -33,14 +33,12 @@ def compile_only(work, pieces, tensors):
 
 Launch.__call__ = compile_only
 hopper.multiprocessors = lambda device: 132
-KINDS = {"none": None, "head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, None)}
-GENERAL = (("none", "float32"), ("head", "bfloat16"), ("token", "bfloat16"), ("channel", "bfloat16"))
-for obstacle, kinds, width in (("not now", GENERAL, 64), (None, GENERAL[1:], 128)):
+KINDS = {"head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, None)}
+for obstacle, dtype, width in (("not now", torch.float32, 64), (None, torch.bfloat16, 128)):
     hopper.obstacle = lambda device: obstacle
-    for kind, dtype in kinds:
-        q, k, v = (torch.empty(1, 4096, 16, width, dtype=getattr(torch, dtype)) for _ in range(3))
-        shape = KINDS[kind] and [size or width for size in KINDS[kind]]
-        g = None if shape is None else torch.empty(shape, dtype=torch.float32)
+    for kind in ("head", "token", "channel"):
+        q, k, v = (torch.empty(1, 4096, 16, width, dtype=dtype) for _ in range(3))
+        g = torch.empty([size or width for size in KINDS[kind]], dtype=torch.float32)
         call = Call(q, k, v, g, None, 1.0)
         saved = passes.run_forward(call, None, True)[2]
         passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
