@@ -66,6 +66,22 @@ def sigterm_noted(*others: int) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
+def stop_noted() -> Iterator[Callable[[], None]]:
+    """Inside, Ctrl-C and SIGTERM wait until the function given is called, which raises KeyboardInterrupt or Terminated.
+
+    Raised wherever the process happens to be, they are lost in a destructor.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise Terminated if came[0] == signal.SIGTERM else KeyboardInterrupt
+
+    with _on_signals((signal.SIGTERM, signal.SIGINT), lambda number, frame: came.append(number)):
+        yield check
+
+
+@contextlib.contextmanager
 def _on_signals(numbers: tuple[int, ...], handler: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from linscale.config import UserError, parse, to_dict
-from linscale.distributed import ALONE, Ranks, cores, follow_parent, limit_threads, sigterm_noted
+from linscale.distributed import ALONE, Ranks, cores, follow_parent, limit_threads, sigterm_noted, stop_noted
 from linscale.train.config import RunConfig
 
 POLL_S = 0.5
@@ -70,14 +70,16 @@ class LocalExecutor:
         try:
             futures = {pool.submit(_work, str(path), to_dict(config)): path for path, config in runs.items()}
             pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-                for future in done:
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        died.append(futures[future])
-                    elif (error := future.result()) is not None:
-                        errors[futures[future]] = error
-                poll()
+            with stop_noted() as check:
+                while pending:
+                    done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        if isinstance(future.exception(), BrokenProcessPool):
+                            died.append(futures[future])
+                        elif (error := future.result()) is not None:
+                            errors[futures[future]] = error
+                    poll()
+                    check()
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()  # each saves the step that it is at
