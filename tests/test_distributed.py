@@ -54,11 +54,13 @@ def test_a_noted_sigterm_is_remembered_and_the_handler_before_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, distributed.Terminated)]
+)
 def test_a_wish_to_stop_waits_until_it_is_asked_for(number, raised):
     """Raised at any place it can be lost: what a destructor raises is ignored."""
     before = signal.getsignal(number)
-    with stop_noted() as check:
+    with distributed.stop_noted() as check:
         check()
         os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt) as stop:
