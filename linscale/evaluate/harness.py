@@ -14,11 +14,10 @@ import torch
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.likelihood import score
-from linscale.evaluate.task import device_of
+from linscale.evaluate.task import losses_in_pieces
 from linscale.generate.sample import stream
 from linscale.models import LanguageModel
 
-PIECE = 8192  # tokens of a text that are read at once
 NEW_TOKENS = 256  # generated where a task sets no number, as the harness has it
 
 
@@ -65,13 +64,9 @@ class Requests:
         return [self._whole(self.tok_encode(request.args[0])) for request in requests]
 
     def _whole(self, tokens: list[int]) -> float:
-        ids = torch.tensor([[self.eot_token_id, *tokens]], device=device_of(self.model))
-        state, nats = None, 0.0
-        for first in range(0, len(tokens), PIECE):
-            piece = ids[:, first : first + PIECE + 1]
-            output = self.model(piece[:, :-1], piece[:, 1:], state)
-            state, nats = output.state, nats - output.loss.double().sum().item()
-        return nats
+        if not tokens:
+            return 0.0
+        return -losses_in_pieces(self.model, torch.tensor([self.eot_token_id, *tokens])).sum().item()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The most probable continuation of each prompt, up to its first stop string. Raises UserError for sampling."""

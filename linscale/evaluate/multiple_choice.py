@@ -18,7 +18,7 @@ import torch
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.likelihood import Likelihood, encode_pair, score
 from linscale.evaluate.sets import CHECKSUMS, find_set, read_set
-from linscale.evaluate.task import Result, mean_result
+from linscale.evaluate.task import Result, mean_result, vocabulary_obstacle
 from linscale.models import LanguageModel
 
 PROTOCOL = 1  # to be raised when the same model would get another value
@@ -151,9 +151,7 @@ class MultipleChoice:
         return f"{PROTOCOL}-{CHECKSUMS[FORMS[self.name].file][:16]}-{tokenizer.fingerprint}{first}"
 
     def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        return None
+        return vocabulary_obstacle(model, tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from linscale.data.tokenizer import Tokenizer
 from linscale.models import LanguageModel
 
+PIECE = 8192  # tokens of a long text that are read at once
+
 
 @dataclass(frozen=True)
 class Result:
@@ -57,3 +59,20 @@ def mean_result(metric: str, values: Tensor, count: int) -> Result:
 def device_of(model: LanguageModel) -> torch.device:
     """Where a model's weights are."""
     return next(model.parameters()).device
+
+
+def vocabulary_obstacle(model: LanguageModel, tokenizer: Tokenizer) -> str | None:
+    """Why a model cannot read this tokenizer's text, or None."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+    return None
+
+
+def losses_in_pieces(model: LanguageModel, ids: Tensor) -> Tensor:
+    """Nats of every token (T,) but the first, (T - 1,) float64 on the CPU; read `PIECE` tokens at once, of any T."""
+    state, found = None, []
+    for tokens, targets in zip(ids[:-1].split(PIECE), ids[1:].split(PIECE), strict=True):
+        output = model(tokens[None].to(device_of(model)), targets[None].to(device_of(model)), state)
+        state = output.state
+        found.append(output.loss[0].double().cpu())
+    return torch.cat(found)

@@ -21,11 +21,10 @@ from linscale.config import UserError
 from linscale.data.documents import read_documents
 from linscale.data.inputs import find_sources
 from linscale.data.tokenizer import Tokenizer
-from linscale.evaluate.task import Result, device_of, mean_result
+from linscale.evaluate.task import Result, losses_in_pieces, mean_result, vocabulary_obstacle
 from linscale.models import LanguageModel
 
 PROTOCOL = 1  # to be raised when the same model would get another value
-PIECE = 8192  # tokens of a window that are read at once
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,23 @@ class TextLoss:
         return ("loss", "nats_per_word", "bits_per_byte")
 
     def version(self, tokenizer: Tokenizer) -> str:
-        digest = hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
-        return f"{PROTOCOL}-{digest}-{tokenizer.fingerprint}-window{self.window}-stride{self.stride or self.window}"
+        return (
+            f"{PROTOCOL}-{self.digest}-{tokenizer.fingerprint}-window{self.window}-stride{self.stride or self.window}"
+        )
 
     def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        return None
+        return vocabulary_obstacle(model, tokenizer)
 
     @cached_property
     def text(self) -> str:
         """The file's documents."""
         sources, _ = find_sources([str(self.path)])
         return "\n\n".join(document.text for source in sources for document in read_documents(source))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the text: asked for at every checkpoint."""
+        return hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
 
     def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
         """loss: nats per token, its standard error over windows. loss_from_N: of the places N to 2N - 1 of windows."""
@@ -96,11 +99,6 @@ class TextLoss:
 
     def _losses(self, model: LanguageModel, ids: Tensor, first: int, scored: int, end: int) -> tuple[Tensor, Tensor]:
         """Places in the window, from 0, and nats, of the targets `scored` to `end`; both on the CPU."""
-        tokens, targets = ids[first:end].clone(), ids[first + 1 : end + 1]
-        tokens[0] = ids[0]  # a window knows nothing of what was before it
-        state, found = None, []
-        for piece, wanted in zip(tokens.split(PIECE), targets.split(PIECE), strict=True):
-            output = model(piece[None].to(device_of(model)), wanted[None].to(device_of(model)), state)
-            state = output.state
-            found.append(output.loss[0].double().cpu())
-        return torch.arange(scored - first, end - first), torch.cat(found)[scored - first :]
+        window = ids[first : end + 1].clone()
+        window[0] = ids[0]  # a window knows nothing of what was before it
+        return torch.arange(scored - first, end - first), losses_in_pieces(model, window)[scored - first :]

@@ -86,7 +86,7 @@ def _softmax(block: nn.Module) -> bool:
 
 def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable[..., Any]:
     """A block's pass of which the backward pass does again what it needs, or with "cheap" what costs little."""
-    kept = costly_operators(device)
+    kept = costly_operators(device) if mode == "cheap" else []
 
     def contexts() -> Any:
         return create_selective_checkpoint_contexts(kept)

@@ -149,7 +149,7 @@ def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any
     start = checkpoint.restore(newest, run.model, run.optimizer, ranks) if newest else 0
     log = _open_log(run, start)
     try:
-        if start in planned and ranks.share(bool(_unscored(run, start) if ranks.first else None)):
+        if start in planned and ranks.lead(lambda: _unscored(run, start)):
             _report(log, start, _validate(run, start))
         if _loop(run, log, start, on_step, stop):
             if run.train.keep_optimizer == "last" and ranks.first:

@@ -11,7 +11,7 @@ import torch
 
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer, train_bpe
-from linscale.evaluate import harness as module
+from linscale.evaluate import task as module
 from linscale.evaluate.harness import harness_model
 from linscale.evaluate.multiple_choice import FORMS, csr_tasks
 from linscale.evaluate.sets import find_set

@@ -7,7 +7,7 @@ import torch
 
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
-from linscale.evaluate import text as module
+from linscale.evaluate import task as module
 from linscale.evaluate.text import TextLoss
 from linscale.models import CONFIGS, build_model
 
