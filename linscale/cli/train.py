@@ -13,7 +13,7 @@ from linscale.cli.output import Json, ProgressBar, duration, print_json, print_t
 from linscale.config import UserError, human, load_toml
 from linscale.distributed import Ranks, cores, join_ranks, limit_threads, sigterm_noted
 from linscale.train.config import RunConfig
-from linscale.train.trainer import resolve_device
+from linscale.train.settings import resolve_device
 from linscale.train.trainer import train as train_run
 
 

@@ -43,7 +43,7 @@ class LocalExecutor:
         self.workers = workers
 
     def device(self, asked: str) -> str:
-        from linscale.train.trainer import resolve_device
+        from linscale.train.settings import resolve_device
 
         return resolve_device(asked)
 

@@ -34,7 +34,7 @@ from linscale.study.report import write_report
 from linscale.study.results import read_study, read_summaries
 from linscale.train.config import RunConfig
 from linscale.train.metrics import read_status
-from linscale.train.trainer import require_same_config
+from linscale.train.settings import require_same_config
 
 FITS, REPORT, SAMPLES, DATA = "fits.json", "report.html", "samples.json", "data"
 

@@ -23,19 +23,20 @@ from typing import Any
 import torch
 
 from linscale import checkpoint
-from linscale.config import UserError, fingerprint, human, parse, to_dict
+from linscale.config import UserError, human
 from linscale.data.loader import Batch, Loader, Prefetcher, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.distributed import ALONE, Ranks, piece_of
 from linscale.evaluate.perplexity import Score, autocast, missing_steps, record_validation, task_version
-from linscale.models import LanguageModel, ModelConfig
-from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
-from linscale.run_folder import CONFIG, code_version, disk_errors, locked, read_json, write_json
+from linscale.models import LanguageModel
+from linscale.models.count import count_parameters, flops_per_token
+from linscale.run_folder import disk_errors, locked
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
 from linscale.train.parallel import build_for_training, split_batch
+from linscale.train.settings import require_same_config, write_settings
 from linscale.train.tracking import open_trackers
 from linscale.train.utilisation import matrix_rate
 
@@ -98,51 +99,6 @@ def train(
         ) from None
 
 
-def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = None) -> dict[str, Any]:
-    """The content of config.json: the resolved config with what was derived from it and from the machine.
-
-    Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
-    `device` is where the run is trained, when that is not this machine.
-    """
-    vocabulary = dataset.vocab_size
-    if config.model.vocab_size < vocabulary:
-        raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the tokenizer of {config.data.path} has {vocabulary} "
-            f"tokens; expected at least {vocabulary}"
-        )
-    device = device or resolve_device(config.train.device)
-    settings = {
-        "run": config.name,
-        "study": config.study,
-        "size": config.size,
-        "model": to_dict(config.model),
-        "data": {"path": Path(config.data.path).resolve().as_posix(), "fingerprint": dataset.fingerprint},
-        "train": to_dict(config.train),
-        "params": {
-            "non_embedding": paper_parameters(config.model),
-            "total": count_parameters(config.model).total,
-        },
-        "flops_per_token": paper_flops_per_step(config.model, 1, config.train.length) / config.train.length,
-        "precision": resolve_precision(config.train.precision, device),
-        "device": device,
-        "torch": torch.__version__,
-    }
-    return {**settings, "fingerprint": fingerprint(_identity(settings)), "code": code_version()}
-
-
-def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda"; "auto" is CUDA where there is a device. Raises UserError when CUDA is asked for in vain."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("train.device = 'cuda': torch finds no CUDA device; expected 'cpu' or 'auto' on this machine")
-    return ("cuda" if available else "cpu") if device == "auto" else device
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 on CUDA and fp32 on the CPU."""
-    return {"cuda": "bf16", "cpu": "fp32"}[device] if precision == "auto" else precision
-
-
 def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any]:
     path, ranks, planned = run.path, run.ranks, checkpoint_steps(run.train)
     newest = ranks.lead(lambda: _write_head(run))
@@ -174,7 +130,7 @@ def _take(path: Path, held: contextlib.ExitStack) -> None:
 
 def _write_head(run: Run) -> Path | None:
     """Write what a run folder has from its first step on; gives the checkpoint to go on from, if there is one."""
-    _write_config(run.path, run.settings)
+    write_settings(run.path, run.settings)
     run.dataset.tokenizer.save(run.path)
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
@@ -316,52 +272,3 @@ def _clear_interim(run: Run) -> None:
     for path in checkpoint.list_checkpoints(run.path) if run.ranks.first else ():
         if checkpoint.step_of(path) not in planned:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def require_same_config(
-    path: Path, config: RunConfig, dataset: TokenDataset, device: str | None = None
-) -> dict[str, Any]:
-    """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
-    settings = run_settings(config, dataset, device)
-    if not (path / CONFIG).exists():
-        return settings
-    there, here = _flatten(_identity(_read_config(path))), _flatten(_identity(settings))
-    fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    if fields:
-        differences = ", ".join(f"{name} = {there.get(name)!r} there, {here.get(name)!r} here" for name in fields)
-        raise UserError(f"{path}: made with another config ({differences}); choose another folder or delete this one")
-    return settings
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json of a run; fields that a later version added have their defaults, with which the run was made."""
-    stored = read_json(path / CONFIG)
-    if not isinstance(stored, dict) or not all(isinstance(stored.get(key), dict) for key in ("model", "data", "train")):
-        raise UserError(f"{path / CONFIG}: not the config of a run; choose another folder, restore or delete this one")
-    for key, kind in (("model", ModelConfig), ("train", TrainConfig)):
-        with contextlib.suppress(UserError):  # what this version cannot read differs, and is then named as it stands
-            stored[key] = to_dict(parse(kind, stored[key]))
-    return stored
-
-
-def _write_config(path: Path, settings: dict[str, Any]) -> None:
-    """Write config.json once; afterwards only what may change between two sessions of a run."""
-    stored = _read_config(path) if (path / CONFIG).exists() else settings
-    write_json(path / CONFIG, {**stored, **{key: settings[key] for key in ("data", "train", "device")}})
-
-
-def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    # The precision that was used counts, not the one that was asked for.
-    free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
-    free |= {"compile", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
-    same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
-    same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
-    same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}
-    return same
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
