@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def log_records(content: bytes, block: int = 32768, header: int = 7) -> Iterator
             at += block - at % block
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
+        if at + header + length > len(content):
+            return  # it is still being written
         parts += content[at + header : at + header + length]
         at += header + length
         if kind in (1, 4):  # whole, or the last of several pieces
@@ -65,22 +68,33 @@ def log_records(content: bytes, block: int = 32768, header: int = 7) -> Iterator
             parts = b""
 
 
+def read_records(file: Path) -> Iterator[Any]:
+    """The records of a .wandb file, as far as it is written."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    for data in log_records(file.read_bytes()):
+        record = messages.Record()
+        record.ParseFromString(data)
+        yield record
+
+
 @pytest.mark.slow
 def test_weights_and_biases_offline_has_the_curves_and_the_config(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2 as messages
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
     train(run, make(trackers=["wandb"]))
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    kinds, until = set(), time.monotonic() + 60
+    while "exit" not in kinds:  # the service of wandb writes the end of the file after finish() has come back
+        assert time.monotonic() < until, f"the last record is missing of {sorted(kinds)}"
+        time.sleep(0.1)
+        kinds = {record.WhichOneof("record_type") for record in read_records(file)}
     rows: list[dict[str, str]] = []
     config: dict[str, str] = {}
-    for data in log_records(file.read_bytes()):
-        record = messages.Record()
-        record.ParseFromString(data)
+    for record in read_records(file):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             keys = (".".join(item.nested_key) or item.key for item in record.history.item)
