@@ -23,7 +23,8 @@ Suites = Annotated[
         metavar="NAME,NAME",
         help="recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random "
         "tokens. text: nats per token and word, bits per byte and loss by position on the files of --text. csr: "
-        "zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data.",
+        "zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data. scrolls: questions "
+        "about long documents (SCROLLS, QMSum, L-Eval), answered greedily, on the files of --data.",
     ),
 ]
 DEFAULTS = Options()

@@ -6,9 +6,10 @@ are the help. Whatever can be found wrong without a model is found here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -42,12 +43,25 @@ class TextOptions:
 
 @config
 class SetOptions:
-    """suite csr"""
+    """suites csr and scrolls"""
 
     data: Path | None = None
-    """The folder of evaluation sets, such as piqa_valid.jsonl.zst."""
+    """The folder of evaluation sets, such as piqa_valid.jsonl.zst or qasper/validation.jsonl."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """The first records of each set alone."""
+
+
+@config
+class ScrollsOptions:
+    """suite scrolls"""
+
+    scrolls: tuple[str, ...] = ()
+    """Its tasks, such as scrolls-qasper qmsum-val; by default all that have a file in --data."""
+    context: Annotated[int, Field(ge=1)] | Literal["train", "none"] = "train"
+    """Tokens of a prompt and its answer; longer documents keep their end. train: the length of training. none:
+    documents are whole."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """The most tokens of an answer."""
 
 
 @config
@@ -57,6 +71,7 @@ class Options:
     recall: RecallOptions = RecallOptions()
     text: TextOptions = TextOptions()
     sets: SetOptions = SetOptions()
+    scrolls: ScrollsOptions = ScrollsOptions()
 
 
 def recall(options: Options) -> Sequence[Task]:
@@ -85,7 +100,26 @@ def csr(options: Options) -> Sequence[Task]:
     return csr_tasks(options.sets.data, options.sets.limit)
 
 
-SUITES: Mapping[str, Callable[[Options], Sequence[Task]]] = {"recall": recall, "text": text, "csr": csr}
+def scrolls(options: Options) -> Sequence[Task]:
+    from linscale.evaluate.scrolls import FORMS, scrolls_tasks
+
+    chosen, folder = options.scrolls, options.sets.data
+    if folder is None:
+        raise UserError("suite scrolls: no files; name their folder with --data")
+    tasks = scrolls_tasks(folder, chosen.scrolls, chosen.context, chosen.max_tokens, options.sets.limit)
+    without = FORMS.keys() - {task.name for task in tasks}
+    if not chosen.scrolls and without:
+        files = ", ".join(f"{name} ({FORMS[name].file}.jsonl)" for name in FORMS if name in without)
+        print(f"suite scrolls: not in {folder} and left out: {files}", file=sys.stderr)
+    return tasks
+
+
+SUITES: Mapping[str, Callable[[Options], Sequence[Task]]] = {
+    "recall": recall,
+    "text": text,
+    "csr": csr,
+    "scrolls": scrolls,
+}
 DEFAULT = ("recall",)
 
 

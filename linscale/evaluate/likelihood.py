@@ -18,7 +18,7 @@ from torch import Tensor
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.task import device_of
 from linscale.generate.states import fork, most_states
-from linscale.models import LanguageModel
+from linscale.models import LanguageModel, State
 
 BATCH_TOKENS = 8192  # of contexts and continuations that are read at once
 MOST_LOGITS = 1 << 25  # made at once
@@ -96,6 +96,21 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
         yield context, numbers
 
 
+def follow(model: LanguageModel, state: State | None, pairs: Sequence[tuple[int, Sequence[int]]]) -> list[Likelihood]:
+    """The likelihood of each continuation, not empty, behind a last token that sequence i of `state` has not read yet;
+    without a state that token is all that there is before."""
+    device = device_of(model)
+    tokens, bounds = _pack([[last, *continuation[:-1]] for last, continuation in pairs], device)
+    x, _ = model.read(tokens, state, bounds)
+    targets = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
+    nats, best = _at_targets(model, x[0], targets)
+    lengths = [len(continuation) for _, continuation in pairs]
+    return [
+        Likelihood(part.sum().item(), bool(right.all()))
+        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
+    ]
+
+
 def _score_batch(
     model: LanguageModel, forks: Sequence[Fork], continuations: Sequence[Sequence[int]]
 ) -> list[Likelihood]:
@@ -106,16 +121,8 @@ def _score_batch(
         tokens, bounds = _pack([context[:-1] for context, _ in forks], device)
         _, state = model.read(tokens, cu_seqlens=bounds)
         state = fork(state, torch.tensor(rows, device=device))
-    inputs = [[forks[row][0][-1], *tokens[:-1]] for row, tokens in zip(rows, continuations, strict=True)]
-    tokens, bounds = _pack(inputs, device)
-    x, _ = model.read(tokens, state, bounds)
-    targets = torch.tensor([token for tokens in continuations for token in tokens], device=device)
-    nats, best = _at_targets(model, x[0], targets)
-    lengths = [len(tokens) for tokens in continuations]
-    return [
-        Likelihood(part.sum().item(), bool(right.all()))
-        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
-    ]
+    lasts = [forks[row][0][-1] for row in rows]
+    return follow(model, state, list(zip(lasts, continuations, strict=True)))
 
 
 def _pack(documents: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from linscale import checkpoint
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
 from linscale.evaluate.perplexity import autocast
-from linscale.evaluate.task import Result, Task
+from linscale.evaluate.task import PerRun, Result, Task
 from linscale.run_folder import (
     CONFIG,
     EVALUATIONS,
@@ -96,6 +96,7 @@ def _evaluate_run(
 ) -> None:
     settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
     device = torch.device("cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu")
+    tasks = [task.for_run(settings) if isinstance(task, PerRun) else task for task in tasks]
     known = _known(run)
     with disk_errors(run / EVALUATIONS), contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
         for path in paths:
