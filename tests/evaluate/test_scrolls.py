@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from linscale.config import UserError
+from linscale.cli import main
+from linscale.config import UserError, parse
+from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.evaluate import answers as module
 from linscale.evaluate import overlap, scrolls
@@ -19,6 +21,8 @@ from linscale.evaluate.scrolls import FORMS, scrolls_tasks
 from linscale.evaluate.task import PerRun
 from linscale.generate.sample import stream
 from linscale.models import CONFIGS, build_model
+from linscale.train.config import RunConfig
+from linscale.train.trainer import train
 
 BYTES = load_tokenizer("byte")
 BPE = train_bpe(["The cat sat.\n\nQuestion: who?\nAnswer: no yes " * 30], 300)
@@ -284,3 +288,42 @@ def test_damaged_lines_and_missing_files_are_named(folder: Path) -> None:
         scrolls_tasks(folder, ["qasper"])
     with pytest.raises(UserError, match=r"none of gov_report/validation\.jsonl"):
         scrolls_tasks(folder / "qmsum")
+
+
+def test_the_job_cuts_to_the_length_of_each_run_s_training_and_does_nothing_twice(folder: Path, capsys) -> None:
+    (folder / "text.txt").write_text("".join(f"the cat sat on mat {k}\n" for k in range(100)))
+    options = PrepareOptions(document_bytes=300, val_fraction=0.2, workers=1)
+    prepare([str(folder / "text.txt")], tokenizer="byte", out=folder / "data", options=options)
+    shape = {"arch": "tnl", "vocab_size": 257, "d_model": 16, "n_layers": 1, "head_dim": 8, "d_ff": 16}
+    for length in (64, 128):
+        recipe = {"tokens": 128, "batch_tokens": 128, "length": length, "checkpoints": 1, "validation_tokens": 128}
+        values = {"name": f"l{length}", "model": shape, "data": {"path": str(folder / "data")}}
+        train(folder / "runs" / f"l{length}", parse(RunConfig, {**values, "train": {**recipe, "device": "cpu"}}))
+    command = ["evaluate", str(folder / "runs"), "--suite", "scrolls", "--data", str(folder), "--json"]
+    command += ["--scrolls", "scrolls-quality", "scrolls-qmsum", "--max-tokens", "9"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    kept = {r["run"]: (r["value"], r["count"], r["task_version"].partition("-context")[2])
+            for r in first["results"] if (r["task"], r["metric"]) == ("scrolls-quality", "kept")}  # fmt: skip
+    room = [length - len(f"{ASKED} The man") + 1 for length in (64, 128)]
+    size = len(STORY.strip())
+    assert kept == {
+        "l64": (pytest.approx((room[0] / size + room[0] / (size + 4)) / 2), 2, "64-end-max9"),
+        "l128": (1, 2, "128-end-max9"),
+    }
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {**first, "done": 0, "known": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "suite scrolls: no files; name their folder with --data"),
+        (("--data", ".", "--context", "all"), "context"),
+        (("--data", ".", "--max-tokens", "0"), "max_tokens"),
+        (("--data", "/nowhere", "--scrolls", "scrolls-qasper"), "no /nowhere/qasper/validation.jsonl"),
+    ],
+)
+def test_options_are_explained_before_a_run_is_looked_at(options, message, tmp_path: Path, capsys) -> None:
+    assert main(["evaluate", str(tmp_path), "--suite", "scrolls", *options]) == 2
+    assert message in capsys.readouterr().err
