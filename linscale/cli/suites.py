@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from linscale.config import UserError, config
 
 if TYPE_CHECKING:
+    from linscale.evaluate.scrolls import Context
     from linscale.evaluate.task import Task
 
 
@@ -57,9 +58,9 @@ class ScrollsOptions:
 
     scrolls: tuple[str, ...] = ()
     """Its tasks, such as scrolls-qasper qmsum-val; by default all that have a file in --data."""
-    context: Annotated[int, Field(ge=1)] | Literal["train", "none"] = "train"
-    """Tokens of a prompt and its answer; longer documents keep their end. train: the length of training. none:
-    documents are whole."""
+    context: str = "train"
+    """Tokens of a prompt and its answer, such as 4096; longer documents keep their end. train: the length of training.
+    none: documents are whole."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
     """The most tokens of an answer."""
 
@@ -106,12 +107,22 @@ def scrolls(options: Options) -> Sequence[Task]:
     chosen, folder = options.scrolls, options.sets.data
     if folder is None:
         raise UserError("suite scrolls: no files; name their folder with --data")
-    tasks = scrolls_tasks(folder, chosen.scrolls, chosen.context, chosen.max_tokens, options.sets.limit)
+    tasks = scrolls_tasks(folder, chosen.scrolls, _context(chosen.context), chosen.max_tokens, options.sets.limit)
     without = FORMS.keys() - {task.name for task in tasks}
     if not chosen.scrolls and without:
         files = ", ".join(f"{name} ({FORMS[name].file}.jsonl)" for name in FORMS if name in without)
         print(f"suite scrolls: not in {folder} and left out: {files}", file=sys.stderr)
     return tasks
+
+
+def _context(text: str) -> Context:
+    if text == "train":
+        return "train"
+    if text == "none":
+        return "none"
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UserError(f"context = {text!r}: expected train, none, or a number of tokens such as 4096")
 
 
 SUITES: Mapping[str, Callable[[Options], Sequence[Task]]] = {

@@ -319,7 +319,8 @@ def test_the_job_cuts_to_the_length_of_each_run_s_training_and_does_nothing_twic
     ("options", "message"),
     [
         ((), "suite scrolls: no files; name their folder with --data"),
-        (("--data", ".", "--context", "all"), "context"),
+        (("--data", ".", "--context", "all"), "context = 'all': expected train, none, or a number of tokens"),
+        (("--data", ".", "--context", "0"), "context = '0'"),
         (("--data", ".", "--max-tokens", "0"), "max_tokens"),
         (("--data", "/nowhere", "--scrolls", "scrolls-qasper"), "no /nowhere/qasper/validation.jsonl"),
     ],
