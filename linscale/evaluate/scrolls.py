@@ -21,6 +21,7 @@ import torch
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.answers import answer
+from linscale.evaluate.memory import cache_obstacle
 from linscale.evaluate.overlap import ROUGE, exact_match, f1, rouge, rouge_scorer
 from linscale.evaluate.prompts import Sample
 from linscale.evaluate.scrolls_samples import (
@@ -37,7 +38,7 @@ from linscale.evaluate.scrolls_samples import (
     scrolls,
     summary,
 )
-from linscale.evaluate.task import Result, mean_result, memory_obstacle, vocabulary_obstacle
+from linscale.evaluate.task import Result, mean_result, vocabulary_obstacle
 from linscale.models import LanguageModel
 
 PROTOCOL = 1  # to be raised when the same model would get another value
@@ -108,7 +109,7 @@ class Scrolls:
                 "document; set a larger --context or a smaller --max-tokens"
             )
         whole = max(len(document) + more for document, more in zip(prompts.documents, behind, strict=True))
-        return memory_obstacle(model, min(whole, limit))
+        return cache_obstacle(model, min(whole, limit))
 
     def _limit(self) -> int:
         """The most tokens of a prompt and its answer."""

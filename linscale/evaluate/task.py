@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
 from linscale.models import LanguageModel
-from linscale.models.count import state_elements
 
 PIECE = 8192  # tokens of a long text that are read at once
 
@@ -76,21 +74,6 @@ def vocabulary_obstacle(model: LanguageModel, tokenizer: Tokenizer) -> str | Non
     if tokenizer.vocab_size > model.config.vocab_size:
         return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
     return None
-
-
-def memory_obstacle(model: LanguageModel, length: int) -> str | None:
-    """Why what a model remembers of `length` tokens cannot be held, or None: it alone, at four bytes an element, and
-    the weights must not be more than all memory of the model's device. Only keys and values grow with the length."""
-    device, held = device_of(model), sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = 4 * state_elements(model.config, length)
-    if needed + held <= memory:
-        return None
-    room = f"{device.type} has {memory / 1e9:.1f} GB, {held / 1e9:.1f} of them for the weights"
-    return f"keys and values of {length} tokens take {needed / 1e9:.1f} GB, {room}"
 
 
 def losses_in_pieces(model: LanguageModel, ids: Tensor) -> Tensor:

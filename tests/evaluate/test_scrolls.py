@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(folder: Path, monkeypatc
         prompts, documents=[range(10**12)]))  # fmt: skip
     whole = replace(task, context="none")
     assert whole.obstacle(tnl, BYTES) is None
-    assert "1000000000" in (whole.obstacle(llama, BYTES) or "")
+    assert "the keys and values of 10000000" in (whole.obstacle(llama, BYTES) or "")
     assert replace(task, context=4096).obstacle(llama, BYTES) is None
 
 
