@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from linscale.config import parse, to_dict
+from linscale.data.hub_sets import HUB_SETS
 from linscale.data.prepare import PrepareOptions, prepare
-from linscale.evaluate.multiple_choice import FORMS
+from linscale.data.sets import SETS
+from linscale.evaluate.questions import FORMS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
 from linscale.study import fit
@@ -164,6 +166,11 @@ def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) ->
                     lines.write(json.dumps({**first, **record}) + "\n")
     (query,) = re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S)
     assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
+
+
+def test_every_evaluation_set_and_where_it_is_on_the_hub() -> None:
+    rows = {name: tuple(cells) for name, cells in table(page("evaluate.md"), "Evaluation sets").items()}
+    assert rows == {name: (str(HUB_SETS[name]), "yes" if each.shipped else "no") for name, each in SETS.items()}
 
 
 def test_every_key_and_every_warning_of_the_fits() -> None:

@@ -21,9 +21,18 @@ Suites = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
     tyro.conf.arg(
         metavar="NAME,NAME",
-        help="recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random "
-        "tokens. text: nats per token and word, bits per byte and loss by position on the files of --text. csr: "
-        "zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data.",
+        help="""What to measure; recall unless given.
+
+ppl: perplexity of WikiText-2 and LAMBADA (its last words, and whole), and of the files of --text.
+
+csr: zero-shot common sense, BoolQ, PIQA, HellaSwag, WinoGrande, ARC-easy and -challenge, OpenBookQA, and LAMBADA and
+SciQ where --data has them.
+
+mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
+
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random tokens.
+
+text: nats per token and word, bits per byte and loss by position on the files of --text.""",
     ),
 ]
 DEFAULTS = Options()
