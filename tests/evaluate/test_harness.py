@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from linscale.evaluate import task as module
 from linscale.evaluate.harness import harness_model
 from linscale.evaluate.mmlu import AREAS, SUBJECTS
 from linscale.evaluate.questions import FORMS
+from linscale.evaluate.text import TextLoss
 from linscale.evaluate.zero_shot import zero_shot_task
 from linscale.generate.sample import sample
 from linscale.models import CONFIGS, build_model
@@ -151,6 +153,26 @@ def test_whole_texts_and_generation_run_in_the_harness(adapter, tmp_path: Path) 
     (nats,) = adapter.loglikelihood_rolling([request(text)])
     assert results["whole"]["bits_per_byte,none"] == pytest.approx(-nats / math.log(2) / len(text))
     assert results["greedy"]["exact_match,none"] == 1.0
+
+
+def test_wikitext_in_the_harness_is_our_loss_on_the_pages_as_it_writes_them(adapter, tmp_path: Path) -> None:
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    pages = [" \n = The cat = \n \n The cat sat on a warm @-@ mat , and ran 1 @,@ 000 ( far ) away . \n",
+             " \n = Mats = \n \n A \" mat \" is warm . \n"]  # fmt: skip
+    (file := tmp_path / "pages.jsonl").write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
+    task = local_task(TaskManager(), "wikitext", file)
+    theirs = lm_eval.simple_evaluate(model=adapter, tasks=[task], bootstrap_iters=0)["results"]["wikitext"]
+    nats = 0.0
+    for number, page in enumerate(pages):
+        (path := tmp_path / f"{number}.txt").write_text(wikitext_detokenizer({"page": page}))
+        with torch.no_grad():
+            loss, *_ = TextLoss(path, window=10_000).run(adapter.model, BPE)
+        nats += loss.value * loss.count
+    words = sum(len(re.split(r"\s+", page)) for page in pages)
+    size = sum(len(page.encode()) for page in pages)
+    assert theirs["word_perplexity,none"] == pytest.approx(math.exp(nats / words), rel=1e-5)
+    assert theirs["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
 def request(*arguments: Any) -> SimpleNamespace:
