@@ -54,12 +54,25 @@ class SetOptions:
 
 
 @config
+class HarnessOptions:
+    """suite lm-eval:TASK"""
+
+    include: tuple[Path, ...] = ()
+    """Folders of task files (.yaml) of your own, which may read local data."""
+    hub: bool = False
+    """Let the harness fetch data from the Hugging Face Hub; without it, only what is on this machine is used."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; by default as the task has it."""
+
+
+@config
 class Options:
     """What can be chosen of every suite."""
 
     recall: RecallOptions = RecallOptions()
     text: TextOptions = TextOptions()
     sets: SetOptions = SetOptions()
+    harness: HarnessOptions = HarnessOptions()
 
 
 class Absent(NamedTuple):
@@ -129,6 +142,16 @@ def _present(names: Sequence[str], options: Options) -> Found:
     return found
 
 
+def harness(task: str, options: Options) -> Found:
+    """A task of lm-evaluation-harness."""
+    from linscale.evaluate.harness_task import HarnessTask
+
+    chosen = options.harness
+    found = HarnessTask(task, chosen.include, chosen.hub, chosen.shots, options.sets.limit)
+    found.prepare()
+    return [found]
+
+
 CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 SINGLE = (*CSR, "lambada_openai", "sciq", "commonsense_qa", "mmlu")
 SUITES: Mapping[str, Callable[[Options], Found]] = {
@@ -139,17 +162,19 @@ SUITES: Mapping[str, Callable[[Options], Found]] = {
     **{name: partial(_single, name) for name in SINGLE},
 }
 DEFAULT = ("recall",)
+HARNESS = "lm-eval:"
 
 
 def suite_names(words: Sequence[Sequence[str]]) -> list[str]:
     """The suites that options such as `--suite ppl,csr recall --suite text` name, each once. Raises UserError for
     one that does not exist."""
     names = [name for group in words for word in group for name in word.split(",")]
+    known = f"there are {', '.join(SUITES)} and {HARNESS}TASK"
     if words and not (names and all(names)):
-        raise UserError(f"suite: a name is empty; there are {', '.join(SUITES)}")
+        raise UserError(f"suite: a name is empty; {known}")
     for name in names:
-        if name not in SUITES:
-            raise UserError(f"suite = {name!r}: no such suite; there are {', '.join(SUITES)}")
+        if name not in SUITES and not (name.startswith(HARNESS) and name != HARNESS):
+            raise UserError(f"suite = {name!r}: no such suite; {known}")
     return list(dict.fromkeys(names or DEFAULT))
 
 
@@ -161,7 +186,8 @@ def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
     tasks: dict[str, Task] = {}
     absent: set[Absent] = set()
     for name in names:
-        for task in SUITES[name](options):
+        build = SUITES[name] if name in SUITES else partial(harness, name.removeprefix(HARNESS))
+        for task in build(options):
             if isinstance(task, Absent):
                 if task not in absent:
                     print_note(task.why)
