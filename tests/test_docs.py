@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from linscale.config import parse, to_dict
+from linscale.data.hub_sets import HUB_SETS
 from linscale.data.prepare import PrepareOptions, prepare
-from linscale.evaluate.multiple_choice import FORMS
+from linscale.data.sets import SETS
+from linscale.evaluate.questions import FORMS
 from linscale.evaluate.scrolls import FORMS as SCROLLS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
@@ -148,6 +150,12 @@ def test_the_queries_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert training[0][2] == 1.5
 
 
+def query_with(word: str) -> str:
+    """The query of the page on evaluation that has this word."""
+    (query,) = [sql for sql in re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S) if word in sql]
+    return query
+
+
 def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) -> None:
     tasks = table(page("evaluate.md"), "csr")
     assert {(name, tuple(re.findall(r"`(\w+)`", row[2]))) for name, row in tasks.items()} == {
@@ -163,7 +171,7 @@ def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) ->
                 for version in ("1-a", "1-a-first9"):
                     record = {"task": name, "task_version": version, "metric": metric, "value": value, "se": 0.7}
                     lines.write(json.dumps({**first, **record}) + "\n")
-    query, _ = re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S)
+    query = query_with("boolq")
     assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
 
 
@@ -181,9 +189,14 @@ def test_the_mean_of_scrolls_is_one_query(runs: Path, tmp_path: Path) -> None:
                     value = value if name.startswith("scrolls") else 50
                     record = {"task": name, "task_version": version, "metric": metric, "value": value, "se": None}
                     lines.write(json.dumps({**first, **record}) + "\n")
-    _, query = re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S)
+    query = query_with("scrolls")
     mean = 3 * (0 + 1 + 2) / 13
     assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], "context8-end-max2", pytest.approx(mean), 13)]
+
+
+def test_every_evaluation_set_and_where_it_is_on_the_hub() -> None:
+    rows = {name: tuple(cells) for name, cells in table(page("evaluate.md"), "Evaluation sets").items()}
+    assert rows == {name: (str(HUB_SETS[name]), "yes" if each.shipped else "no") for name, each in SETS.items()}
 
 
 def test_every_key_and_every_warning_of_the_fits() -> None:

@@ -15,16 +15,29 @@ from linscale.distributed import cores, limit_threads
 
 if TYPE_CHECKING:
     from linscale.evaluate.run import Outcome
+    from linscale.evaluate.task import Task
 
 SHOWN = 40  # rows of the table
 Suites = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
     tyro.conf.arg(
         metavar="NAME,NAME",
-        help="recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random "
-        "tokens. text: nats per token and word, bits per byte and loss by position on the files of --text. csr: "
-        "zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data. scrolls: questions "
-        "about long documents (SCROLLS, QMSum, L-Eval), answered greedily, on the files of --data.",
+        help="""What to measure; recall unless given.
+
+ppl: perplexity of WikiText-2 and LAMBADA (its last words, and whole), and of the files of --text.
+
+csr: zero-shot common sense, BoolQ, PIQA, HellaSwag, WinoGrande, ARC-easy and -challenge, OpenBookQA, and LAMBADA and
+SciQ where --data has them.
+
+mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
+
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random tokens.
+
+text: nats per token and word, bits per byte and loss by position on the files of --text.
+
+scrolls: questions about long documents (SCROLLS, QMSum, L-Eval), answered greedily, on the files of --data.
+
+lm-eval:TASK: any task of lm-evaluation-harness, or of --include (needs pip install 'linscale[eval]').""",
     ),
 ]
 DEFAULTS = Options()
@@ -58,7 +71,7 @@ def evaluate(
     limit_threads(cores())
     with ProgressBar() as bar:
         outcome = run_job(runs, tasks, last=steps == "last", steps=chosen, progress=bar.update)
-    records = _results(runs, {task.name for task in tasks})
+    records = _results(runs, tasks)
     if json:
         print_json({**asdict(outcome), "results": records})
     else:
@@ -82,12 +95,20 @@ def _steps(text: str) -> list[int]:
         raise UserError(f"steps = {text!r}: expected all, last, or numbers such as 1000,2000") from None
 
 
-def _results(runs: list[Path], tasks: set[str]) -> list[dict[str, Any]]:
-    from linscale.run_folder import EVALUATIONS, latest_records
+def _results(runs: list[Path], tasks: list[Task]) -> list[dict[str, Any]]:
+    """Records of these tasks in these versions."""
+    from linscale.checkpoint import TOKENIZER
+    from linscale.data.tokenizer import load_tokenizer
+    from linscale.evaluate.task import tasks_of_run
+    from linscale.run_folder import CONFIG, EVALUATIONS, latest_records, read_json
 
-    keys = ("step", "task", "task_version", "metric")
-    records = [record for run in runs for record in latest_records(run / EVALUATIONS, keys)]
-    return [record for record in records if record["task"] in tasks]
+    keys, found = ("step", "task", "task_version", "metric"), []
+    for run in runs:
+        tokenizer = load_tokenizer(str(run / TOKENIZER))
+        versions = {task.name: task.version(tokenizer) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
+        records = latest_records(run / EVALUATIONS, keys)
+        found += [record for record in records if versions.get(record["task"]) == record.get("task_version")]
+    return found
 
 
 def _se(record: dict[str, Any]) -> str:

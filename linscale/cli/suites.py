@@ -6,13 +6,14 @@ are the help. Whatever can be found wrong without a model is found here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from pydantic import Field
 
+from linscale.cli.output import print_note
 from linscale.config import UserError, config
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class RecallOptions:
 
 @config
 class TextOptions:
-    """suite text"""
+    """suites ppl and text"""
 
     text: tuple[Path, ...] = ()
     """Files as `linscale data prepare` takes them, or builtin:tinyshakespeare."""
@@ -44,12 +45,13 @@ class TextOptions:
 
 @config
 class SetOptions:
-    """suites csr and scrolls"""
+    """suites ppl, csr, mmlu, scrolls and single tasks"""
 
     data: Path | None = None
-    """The folder of evaluation sets, such as piqa_valid.jsonl.zst or qasper/validation.jsonl."""
+    """A folder of evaluation sets, looked into before those that ship: for LAMBADA and SciQ, which do not
+    (`linscale tasks prepare` makes one), and for scrolls."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """The first records of each set alone."""
+    """The first records of each set of questions alone (of each subject of MMLU)."""
 
 
 @config
@@ -66,6 +68,18 @@ class ScrollsOptions:
 
 
 @config
+class HarnessOptions:
+    """suite lm-eval:TASK"""
+
+    include: tuple[Path, ...] = ()
+    """Folders of task files (.yaml) of your own, which may read local data."""
+    hub: bool = False
+    """Let the harness fetch data from the Hugging Face Hub; without it, only what is on this machine is used."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; by default as the task has it."""
+
+
+@config
 class Options:
     """What can be chosen of every suite."""
 
@@ -73,46 +87,86 @@ class Options:
     text: TextOptions = TextOptions()
     sets: SetOptions = SetOptions()
     scrolls: ScrollsOptions = ScrollsOptions()
+    harness: HarnessOptions = HarnessOptions()
 
 
-def recall(options: Options) -> Sequence[Task]:
+class Absent(NamedTuple):
+    """A task of a suite that cannot be run for lack of a file, which is no error."""
+
+    why: str
+
+
+Found: TypeAlias = "Sequence[Task | Absent]"
+
+
+def recall(options: Options) -> Found:
     from linscale.evaluate.recall import recall_tasks
 
     return recall_tasks(options.recall.sizes, options.recall.examples)
 
 
-def text(options: Options) -> Sequence[Task]:
-    from linscale.evaluate.text import TextLoss
-
-    chosen = options.text
-    if not chosen.text:
+def text(options: Options) -> Found:
+    if not options.text.text:
         raise UserError("suite text: no file; name some with --text, such as builtin:tinyshakespeare")
-    tasks = [TextLoss(path, chosen.window, chosen.stride) for path in chosen.text]
-    for task in tasks:
-        task.digest  # noqa: B018  read now: a file that is missing or damaged is said before a model is loaded
+    return [_whole(path, options) for path in options.text.text]
+
+
+def ppl(options: Options) -> Found:
+    from linscale.data.sets import find_set, verified_content
+    from linscale.evaluate.passages import Passages
+
+    wikitext = find_set(options.sets.data, "wikitext2_raw_test")
+    verified_content(wikitext)
+    last_words = _present(["lambada_openai"], options)
+    tasks = [_whole(wikitext, options), *last_words, *(_whole(path, options) for path in options.text.text)]
+    if not any(isinstance(each, Absent) for each in last_words):
+        tasks.append(Passages(find_set(options.sets.data, "lambada_openai_test"), options.sets.limit))
     return tasks
 
 
-def csr(options: Options) -> Sequence[Task]:
-    from linscale.evaluate.multiple_choice import csr_tasks
+def _whole(path: Path, options: Options) -> Task:
+    from linscale.evaluate.text import TextLoss
 
-    if options.sets.data is None:
-        raise UserError("suite csr: no files; name their folder with --data")
-    return csr_tasks(options.sets.data, options.sets.limit)
+    task = TextLoss(path, options.text.window, options.text.stride)
+    assert task.digest  # read now: a file that is missing or damaged is said before a model is loaded
+    return task
 
 
-def scrolls(options: Options) -> Sequence[Task]:
+def csr(options: Options) -> Found:
+    return [*(_single(name, options)[0] for name in CSR), *_present(["lambada_openai", "sciq"], options)]
+
+
+def _single(name: str, options: Options) -> Found:
+    from linscale.evaluate.zero_shot import zero_shot_task
+
+    return [zero_shot_task(name, options.sets.data, options.sets.limit)]
+
+
+def _present(names: Sequence[str], options: Options) -> Found:
+    """Tasks whose sets may be missing."""
+    from linscale.data.sets import absence
+    from linscale.evaluate.questions import FORMS
+    from linscale.evaluate.zero_shot import is_there
+
+    found: list[Task | Absent] = []
+    for name in names:
+        if is_there(name, options.sets.data):
+            found += _single(name, options)
+        else:
+            found.append(Absent(f"{name}: left out; its set {absence(options.sets.data, FORMS[name].file)}"))
+    return found
+
+
+def scrolls(options: Options) -> Found:
     from linscale.evaluate.scrolls import FORMS, scrolls_tasks
 
     chosen, folder = options.scrolls, options.sets.data
     if folder is None:
         raise UserError("suite scrolls: no files; name their folder with --data")
     tasks = scrolls_tasks(folder, chosen.scrolls, _context(chosen.context), chosen.max_tokens, options.sets.limit)
-    without = FORMS.keys() - {task.name for task in tasks}
-    if not chosen.scrolls and without:
-        files = ", ".join(f"{name} ({FORMS[name].file}.jsonl)" for name in FORMS if name in without)
-        print(f"suite scrolls: not in {folder} and left out: {files}", file=sys.stderr)
-    return tasks
+    absent = FORMS.keys() - {task.name for task in tasks} if not chosen.scrolls else set()
+    files = [f"{name} ({FORMS[name].file}.jsonl)" for name in FORMS if name in absent]
+    return [*tasks, *([Absent(f"suite scrolls: left out, for not in {folder}: {', '.join(files)}")] if files else [])]
 
 
 def _context(text: str) -> Context:
@@ -125,33 +179,57 @@ def _context(text: str) -> Context:
     raise UserError(f"context = {text!r}: expected train, none, or a number of tokens such as 4096")
 
 
-SUITES: Mapping[str, Callable[[Options], Sequence[Task]]] = {
+def harness(task: str, options: Options) -> Found:
+    """A task of lm-evaluation-harness."""
+    from linscale.evaluate.harness_task import HarnessTask
+
+    chosen = options.harness
+    found = HarnessTask(task, chosen.include, chosen.hub, chosen.shots, options.sets.limit)
+    found.prepare()
+    return [found]
+
+
+CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+SINGLE = (*CSR, "lambada_openai", "sciq", "commonsense_qa", "mmlu")
+SUITES: Mapping[str, Callable[[Options], Found]] = {
+    "ppl": ppl,
+    "csr": csr,
     "recall": recall,
     "text": text,
-    "csr": csr,
     "scrolls": scrolls,
+    **{name: partial(_single, name) for name in SINGLE},
 }
 DEFAULT = ("recall",)
+HARNESS = "lm-eval:"
 
 
 def suite_names(words: Sequence[Sequence[str]]) -> list[str]:
     """The suites that options such as `--suite ppl,csr recall --suite text` name, each once. Raises UserError for
     one that does not exist."""
     names = [name for group in words for word in group for name in word.split(",")]
+    known = f"there are {', '.join(SUITES)} and {HARNESS}TASK"
     if words and not (names and all(names)):
-        raise UserError(f"suite: a name is empty; there are {', '.join(SUITES)}")
+        raise UserError(f"suite: a name is empty; {known}")
     for name in names:
-        if name not in SUITES:
-            raise UserError(f"suite = {name!r}: no such suite; there are {', '.join(SUITES)}")
+        if name not in SUITES and not (name.startswith(HARNESS) and name != HARNESS):
+            raise UserError(f"suite = {name!r}: no such suite; {known}")
     return list(dict.fromkeys(names or DEFAULT))
 
 
 def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
-    """The tasks of the suites, each once, in order. Raises UserError for whatever is wrong with their options and
-    files."""
+    """The tasks of the suites, each once, in order; those that lack a file are named on standard error.
+
+    Raises UserError for whatever is wrong with options and files.
+    """
     tasks: dict[str, Task] = {}
+    absent: set[Absent] = set()
     for name in names:
-        for task in SUITES[name](options):
-            if tasks.setdefault(task.name, task) != task:
+        build = SUITES[name] if name in SUITES else partial(harness, name.removeprefix(HARNESS))
+        for task in build(options):
+            if isinstance(task, Absent):
+                if task not in absent:
+                    print_note(task.why)
+                absent.add(task)
+            elif tasks.setdefault(task.name, task) != task:
                 raise UserError(f"suite {name}: {task.name} stands for two different things; give files other names")
     return list(tasks.values())

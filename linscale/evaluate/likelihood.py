@@ -49,6 +49,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     return tokens, whole[len(tokens) :]
 
 
+def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]:
+    """Tokens of every context and continuation."""
+    return [encode_pair(tokenizer, *pair) for pair in texts]
+
+
 def score(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int = BATCH_TOKENS) -> list[Likelihood]:
     """The likelihood of each pair, in order; beyond rounding the same for any `batch_tokens`. An empty continuation
     has 0 nats and is greedy. The caller has set eval mode, no_grad and precision."""

@@ -57,6 +57,11 @@ class PerRun(Protocol):
         """The task for the run with this config.json, of the same name and metrics."""
 
 
+def tasks_of_run(tasks: Sequence[Task], settings: Mapping[str, Any]) -> list[Task]:
+    """What tasks are for the run with this config.json."""
+    return [task.for_run(settings) if isinstance(task, PerRun) else task for task in tasks]
+
+
 def mean_result(metric: str, values: Tensor, count: int) -> Result:
     """The mean of independent values (n,) with its standard error."""
     values = values.double()

@@ -3,8 +3,20 @@
 import pytest
 
 from linscale.cli import main
-from linscale.cli.suites import SUITES, Options, RecallOptions, TextOptions, build_tasks, suite_names
+from linscale.cli.suites import (
+    CSR,
+    SINGLE,
+    SUITES,
+    Options,
+    RecallOptions,
+    SetOptions,
+    TextOptions,
+    build_tasks,
+    suite_names,
+)
 from linscale.config import UserError
+from linscale.evaluate import questions
+from linscale.evaluate.questions import FORMS
 
 
 @pytest.mark.parametrize(
@@ -22,9 +34,13 @@ def test_names_come_with_commas_with_spaces_and_again(words, names):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--suite nonsense", "suite = 'nonsense': no such suite; there are recall, text, csr"),
-        ("--suite recall,", "suite: a name is empty; there are recall"),
+        ("--suite nonsense", "suite = 'nonsense': no such suite; there are ppl, csr, recall, text"),
+        ("--suite recall,", "suite: a name is empty; there are ppl"),
         ("--suite", "suite: a name is empty"),
+        ("--suite sciq", "sciq_validation.jsonl: does not ship (licence: CC BY-NC 3.0); get it with: linscale tasks"),
+        ("--suite piqa --data none", "data = none: no such folder"),
+        ("--suite ppl --data data", "wikitext2_raw_test.txt: its content has sha256"),
+        ("--suite csr --data data", "piqa_valid.jsonl: its content has sha256"),
         ("--suite text", "suite text: no file; name some with --text"),
         ("--suite text --text none.txt", "input 'none.txt': no such file or folder"),
         ("--suite text --text builtin:tinyshakespeare --window 4 --stride 5", "stride = 5: expected 1 to window = 4"),
@@ -35,7 +51,11 @@ def test_names_come_with_commas_with_spaces_and_again(words, names):
         ("--steps some", "steps = 'some': expected all, last, or numbers such as 1000,2000"),
     ],
 )
-def test_what_is_wrong_is_one_line(options, message, tmp_path, capsys):
+def test_what_is_wrong_is_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("piqa_valid.jsonl", "wikitext2_raw_test.txt"):
+        (tmp_path / "data" / name).write_text("altered\n")
     (tmp_path / "config.json").write_text("not even JSON")  # nobody reads it
     assert main(["evaluate", str(tmp_path), *options.split()]) == 2
     error = capsys.readouterr().err
@@ -58,4 +78,14 @@ def test_the_help_explains_every_suite(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     text = capsys.readouterr().out
-    assert all(f"{name}: " in text for name in SUITES)
+    assert all(f"{name}: " in text for name in set(SUITES) - set(CSR) - {"lambada_openai", "sciq"})
+
+
+def test_csr_is_the_seven_and_what_is_there_of_the_others(capsys):
+    tasks = build_tasks(["csr", "ppl", "piqa"], Options(sets=SetOptions(limit=3)))
+    assert [task.name for task in tasks] == [*CSR, "text-wikitext2_raw_test"]
+    assert set(SINGLE) == set(FORMS)
+    assert SINGLE[:7] == CSR == questions.CSR
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["lambada_openai", "sciq"]
+    assert all("left out; its set does not ship" in line for line in lines)
