@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from linscale.config import parse, to_dict
+from linscale.data.hub_sets import HUB_SETS
 from linscale.data.prepare import PrepareOptions, prepare
-from linscale.evaluate.multiple_choice import FORMS
+from linscale.data.sets import SETS
+from linscale.evaluate.questions import FORMS
+from linscale.evaluate.scrolls import FORMS as SCROLLS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
 from linscale.study import fit
@@ -147,6 +150,12 @@ def test_the_queries_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert training[0][2] == 1.5
 
 
+def query_with(word: str) -> str:
+    """The query of the page on evaluation that has this word."""
+    (query,) = [sql for sql in re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S) if word in sql]
+    return query
+
+
 def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) -> None:
     tasks = table(page("evaluate.md"), "csr")
     assert {(name, tuple(re.findall(r"`(\w+)`", row[2]))) for name, row in tasks.items()} == {
@@ -162,8 +171,32 @@ def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) ->
                 for version in ("1-a", "1-a-first9"):
                     record = {"task": name, "task_version": version, "metric": metric, "value": value, "se": 0.7}
                     lines.write(json.dumps({**first, **record}) + "\n")
-    (query,) = re.findall(r"```sql\n(.*?)```", page("evaluate.md"), re.S)
+    query = query_with("boolq")
     assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
+
+
+def test_the_mean_of_scrolls_is_one_query(runs: Path, tmp_path: Path) -> None:
+    tasks = table(page("evaluate.md"), "scrolls")
+    assert {(name, row[0].strip("`"), tuple(re.findall(r"`(\w+)`", row[3]))) for name, row in tasks.items()} == {
+        (name, form.file, form.metrics) for name, form in SCROLLS.items()
+    }
+    file = shutil.copytree(runs / "runs" / "demo" / "tiny", tmp_path / "tiny") / "evaluations.jsonl"
+    first = next(iter(read_records(file)))
+    with open(file, "a", encoding="utf-8") as lines:
+        for name, form in SCROLLS.items():
+            for number, metric in enumerate((*form.metrics, "truncated", "kept")):
+                for version, value in (("1-a-b-context8-end-max2", number), ("1-a-b-context9-end-max2-first3", 50)):
+                    value = value if name.startswith("scrolls") else 50
+                    record = {"task": name, "task_version": version, "metric": metric, "value": value, "se": None}
+                    lines.write(json.dumps({**first, **record}) + "\n")
+    query = query_with("scrolls")
+    mean = 3 * (0 + 1 + 2) / 13
+    assert ask(tmp_path, query).fetchall() == [("tiny", first["step"], "context8-end-max2", pytest.approx(mean), 13)]
+
+
+def test_every_evaluation_set_and_where_it_is_on_the_hub() -> None:
+    rows = {name: tuple(cells) for name, cells in table(page("evaluate.md"), "Evaluation sets").items()}
+    assert rows == {name: (str(HUB_SETS[name]), "yes" if each.shipped else "no") for name, each in SETS.items()}
 
 
 def test_every_key_and_every_warning_of_the_fits() -> None:

@@ -35,6 +35,7 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "study": {"plan": "study.plan", "run": "study.run", "status": "study.status", "report": "study.report"},
     "results": "results.results",
     "evaluate": "evaluate.evaluate",
+    "tasks": {"list": "tasks.list_sets", "prepare": "tasks.prepare"},
     "generate": "generate.generate",
     "doctor": "doctor.doctor",
 }
@@ -50,7 +51,9 @@ SUMMARIES = {
     "study status": "where every run of a study stands",
     "study report": "fit and report again from what is trained so far",
     "results": "SQL over what runs recorded",
-    "evaluate": "measure checkpoints: recall in context, loss on any text",
+    "evaluate": "measure checkpoints: perplexity, zero-shot tasks, recall in context, loss on any text",
+    "tasks list": "the evaluation sets: where each is, its licence, whether it is intact",
+    "tasks prepare": "build a folder of evaluation sets from files or the Hub",
     "generate": "continue a prompt with a trained model",
     "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from linscale.cli.output import Json, ProgressBar, print_json, print_table
+from linscale.cli.suites import Options, build_tasks, suite_names
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 
@@ -17,52 +18,60 @@ if TYPE_CHECKING:
     from linscale.evaluate.task import Task
 
 SHOWN = 40  # rows of the table
+Suites = Annotated[
+    tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+    tyro.conf.arg(
+        metavar="NAME,NAME",
+        help="""What to measure; recall unless given.
+
+ppl: perplexity of WikiText-2 and LAMBADA (its last words, and whole), and of the files of --text.
+
+csr: zero-shot common sense, BoolQ, PIQA, HellaSwag, WinoGrande, ARC-easy and -challenge, OpenBookQA, and LAMBADA and
+SciQ where --data has them.
+
+mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
+
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random tokens.
+
+text: nats per token and word, bits per byte and loss by position on the files of --text.
+
+scrolls: questions about long documents (SCROLLS, QMSum, L-Eval), answered greedily, on the files of --data.
+
+lm-eval:TASK: any task of lm-evaluation-harness, or of --include (needs pip install 'linscale[eval]').""",
+    ),
+]
+DEFAULTS = Options()
 
 
 def evaluate(
     path: Annotated[Path, tyro.conf.Positional],
     *,
-    suite: tuple[Literal["recall", "text", "csr"], ...] = ("recall",),
+    suite: Suites = (),
     steps: str = "last",
-    sizes: tuple[int, ...] = (4, 16, 64),
-    examples: int = 64,
-    text: tuple[Path, ...] = (),
-    window: int = 2048,
-    stride: int | None = None,
-    data: Path | None = None,
-    limit: int | None = None,
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = DEFAULTS,
     json: Json = False,
 ) -> int:
     """Measure checkpoints of a run, or of every run of a study; what has been measured before is not again.
 
     Records go to evaluations.jsonl of each run. Killed and called again it goes on; several at once share a study.
+    Whatever can be wrong with suites, files and options is said before a model is loaded.
 
     Args:
         path: A run folder, or a folder of runs.
-        suite: recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random
-            tokens. text: nats per token and word, bits per byte and loss by position on the files of --text.
-            csr: zero-shot common sense (the seven tasks of CSR, LAMBADA, SciQ) on the files of --data.
         steps: all, last, or steps of checkpoints such as 1000,2000.
-        sizes: recall: how much is to be held.
-        examples: recall: sequences of each kind and size.
-        text: text: files as `linscale data prepare` takes them, or builtin:tinyshakespeare.
-        window: text: tokens of a window; longer ones than in training are welcome.
-        stride: text: tokens a window moves on; by default windows stand side by side.
-        data: csr: the folder of evaluation sets, such as piqa_valid.jsonl.zst.
-        limit: csr: the first records of each set alone.
+        options: What can be chosen of each suite.
     """
+    names = suite_names(suite)
+    chosen = None if steps in ("all", "last") else _steps(steps)
+    tasks = build_tasks(names, options)
     from linscale.evaluate.run import evaluate as run_job
     from linscale.evaluate.run import find_runs
 
-    tasks = _tasks(suite, sizes, examples, text, window, stride)
-    if "csr" in suite:
-        tasks += _csr_tasks(data, limit)
-    chosen = None if steps in ("all", "last") else _steps(steps)
-    limit_threads(cores())
     runs = find_runs(path)
+    limit_threads(cores())
     with ProgressBar() as bar:
         outcome = run_job(runs, tasks, last=steps == "last", steps=chosen, progress=bar.update)
-    records = _results(runs, {task.name for task in tasks})
+    records = _results(runs, tasks)
     if json:
         print_json({**asdict(outcome), "results": records})
     else:
@@ -79,36 +88,6 @@ def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
         print(f"{name}: left out, {why}")
 
 
-def _tasks(
-    suites: tuple[str, ...], sizes: tuple[int, ...], examples: int, text: tuple[Path, ...], window: int,
-    stride: int | None,
-) -> list[Task]:  # fmt: skip
-    from linscale.evaluate.recall import recall_tasks
-    from linscale.evaluate.text import TextLoss
-
-    for name, value in (("examples", examples), ("window", window), *(("sizes", size) for size in sizes)):
-        if value < 1 or (name == "sizes" and value < 2):
-            raise UserError(f"{name} = {value}: expected at least {2 if name == 'sizes' else 1}")
-    tasks: list[Task] = []
-    if "recall" in suites:
-        tasks += recall_tasks(sizes, examples)
-    if "text" in suites:
-        if not text:
-            raise UserError("suite text: no file; name some with --text, such as builtin:tinyshakespeare")
-        tasks += [TextLoss(path, window, stride) for path in text]
-    return tasks
-
-
-def _csr_tasks(data: Path | None, limit: int | None) -> list[Task]:
-    from linscale.evaluate.multiple_choice import csr_tasks
-
-    if data is None:
-        raise UserError("suite csr: no files; name their folder with --data")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit = {limit}: expected at least 1")
-    return [*csr_tasks(data, limit)]
-
-
 def _steps(text: str) -> list[int]:
     try:
         return [int(step) for step in text.split(",")]
@@ -116,12 +95,20 @@ def _steps(text: str) -> list[int]:
         raise UserError(f"steps = {text!r}: expected all, last, or numbers such as 1000,2000") from None
 
 
-def _results(runs: list[Path], tasks: set[str]) -> list[dict[str, Any]]:
-    from linscale.run_folder import EVALUATIONS, latest_records
+def _results(runs: list[Path], tasks: list[Task]) -> list[dict[str, Any]]:
+    """Records of these tasks in these versions."""
+    from linscale.checkpoint import TOKENIZER
+    from linscale.data.tokenizer import load_tokenizer
+    from linscale.evaluate.task import tasks_of_run
+    from linscale.run_folder import CONFIG, EVALUATIONS, latest_records, read_json
 
-    keys = ("step", "task", "task_version", "metric")
-    records = [record for run in runs for record in latest_records(run / EVALUATIONS, keys)]
-    return [record for record in records if record["task"] in tasks]
+    keys, found = ("step", "task", "task_version", "metric"), []
+    for run in runs:
+        tokenizer = load_tokenizer(str(run / TOKENIZER))
+        versions = {task.name: task.version(tokenizer) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
+        records = latest_records(run / EVALUATIONS, keys)
+        found += [record for record in records if versions.get(record["task"]) == record.get("task_version")]
+    return found
 
 
 def _se(record: dict[str, Any]) -> str:

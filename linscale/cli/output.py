@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
@@ -32,6 +33,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     stdout_console().print(table)
+
+
+def print_note(text: str) -> None:
+    """Print a line that is neither a result nor an error, on standard error."""
+    print(f"linscale: {text}", file=sys.stderr)
 
 
 def stdout_console() -> Console:

@@ -101,7 +101,7 @@ def dataset_files(name: str, spec: str) -> Sequence[DatasetFile]:
             f"input '{name}': needs the package datasets: pip install 'linscale[data]'"
         ) from None
     given = _parse(name, spec)
-    with _no_progress(datasets):
+    with no_progress(datasets):
         known = _looked_up(name, partial(datasets.get_dataset_config_names, given.dataset, revision=given.revision))
         config, split = given.first, given.second
         if not split and config not in known:
@@ -183,7 +183,7 @@ def _looked_up(name: str, action: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _no_progress(datasets: Any) -> Iterator[None]:
+def no_progress(datasets: Any) -> Iterator[None]:
     """Inside, the library draws no bars of its own."""
     disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -10,18 +10,17 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.task import device_of
-from linscale.models import LanguageModel
-from linscale.models.count import state_elements
+from linscale.generate.states import fork, most_states
+from linscale.models import LanguageModel, State
 
 BATCH_TOKENS = 8192  # of contexts and continuations that are read at once
-MOST_STATE = 1 << 29  # elements of the forked states of a batch, 2 GiB in float32; as many are behind what it reads
 MOST_LOGITS = 1 << 25  # made at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""
@@ -50,6 +49,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     return tokens, whole[len(tokens) :]
 
 
+def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]:
+    """Tokens of every context and continuation."""
+    return [encode_pair(tokenizer, *pair) for pair in texts]
+
+
 def score(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int = BATCH_TOKENS) -> list[Likelihood]:
     """The likelihood of each pair, in order; beyond rounding the same for any `batch_tokens`. An empty continuation
     has 0 nats and is greedy. The caller has set eval mode, no_grad and precision."""
@@ -60,16 +64,6 @@ def score(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int = BATCH
     return [found.get(number, Likelihood(0.0, True)) for number in range(len(pairs))]
 
 
-def fork(state: Any, rows: Tensor) -> Any:
-    """The state whose sequence i is sequence rows[i] of a model's State, or of one of its parts; rows (N,) integers."""
-    if isinstance(state, Tensor):
-        return state.index_select(0, rows)
-    if isinstance(state, tuple):
-        parts = [fork(part, rows) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
-
-
 def _batches(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> Iterator[list[Fork]]:
     """Forks that are scored together. A batch is over `batch_tokens` only where one pair alone is; contexts of one
     token, which are read with their continuations, come apart from the others."""
@@ -77,7 +71,7 @@ def _batches(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> 
     room = states = 0
     for context, numbers in _forks(model, pairs, batch_tokens):
         cost = len(context) + sum(len(pairs[number][1]) for number in numbers)
-        most = _most_states(model, len(batch[0][0]) if batch else len(context))
+        most = most_states(model.config, len(batch[0][0]) if batch else len(context))
         if batch and (cost > room or states + len(numbers) > most or len(context) == 1 < len(batch[0][0])):
             yield batch
             batch = []
@@ -96,7 +90,7 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
         if len(continuation):
             together.setdefault(tuple(context), []).append(number)
     for context in sorted(together, key=len, reverse=True):
-        most, room = _most_states(model, len(context)), batch_tokens - len(context)
+        most, room = most_states(model.config, len(context)), batch_tokens - len(context)
         numbers: list[int] = []
         for number in together[context]:
             room -= len(pairs[number][1])
@@ -107,8 +101,19 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
         yield context, numbers
 
 
-def _most_states(model: LanguageModel, length: int) -> int:
-    return max(1, MOST_STATE // max(1, state_elements(model.config, length)))
+def follow(model: LanguageModel, state: State | None, pairs: Sequence[tuple[int, Sequence[int]]]) -> list[Likelihood]:
+    """The likelihood of each continuation, not empty, behind a last token that sequence i of `state` has not read yet;
+    without a state that token is all that there is before."""
+    device = device_of(model)
+    tokens, bounds = _pack([[last, *continuation[:-1]] for last, continuation in pairs], device)
+    x, _ = model.read(tokens, state, bounds)
+    targets = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
+    nats, best = _at_targets(model, x[0], targets)
+    lengths = [len(continuation) for _, continuation in pairs]
+    return [
+        Likelihood(part.sum().item(), bool(right.all()))
+        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
+    ]
 
 
 def _score_batch(
@@ -121,16 +126,8 @@ def _score_batch(
         tokens, bounds = _pack([context[:-1] for context, _ in forks], device)
         _, state = model.read(tokens, cu_seqlens=bounds)
         state = fork(state, torch.tensor(rows, device=device))
-    inputs = [[forks[row][0][-1], *tokens[:-1]] for row, tokens in zip(rows, continuations, strict=True)]
-    tokens, bounds = _pack(inputs, device)
-    x, _ = model.read(tokens, state, bounds)
-    targets = torch.tensor([token for tokens in continuations for token in tokens], device=device)
-    nats, best = _at_targets(model, x[0], targets)
-    lengths = [len(tokens) for tokens in continuations]
-    return [
-        Likelihood(part.sum().item(), bool(right.all()))
-        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
-    ]
+    lasts = [forks[row][0][-1] for row in rows]
+    return follow(model, state, list(zip(lasts, continuations, strict=True)))
 
 
 def _pack(documents: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from linscale import checkpoint
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
 from linscale.evaluate.perplexity import autocast
-from linscale.evaluate.task import Result, Task
+from linscale.evaluate.task import Result, Task, tasks_of_run
 from linscale.run_folder import (
     CONFIG,
     EVALUATIONS,
@@ -95,7 +95,12 @@ def _evaluate_run(
     run: Path, paths: Sequence[Path], tasks: Sequence[Task], tell: Callable[[str], None], outcome: Outcome
 ) -> None:
     settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
+    vocabulary = settings["model"]["vocab_size"]
+    if tokenizer.vocab_size > vocabulary:
+        outcome.left_out[run.name] = f"its tokenizer has {tokenizer.vocab_size} tokens, its model {vocabulary}"
+        return
     device = torch.device("cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu")
+    tasks = tasks_of_run(tasks, settings)
     known = _known(run)
     with disk_errors(run / EVALUATIONS), contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
         for path in paths:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,19 @@ class Task(Protocol):
 
     def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
         """Measure. The caller has set eval mode, no_grad and precision."""
+
+
+@runtime_checkable
+class PerRun(Protocol):
+    """A task that depends on how the run was trained, such as on its length."""
+
+    def for_run(self, settings: Mapping[str, Any]) -> Task:
+        """The task for the run with this config.json, of the same name and metrics."""
+
+
+def tasks_of_run(tasks: Sequence[Task], settings: Mapping[str, Any]) -> list[Task]:
+    """What tasks are for the run with this config.json."""
+    return [task.for_run(settings) if isinstance(task, PerRun) else task for task in tasks]
 
 
 def mean_result(metric: str, values: Tensor, count: int) -> Result:

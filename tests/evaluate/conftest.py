@@ -1,5 +1,6 @@
 """Evaluation sets of invented records, with the fields of the real ones and what is awkward in them."""
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from linscale.evaluate import sets as module
+from linscale.data.sets import SETS
+from linscale.evaluate.mmlu import SUBJECTS
+from linscale.evaluate.questions import FORMS
 
 RECORDS = 40
 WORDS = re.findall(r"\w+", "the cat sat on a warm mat and ran far away from old dogs that sing tonight över café")
@@ -34,6 +37,8 @@ class Inventor:
         return {"id": "x", key: self.text(), "choices": {"text": texts, "label": labels}, "answerKey": answer}
 
     def records(self, name: str) -> list[dict[str, Any]]:
+        if name == "mmlu_test":
+            return self.subjects()
         pick = self.random.choice
         make = {
             "boolq_dev": lambda: {"question": self.text(), "passage": self.text(5, 30), "answer": pick([True, False])},
@@ -56,17 +61,33 @@ class Inventor:
                 "question": self.text(), "support": pick(["", " " + self.text(9, 20)]),
                 "distractor1": self.text(1, 3), "distractor2": "a", "distractor3": "dogs", "correct_answer": "mat",
             },
+            "commonsense_qa_dev": lambda: {
+                "id": "x", "question": self.text(), "question_concept": "mat",
+                "choices": {"label": list("ABCDE"), "text": [self.text(1, 3) for _ in range(5)]},
+                "answerKey": pick("ABCDE"),
+            },
         }[name]  # fmt: skip
         return [make() for _ in range(RECORDS)]
+
+    def subjects(self) -> list[dict[str, Any]]:
+        """Two to four records of every subject of MMLU, mixed."""
+        records = [
+            {"question": self.text(), "subject": subject, "choices": [self.text(1, 4) for _ in range(4)],
+             "answer": self.random.randrange(4)}
+            for subject in SUBJECTS for _ in range(self.random.randint(2, 4))
+        ]  # fmt: skip
+        self.random.shuffle(records)
+        return records
 
 
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with every evaluation set, 40 invented records each, whose checksums are expected."""
+    """A folder with the sets of all zero-shot tasks, of invented records, whose checksums are expected."""
     inventor, folder = Inventor(), tmp_path / "sets"
     folder.mkdir()
-    for name in list(module.CHECKSUMS):
+    for name in dict.fromkeys(form.file for form in FORMS.values()):
         content = "".join(json.dumps(record) + "\n" for record in inventor.records(name)).encode()
         (folder / f"{name}.jsonl").write_bytes(content)
-        monkeypatch.setitem(module.CHECKSUMS, name, hashlib.sha256(content).hexdigest())
+        expected = dataclasses.replace(SETS[name], sha256=hashlib.sha256(content).hexdigest(), records=RECORDS)
+        monkeypatch.setitem(SETS, name, expected)
     return folder

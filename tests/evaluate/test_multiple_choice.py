@@ -2,19 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import zstandard
 
-from linscale.cli import main
 from linscale.config import UserError
+from linscale.data.sets import SETS
 from linscale.data.tokenizer import load_tokenizer
-from linscale.evaluate import sets as sets_module
 from linscale.evaluate.likelihood import Likelihood
-from linscale.evaluate.multiple_choice import FORMS, Question, choice_metrics, csr_tasks, word_metrics
-from linscale.evaluate.sets import find_set, read_set
+from linscale.evaluate.mmlu import SUBJECTS
+from linscale.evaluate.multiple_choice import choice_metrics, word_metrics
+from linscale.evaluate.questions import FORMS, Question
+from linscale.evaluate.zero_shot import zero_shot_task
 from linscale.models import CONFIGS, build_model
 
 BYTES = load_tokenizer("byte")
@@ -51,7 +52,8 @@ def test_metrics_take_the_first_of_the_best_choices():
 
 @torch.no_grad()
 def test_values_come_with_counts_and_standard_errors(model, sets):
-    for task in csr_tasks(sets, limit=12):
+    for name in sorted(set(FORMS) - {"mmlu"}):
+        task = zero_shot_task(name, sets, limit=12)
         assert task.obstacle(model, BYTES) is None
         results = task.run(model, BYTES)
         assert [result.metric for result in results] == list(task.metrics)
@@ -62,33 +64,40 @@ def test_values_come_with_counts_and_standard_errors(model, sets):
                 assert result.se == pytest.approx(spread)
 
 
+@torch.no_grad()
+def test_mmlu_has_every_subject_and_means_of_questions(model, sets):
+    task = zero_shot_task("mmlu", sets)
+    results = {result.metric: result for result in task.run(model, BYTES)}
+    assert list(results) == list(task.metrics)
+    assert len(results) == 57 + 4 + 1
+    count = len((sets / "mmlu_test.jsonl").read_text().splitlines())
+    assert results["acc"].count == count == sum(results[f"acc_{name}"].count for name in SUBJECTS)
+    right = sum(results[f"acc_{name}"].value * results[f"acc_{name}"].count for name in SUBJECTS)
+    assert results["acc"].value == pytest.approx(right / count)
+    one_each = {r.metric: r for r in zero_shot_task("mmlu", sets, limit=1).run(model, BYTES)}
+    assert (one_each["acc"].count, one_each["acc"].se, one_each["acc_stem"].count) == (57, None, 19)
+
+
+@torch.no_grad()
+def test_texts_are_encoded_once_for_all_checkpoints(model, sets, monkeypatch):
+    task = zero_shot_task("piqa", sets)
+    first = task.run(model, BYTES)
+    monkeypatch.setattr("linscale.evaluate.multiple_choice.encode_pairs", None)
+    assert task.run(model, BYTES) == first
+
+
 def test_what_makes_another_number_makes_another_version(sets, monkeypatch):
-    (whole, *_), (part, *_) = csr_tasks(sets), csr_tasks(sets, limit=3)
+    whole, part = zero_shot_task("boolq", sets), zero_shot_task("boolq", sets, limit=3)
     versions = {whole.version(BYTES), part.version(BYTES)}
-    monkeypatch.setitem(sets_module.CHECKSUMS, "boolq_dev", "0" * 64)
+    monkeypatch.setitem(SETS, "boolq_dev", replace(SETS["boolq_dev"], sha256="0" * 64))
     assert len(versions | {whole.version(BYTES)}) == 3
 
 
-def test_files_may_be_compressed_but_neither_missing_nor_altered(sets):
-    file = sets / "piqa_valid.jsonl"
-    content = file.read_bytes()
-    records = read_set(file)
+def test_a_file_is_read_before_a_model_is_there(sets):
+    file = sets / "sciq_validation.jsonl"
+    file.write_bytes(file.read_bytes() + b"{}\n")
+    with pytest.raises(UserError, match=r"41 lines, not 40, expected .* restore the original file"):
+        zero_shot_task("sciq", sets)
     file.unlink()
-    with pytest.raises(UserError, match=re.escape(f"{file}: no such file, nor compressed")):
-        csr_tasks(sets)
-    packed = sets / "piqa_valid.jsonl.zst"
-    packed.write_bytes(zstandard.compress(content))
-    assert find_set(sets, "piqa_valid") == packed
-    assert read_set(packed) == records
-    packed.write_bytes(zstandard.compress(content.replace(b"cat", b"dog")))
-    with pytest.raises(UserError, match=r"piqa_valid.jsonl.zst: its lines have sha256 .* restore the original file"):
-        read_set(packed)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [((), "suite csr: no files; name their folder with --data"), (("--data", ".", "--limit", "0"), "limit = 0")],
-)
-def test_options_are_explained(options, message, tmp_path, capsys):
-    assert main(["evaluate", str(tmp_path), "--suite", "csr", *options]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"sciq_validation.jsonl: not in {re.escape(str(sets))} nor shipped"):
+        zero_shot_task("sciq", sets)

@@ -1,11 +1,13 @@
 """The evaluation job: only what is missing, by several processes, and nothing lost."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.data.tokenizer import train_bpe
 from linscale.evaluate.recall import Recall
 from linscale.evaluate.run import evaluate, find_runs
 from linscale.run_folder import latest_records, locked, read_records
@@ -68,3 +70,10 @@ def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path],
     }
     with pytest.raises(UserError, match="neither a run folder nor a folder of runs"):
         find_runs(tmp_path / "data")
+
+
+def test_a_vocabulary_too_large_is_said_before_a_model_is_loaded(runs: list[Path], monkeypatch) -> None:
+    (runs[0] / "tokenizer.json").write_text(json.dumps(train_bpe(["the cat sat on a mat"], 270).content))
+    monkeypatch.setattr("linscale.evaluate.run.checkpoint.load_model", None)
+    outcome = evaluate(runs[:1], TASKS)
+    assert outcome.left_out == {"a": "its tokenizer has 269 tokens, its model 257"}

@@ -1,0 +1,235 @@
+"""The suites of `linscale evaluate`: the tasks behind each name, and what can be chosen about them.
+
+A suite is a name in SUITES and a function from Options to tasks. Its options are a group of Options, whose docstrings
+are the help. Whatever can be found wrong without a model is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
+
+from pydantic import Field
+
+from linscale.cli.output import print_note
+from linscale.config import UserError, config
+
+if TYPE_CHECKING:
+    from linscale.evaluate.scrolls import Context
+    from linscale.evaluate.task import Task
+
+
+@config
+class RecallOptions:
+    """suite recall"""
+
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = (4, 16, 64)
+    """How much is to be held."""
+    examples: Annotated[int, Field(ge=1)] = 64
+    """Sequences of each kind and size."""
+
+
+@config
+class TextOptions:
+    """suites ppl and text"""
+
+    text: tuple[Path, ...] = ()
+    """Files as `linscale data prepare` takes them, or builtin:tinyshakespeare."""
+    window: Annotated[int, Field(ge=1)] = 2048
+    """Tokens of a window; longer ones than in training are welcome."""
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Tokens a window moves on; by default windows stand side by side."""
+
+
+@config
+class SetOptions:
+    """suites ppl, csr, mmlu, scrolls and single tasks"""
+
+    data: Path | None = None
+    """A folder of evaluation sets, looked into before those that ship: for LAMBADA and SciQ, which do not
+    (`linscale tasks prepare` makes one), and for scrolls."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """The first records of each set of questions alone (of each subject of MMLU)."""
+
+
+@config
+class ScrollsOptions:
+    """suite scrolls"""
+
+    scrolls: tuple[str, ...] = ()
+    """Its tasks, such as scrolls-qasper qmsum-val; by default all that have a file in --data."""
+    context: str = "train"
+    """Tokens of a prompt and its answer, such as 4096; longer documents keep their end. train: the length of training.
+    none: documents are whole."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """The most tokens of an answer."""
+
+
+@config
+class HarnessOptions:
+    """suite lm-eval:TASK"""
+
+    include: tuple[Path, ...] = ()
+    """Folders of task files (.yaml) of your own, which may read local data."""
+    hub: bool = False
+    """Let the harness fetch data from the Hugging Face Hub; without it, only what is on this machine is used."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; by default as the task has it."""
+
+
+@config
+class Options:
+    """What can be chosen of every suite."""
+
+    recall: RecallOptions = RecallOptions()
+    text: TextOptions = TextOptions()
+    sets: SetOptions = SetOptions()
+    scrolls: ScrollsOptions = ScrollsOptions()
+    harness: HarnessOptions = HarnessOptions()
+
+
+class Absent(NamedTuple):
+    """A task of a suite that cannot be run for lack of a file, which is no error."""
+
+    why: str
+
+
+Found: TypeAlias = "Sequence[Task | Absent]"
+
+
+def recall(options: Options) -> Found:
+    from linscale.evaluate.recall import recall_tasks
+
+    return recall_tasks(options.recall.sizes, options.recall.examples)
+
+
+def text(options: Options) -> Found:
+    if not options.text.text:
+        raise UserError("suite text: no file; name some with --text, such as builtin:tinyshakespeare")
+    return [_whole(path, options) for path in options.text.text]
+
+
+def ppl(options: Options) -> Found:
+    from linscale.data.sets import find_set, verified_content
+    from linscale.evaluate.passages import Passages
+
+    wikitext = find_set(options.sets.data, "wikitext2_raw_test")
+    verified_content(wikitext)
+    last_words = _present(["lambada_openai"], options)
+    tasks = [_whole(wikitext, options), *last_words, *(_whole(path, options) for path in options.text.text)]
+    if not any(isinstance(each, Absent) for each in last_words):
+        tasks.append(Passages(find_set(options.sets.data, "lambada_openai_test"), options.sets.limit))
+    return tasks
+
+
+def _whole(path: Path, options: Options) -> Task:
+    from linscale.evaluate.text import TextLoss
+
+    task = TextLoss(path, options.text.window, options.text.stride)
+    assert task.digest  # read now: a file that is missing or damaged is said before a model is loaded
+    return task
+
+
+def csr(options: Options) -> Found:
+    return [*(_single(name, options)[0] for name in CSR), *_present(["lambada_openai", "sciq"], options)]
+
+
+def _single(name: str, options: Options) -> Found:
+    from linscale.evaluate.zero_shot import zero_shot_task
+
+    return [zero_shot_task(name, options.sets.data, options.sets.limit)]
+
+
+def _present(names: Sequence[str], options: Options) -> Found:
+    """Tasks whose sets may be missing."""
+    from linscale.data.sets import absence
+    from linscale.evaluate.questions import FORMS
+    from linscale.evaluate.zero_shot import is_there
+
+    found: list[Task | Absent] = []
+    for name in names:
+        if is_there(name, options.sets.data):
+            found += _single(name, options)
+        else:
+            found.append(Absent(f"{name}: left out; its set {absence(options.sets.data, FORMS[name].file)}"))
+    return found
+
+
+def scrolls(options: Options) -> Found:
+    from linscale.evaluate.scrolls import FORMS, scrolls_tasks
+
+    chosen, folder = options.scrolls, options.sets.data
+    if folder is None:
+        raise UserError("suite scrolls: no files; name their folder with --data")
+    tasks = scrolls_tasks(folder, chosen.scrolls, _context(chosen.context), chosen.max_tokens, options.sets.limit)
+    absent = FORMS.keys() - {task.name for task in tasks} if not chosen.scrolls else set()
+    files = [f"{name} ({FORMS[name].file}.jsonl)" for name in FORMS if name in absent]
+    return [*tasks, *([Absent(f"suite scrolls: left out, for not in {folder}: {', '.join(files)}")] if files else [])]
+
+
+def _context(text: str) -> Context:
+    if text == "train":
+        return "train"
+    if text == "none":
+        return "none"
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UserError(f"context = {text!r}: expected train, none, or a number of tokens such as 4096")
+
+
+def harness(task: str, options: Options) -> Found:
+    """A task of lm-evaluation-harness."""
+    from linscale.evaluate.harness_task import HarnessTask
+
+    chosen = options.harness
+    found = HarnessTask(task, chosen.include, chosen.hub, chosen.shots, options.sets.limit)
+    found.prepare()
+    return [found]
+
+
+CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+SINGLE = (*CSR, "lambada_openai", "sciq", "commonsense_qa", "mmlu")
+SUITES: Mapping[str, Callable[[Options], Found]] = {
+    "ppl": ppl,
+    "csr": csr,
+    "recall": recall,
+    "text": text,
+    "scrolls": scrolls,
+    **{name: partial(_single, name) for name in SINGLE},
+}
+DEFAULT = ("recall",)
+HARNESS = "lm-eval:"
+
+
+def suite_names(words: Sequence[Sequence[str]]) -> list[str]:
+    """The suites that options such as `--suite ppl,csr recall --suite text` name, each once. Raises UserError for
+    one that does not exist."""
+    names = [name for group in words for word in group for name in word.split(",")]
+    known = f"there are {', '.join(SUITES)} and {HARNESS}TASK"
+    if words and not (names and all(names)):
+        raise UserError(f"suite: a name is empty; {known}")
+    for name in names:
+        if name not in SUITES and not (name.startswith(HARNESS) and name != HARNESS):
+            raise UserError(f"suite = {name!r}: no such suite; {known}")
+    return list(dict.fromkeys(names or DEFAULT))
+
+
+def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
+    """The tasks of the suites, each once, in order; those that lack a file are named on standard error.
+
+    Raises UserError for whatever is wrong with options and files.
+    """
+    tasks: dict[str, Task] = {}
+    absent: set[Absent] = set()
+    for name in names:
+        build = SUITES[name] if name in SUITES else partial(harness, name.removeprefix(HARNESS))
+        for task in build(options):
+            if isinstance(task, Absent):
+                if task not in absent:
+                    print_note(task.why)
+                absent.add(task)
+            elif tasks.setdefault(task.name, task) != task:
+                raise UserError(f"suite {name}: {task.name} stands for two different things; give files other names")
+    return list(tasks.values())
