@@ -15,7 +15,7 @@ from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.likelihood import score
 from linscale.evaluate.task import losses_in_pieces
-from linscale.generate.sample import stream
+from linscale.generate.batch import greedy, text_before
 from linscale.models import LanguageModel
 
 NEW_TOKENS = 256  # generated where a task sets no number, as the harness has it
@@ -69,23 +69,25 @@ class Requests:
         return -losses_in_pieces(self.model, torch.tensor([self.eot_token_id, *tokens])).sum().item()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The most probable continuation of each prompt, up to its first stop string. Raises UserError for sampling."""
-        return [self._generate(*request.args) for request in requests]
+        """The most probable continuation of each prompt, up to its first stop string, in batches of prompts with the
+        same options. Raises UserError for sampling."""
+        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(_limits(request.args[1]), []).append(number)
+        found: dict[int, str] = {}
+        for (most, stops), numbers in alike.items():
+            prompts = [self.tok_encode(requests[number].args[0]) or [self.eot_token_id] for number in numbers]
+            made = greedy(self.model, self.vocabulary, prompts, max_tokens=most, stop=stops)
+            found.update(
+                (n, text_before(self.vocabulary, tokens, stops)) for n, tokens in zip(numbers, made, strict=True)
+            )
+        return [found[number] for number in range(len(requests))]
 
-    def _generate(self, prompt: str, options: dict[str, Any]) -> str:
-        if options.get("do_sample") and options.get("temperature") != 0:
-            raise UserError("do_sample = True: expected greedy generation, such as do_sample = False")
-        stops = options.get("until") or []
-        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-        tokens = self.tok_encode(prompt) or [self.eot_token_id]
-        most = options.get("max_gen_toks") or NEW_TOKENS
-        made: list[int] = []
-        for token in stream(self.model, self.vocabulary, tokens, max_tokens=most, temperature=0):
-            if token == self.eot_token_id:
-                break
-            made.append(token)
-            text = self.vocabulary.decode(made)
-            ends = [text.index(stop) for stop in stops if stop in text]
-            if ends:
-                return text[: min(ends)]
-        return self.vocabulary.decode(made)
+
+def _limits(options: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Tokens that a request may make, and the strings that end it."""
+    if options.get("do_sample") and options.get("temperature") != 0:
+        raise UserError("do_sample = True: expected greedy generation, such as do_sample = False")
+    stops = options.get("until") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    return options.get("max_gen_toks") or NEW_TOKENS, tuple(stop for stop in stops if stop)

@@ -10,18 +10,17 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.task import device_of
+from linscale.generate.states import fork, most_states
 from linscale.models import LanguageModel
-from linscale.models.count import state_elements
 
 BATCH_TOKENS = 8192  # of contexts and continuations that are read at once
-MOST_STATE = 1 << 29  # elements of the forked states of a batch, 2 GiB in float32; as many are behind what it reads
 MOST_LOGITS = 1 << 25  # made at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""
@@ -60,16 +59,6 @@ def score(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int = BATCH
     return [found.get(number, Likelihood(0.0, True)) for number in range(len(pairs))]
 
 
-def fork(state: Any, rows: Tensor) -> Any:
-    """The state whose sequence i is sequence rows[i] of a model's State, or of one of its parts; rows (N,) integers."""
-    if isinstance(state, Tensor):
-        return state.index_select(0, rows)
-    if isinstance(state, tuple):
-        parts = [fork(part, rows) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
-
-
 def _batches(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> Iterator[list[Fork]]:
     """Forks that are scored together. A batch is over `batch_tokens` only where one pair alone is; contexts of one
     token, which are read with their continuations, come apart from the others."""
@@ -77,7 +66,7 @@ def _batches(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> 
     room = states = 0
     for context, numbers in _forks(model, pairs, batch_tokens):
         cost = len(context) + sum(len(pairs[number][1]) for number in numbers)
-        most = _most_states(model, len(batch[0][0]) if batch else len(context))
+        most = most_states(model.config, len(batch[0][0]) if batch else len(context))
         if batch and (cost > room or states + len(numbers) > most or len(context) == 1 < len(batch[0][0])):
             yield batch
             batch = []
@@ -96,7 +85,7 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
         if len(continuation):
             together.setdefault(tuple(context), []).append(number)
     for context in sorted(together, key=len, reverse=True):
-        most, room = _most_states(model, len(context)), batch_tokens - len(context)
+        most, room = most_states(model.config, len(context)), batch_tokens - len(context)
         numbers: list[int] = []
         for number in together[context]:
             room -= len(pairs[number][1])
@@ -105,10 +94,6 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
                 room, numbers = batch_tokens - len(context) - len(pairs[number][1]), []
             numbers.append(number)
         yield context, numbers
-
-
-def _most_states(model: LanguageModel, length: int) -> int:
-    return max(1, MOST_STATE // max(1, state_elements(model.config, length)))
 
 
 def _score_batch(

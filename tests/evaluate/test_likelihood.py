@@ -6,6 +6,7 @@ import torch
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.evaluate import likelihood as module
 from linscale.evaluate.likelihood import encode_pair, score
+from linscale.generate import states
 from linscale.models import CONFIGS, build_model
 
 VOCAB = 50
@@ -53,7 +54,7 @@ def test_no_limit_of_a_batch_changes_anything(model, pairs, limit, monkeypatch):
     whole = score(model, pairs)
     for most in (1, 60, 200):
         if limit == "states":
-            monkeypatch.setattr(module, "MOST_STATE", most * 128)
+            monkeypatch.setattr(states, "MOST_STATE", most * 128)
         elif limit == "logits":
             monkeypatch.setattr(module, "MOST_LOGITS", most)
         found = score(model, pairs, batch_tokens=most if limit == "tokens" else 500)
