@@ -18,7 +18,7 @@ from torch import Tensor
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.task import device_of
 from linscale.generate.states import fork, most_states
-from linscale.models import LanguageModel
+from linscale.models import LanguageModel, State
 
 BATCH_TOKENS = 8192  # of contexts and continuations that are read at once
 MOST_LOGITS = 1 << 25  # made at once
@@ -106,7 +106,16 @@ def _score_batch(
         tokens, bounds = _pack([context[:-1] for context, _ in forks], device)
         _, state = model.read(tokens, cu_seqlens=bounds)
         state = fork(state, torch.tensor(rows, device=device))
-    inputs = [[forks[row][0][-1], *tokens[:-1]] for row, tokens in zip(rows, continuations, strict=True)]
+    return score_from(model, state, [forks[row][0][-1] for row in rows], continuations)
+
+
+def score_from(
+    model: LanguageModel, state: State | None, lasts: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[Likelihood]:
+    """The likelihood of continuation i behind sequence i of `state` and one more token, lasts[i]; none is empty. All
+    are read at once."""
+    device = device_of(model)
+    inputs = [[last, *tokens[:-1]] for last, tokens in zip(lasts, continuations, strict=True)]
     tokens, bounds = _pack(inputs, device)
     x, _ = model.read(tokens, state, bounds)
     targets = torch.tensor([token for tokens in continuations for token in tokens], device=device)
