@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.haystack import Haystack, forked
 from linscale.evaluate.likelihood import score_from
@@ -82,5 +83,8 @@ class Passkey:
 
 
 def passkey_tasks(lengths: Sequence[int] = LENGTHS, examples: int = EXAMPLES) -> list[Passkey]:
-    """One for each length."""
+    """One for each length. Raises UserError for one of no tokens."""
+    for length in lengths:
+        if length < 1:
+            raise UserError(f"passkey_lengths = {length}: expected at least 1")
     return [Passkey(length, examples) for length in lengths]

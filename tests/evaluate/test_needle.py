@@ -1,10 +1,12 @@
 """Needle in a haystack, graded on a planted truth: a model that looks its text up, and some that do not."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from linscale.cli import main
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.evaluate import facts, memory
@@ -18,6 +20,7 @@ TEXT = (
 )
 HAYSTACK = Haystack(TEXT)
 LENGTHS, DEPTHS = (400, 700, 1000), (0, 30, 55, 100)
+FILLER = "builtin:tinyshakespeare"
 MODE = pytest.mark.parametrize("mode", MODES)
 GOLDEN = ("The password of Paula from Quito is spider hammer velvet.", "spider hammer velvet")
 STATEMENT = re.compile(r"(?:is|are) ([a-z0-9- ]+)\.")
@@ -125,3 +128,34 @@ def test_what_does_not_fit_is_an_obstacle_and_what_is_no_grid_an_error(monkeypat
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             Needle("easy", HAYSTACK, lengths, depths)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--suite", "needle"],
+            "suite needle: no filler; name a text with --filler, or the folder of paul_graham_essays",
+        ),
+        (["--suite", "needle", "--data", "."], "paul_graham_essays.jsonl: no such file"),
+        (["--suite", "needle", "--filler", "none.txt"], "input 'none.txt': no such file or folder"),
+        (
+            ["--suite", "needle", "--filler", FILLER, "--lengths", "1,a"],
+            "lengths = '1,a': expected whole numbers such as",
+        ),
+        (["--suite", "needle", "--filler", FILLER, "--depths", "0,101"], "depths = 0,101: expected 0 to 100"),
+        (["--passkey-lengths", "0"], "passkey_lengths = 0: expected at least 1"),
+    ],
+)
+def test_bad_options_are_one_line_before_any_run_is_looked_for(words, message, capsys):
+    assert main(["evaluate", "no-such-run", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_the_page_names_every_metric():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "evaluate.md").read_text(encoding="utf-8")
+    grid = re.compile(r"acc_\d+|acc(@|<=)\w+")
+    names = {name for name in Needle("easy", HAYSTACK, LENGTHS, DEPTHS).metrics if not grid.fullmatch(name)}
+    assert names == {"average", "weighted_average", "niah_score", "depth_error", "filler_repeats"}
+    assert all(f"`{name}`" in page for name in (*names, "acc_LENGTH", "acc@2k", "acc<=4k", "cells"))
