@@ -79,6 +79,7 @@ class Filler:
     def __init__(self, text: str, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.unit = np.array(tokenizer.encode(text), dtype=np.int64)
+        self._encoded: dict[str, list[int]] = {}
         self._pairs: dict[tuple[int, int], bool] = {}
         texts = {token: tokenizer.decode([token]) for token in np.unique(self.unit).tolist()}
         closed = {token: text[-1].isspace() for token, text in texts.items() if SENTENCE_END.search(text)}
@@ -92,11 +93,17 @@ class Filler:
         """Tokens `first` to `last`, exclusive, of the endless filler."""
         return np.take(self.unit, np.arange(first, last), mode="wrap")
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text in the filler or behind it; remembered, as every checkpoint has the same ones."""
+        if text not in self._encoded:
+            self._encoded[text] = self.tokenizer.encode(text)
+        return self._encoded[text]
+
     def prompt(self, length: int, depth: float, needle: str, question: str) -> Prompt:
         """A prompt of `length` tokens, the end-of-text token before it included, with the needle at the sentence's
         end nearest to `depth` percent of the filler, or a word's end where none is within 5 percent, as in short
         prompts; the filler's start counts as one. Raises ValueError where it does not fit."""
-        needle_tokens, question_tokens = self.tokenizer.encode(needle), self.tokenizer.encode(question)
+        needle_tokens, question_tokens = self.encode(needle), self.encode(question)
         count = length - 1 - len(needle_tokens) - len(question_tokens)
         if count < 1:
             raise ValueError(f"{length} tokens cannot hold a needle and a question of {length - count}")

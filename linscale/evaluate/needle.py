@@ -71,14 +71,16 @@ class Needle:
         return f"{PROTOCOL}-{self.haystack.digest}-{tokenizer.fingerprint}-{grid}-seed{self.seed}"
 
     def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
-        most, longest = 0, self.lengths[-1]
+        if obstacle := vocabulary_obstacle(model, tokenizer):
+            return obstacle
+        most, filler = 0, self.haystack.filler(tokenizer)
         for length in self.lengths:
             facts = [self.fact(length, depth) for depth in self.depths]
-            needed = max(sum(len(tokenizer.encode(text)) for text in self.texts(fact)) for fact in facts) + 2
+            needed = max(sum(len(filler.encode(text)) for text in self.texts(fact)) for fact in facts) + 2
             if length < needed:
                 return f"length {length}: needle and question take {needed} tokens; set longer lengths"
-            most = max(most, *(_budget(fact, tokenizer) for fact in facts))
-        return vocabulary_obstacle(model, tokenizer) or cache_obstacle(model, longest + most)
+            most = max(most, *(_budget(fact, filler) for fact in facts))
+        return cache_obstacle(model, self.lengths[-1] + most)
 
     def fact(self, length: int, depth: float) -> Fact:
         """What a cell hides."""
@@ -116,7 +118,7 @@ class Needle:
     ) -> list[tuple[int, str]]:
         """Depths by their number, and what the model says there; a batch of depths at once."""
         tokenizer, found = filler.tokenizer, []
-        budgets = [_budget(self.fact(length, depth), tokenizer) for depth in self.depths]
+        budgets = [_budget(self.fact(length, depth), filler) for depth in self.depths]
         for numbers, state in forked(model, filler, prompts, length):
             rests = [prompts[number].rest for number in numbers]
             most = max(budgets[number] for number in numbers)
@@ -126,9 +128,9 @@ class Needle:
         return found
 
 
-def _budget(fact: Fact, tokenizer: Tokenizer) -> int:
+def _budget(fact: Fact, filler: Filler) -> int:
     """Tokens of an answer."""
-    return len(tokenizer.encode(f" {fact.statement}")) + SPARE_TOKENS
+    return len(filler.encode(f" {fact.statement}")) + SPARE_TOKENS
 
 
 def needle_tasks(
