@@ -31,9 +31,12 @@ SciQ where --data has them.
 
 mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
 
-recall: what a model can look up in its own context (mqar, copy, selective copy, induction), on random tokens.
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction, on random tokens; a pass key
+in text).
 
 text: nats per token and word, bits per byte and loss by position on the files of --text.
+
+needle: a fact hidden in long text, at every length and depth of a grid, in the essays of --data or in --filler.
 
 scrolls: questions about long documents (SCROLLS, QMSum, L-Eval), answered greedily, on the files of --data.
 

@@ -24,7 +24,7 @@ def results(
 
     Tables: runs (folder, run, study, size, arch, params, total_params, device, precision, state, step, steps); metrics
     (step, tokens, flops, metric, value, and folder to params of runs); evaluations (the same, and task, task_version,
-    se, count).
+    se, count, cells).
 
     Args:
         query: The question.

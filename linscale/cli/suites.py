@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from linscale.evaluate.scrolls import Context
     from linscale.evaluate.task import Task
 
+Mode = Literal["easy", "standard"]
+
 
 @config
 class RecallOptions:
@@ -29,6 +31,8 @@ class RecallOptions:
     """How much is to be held."""
     examples: Annotated[int, Field(ge=1)] = 64
     """Sequences of each kind and size."""
+    passkey_lengths: str = "256,1024,4096"
+    """Tokens of a text with a pass key."""
 
 
 @config
@@ -45,13 +49,27 @@ class TextOptions:
 
 @config
 class SetOptions:
-    """suites ppl, csr, mmlu, scrolls and single tasks"""
+    """suites ppl, csr, mmlu, needle, scrolls and single tasks"""
 
     data: Path | None = None
-    """A folder of evaluation sets, looked into before those that ship: for LAMBADA and SciQ, which do not
-    (`linscale tasks prepare` makes one), and for scrolls."""
+    """A folder of evaluation sets, looked into before those that ship: for LAMBADA, SciQ and the needle's essays,
+    which do not (`linscale tasks prepare` makes one), and for scrolls."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """The first records of each set of questions alone (of each subject of MMLU)."""
+
+
+@config
+class NeedleOptions:
+    """suite needle"""
+
+    modes: tuple[Mode, ...] = ("easy", "standard")
+    """easy: the text has question and answer together; standard: it has the answer."""
+    lengths: str = "1000..16000x35"
+    """Tokens of a prompt, such as 1000,2000 or 1000..16000x35, which is 35 at equal distances."""
+    depths: str = "0..100x35"
+    """Percent of the text before the needle."""
+    filler: Path | None = None
+    """The text around it, as `linscale data prepare` takes it; by default paul_graham_essays in --data."""
 
 
 @config
@@ -86,6 +104,7 @@ class Options:
     recall: RecallOptions = RecallOptions()
     text: TextOptions = TextOptions()
     sets: SetOptions = SetOptions()
+    needle: NeedleOptions = NeedleOptions()
     scrolls: ScrollsOptions = ScrollsOptions()
     harness: HarnessOptions = HarnessOptions()
 
@@ -100,9 +119,13 @@ Found: TypeAlias = "Sequence[Task | Absent]"
 
 
 def recall(options: Options) -> Found:
+    from linscale.evaluate.axis import parse_axis
+    from linscale.evaluate.passkey import passkey_tasks
     from linscale.evaluate.recall import recall_tasks
 
-    return recall_tasks(options.recall.sizes, options.recall.examples)
+    chosen = options.recall
+    lengths = parse_axis("passkey_lengths", chosen.passkey_lengths)
+    return [*recall_tasks(chosen.sizes, chosen.examples), *passkey_tasks(lengths, chosen.examples)]
 
 
 def text(options: Options) -> Found:
@@ -157,6 +180,25 @@ def _present(names: Sequence[str], options: Options) -> Found:
     return found
 
 
+def needle(options: Options) -> Found:
+    from linscale.data.sets import find_set, look_for_set, verified_content
+    from linscale.evaluate.axis import parse_axis
+    from linscale.evaluate.haystack import read_haystack
+    from linscale.evaluate.needle import ESSAYS, SEED, needle_tasks
+
+    chosen, path = options.needle, options.needle.filler
+    grid = parse_axis("lengths", chosen.lengths), parse_axis("depths", chosen.depths)
+    if path is None:
+        if look_for_set(options.sets.data, ESSAYS) is None:
+            get = f"linscale tasks prepare DIR --sets {ESSAYS} --from ESSAYS_FOLDER"
+            raise UserError(
+                f"suite needle: no filler; name a text with --filler, or make {ESSAYS} for --data with: {get}"
+            )
+        path = find_set(options.sets.data, ESSAYS)
+        verified_content(path)
+    return needle_tasks(chosen.modes, read_haystack(path, SEED), *grid)
+
+
 def scrolls(options: Options) -> Found:
     from linscale.evaluate.scrolls import FORMS, scrolls_tasks
 
@@ -196,6 +238,7 @@ SUITES: Mapping[str, Callable[[Options], Found]] = {
     "csr": csr,
     "recall": recall,
     "text": text,
+    "needle": needle,
     "scrolls": scrolls,
     **{name: partial(_single, name) for name in SINGLE},
 }

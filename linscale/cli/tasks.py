@@ -22,9 +22,9 @@ def prepare(
 ) -> int:
     """Build a folder of evaluation sets, for `linscale evaluate --data`.
 
-    Needed for what does not ship with the package: LAMBADA and SciQ, whose licences do not allow it. The network is
-    used with --from hub alone. A set whose content differs from what published numbers stand on is not written. Called
-    again it makes what is missing.
+    Needed for what does not ship with the package, for its licence: LAMBADA, SciQ and the needle's essays. The network
+    is used with --from hub alone. A set whose content differs from what published numbers stand on is not written.
+    Called again it makes what is missing.
 
     Args:
         out: The folder to make.

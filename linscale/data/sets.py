@@ -55,6 +55,9 @@ SETS = {
     "openbookqa_test": EvaluationSet(
         500, "bbaca15e985ba386b2f73e9659fce608cf7722a35343864dbe7115cbbda341ab", "Apache-2.0"
     ),
+    "paul_graham_essays": EvaluationSet(
+        49, "3170ba9ce8e7780a681007d996ba44acee19f878d4c73cb330870790ae0a7b40", "their author's", shipped=False
+    ),
     "piqa_valid": EvaluationSet(1838, "61533005e22f175534909b1ec8eacb6da03c233933558d1bafb15787453b1f55", "AFL-3.0"),
     "sciq_validation": EvaluationSet(
         1000, "8f8a4292f68d609ddf3af1946a0b195a7bf350d492ff3e8c5925639c8b5f82f2", "CC BY-NC 3.0", shipped=False

@@ -135,4 +135,5 @@ def _records(
             "run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"],
             "task": task, "task_version": version, "metric": result.metric, "value": result.value, "se": result.se,
             "count": result.count, "code": code_version(),
+            **({} if result.cells is None else {"cells": list(result.cells)}),
         }  # fmt: skip

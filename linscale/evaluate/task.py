@@ -26,6 +26,8 @@ class Result:
     """Standard error of `value` over independent examples; None where there is one alone."""
     count: int
     """What was scored, in the unit of the task."""
+    cells: tuple[float, ...] | None = None
+    """Values of the parts that `value` is the mean of, such as one per depth; None where they are not kept."""
 
 
 class Task(Protocol):

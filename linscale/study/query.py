@@ -3,7 +3,7 @@
     runs         one row a run: folder, run, study, size, arch, params (N), total_params, device, precision, state,
                  step, steps
     metrics      what training recorded: folder, run, study, size, arch, params, step, tokens, flops, metric, value
-    evaluations  the same of evaluations, and task, task_version, se, count
+    evaluations  the same of evaluations, and task, task_version, se, count, cells
 
 Of records with the same key the later one is shown, as everywhere.
 """
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 RECORD = {"run": "VARCHAR", "step": "BIGINT", "tokens": "BIGINT", "flops": "DOUBLE", "metric": "VARCHAR",
           "value": "DOUBLE", "code": "VARCHAR"}  # fmt: skip
-EVALUATION = RECORD | {"task": "VARCHAR", "task_version": "VARCHAR", "se": "DOUBLE", "count": "BIGINT"}
+EVALUATION = RECORD | {
+    "task": "VARCHAR",
+    "task_version": "VARCHAR",
+    "se": "DOUBLE",
+    "count": "BIGINT",
+    "cells": "DOUBLE[]",
+}
 RUN = {"folder": "VARCHAR", "run": "VARCHAR", "study": "VARCHAR", "size": "VARCHAR", "arch": "VARCHAR",
        "params": "BIGINT", "total_params": "BIGINT", "device": "VARCHAR", "precision": "VARCHAR", "state": "VARCHAR",
        "step": "BIGINT", "steps": "BIGINT"}  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from linscale.cli import main
 from linscale.data import hub_sets
-from linscale.data.build_sets import build_sets
+from linscale.data.build_sets import ESSAYS, build_sets
 from linscale.data.hub_sets import HUB_SETS
 from linscale.data.sets import SETS, find_set, read_set, verified_content
 
@@ -18,7 +18,12 @@ SHIPPED = [name for name, each in SETS.items() if each.shipped]
 SCIQ = {
     "question": "q é", "distractor3": "c", "distractor1": "a", "distractor2": "b", "correct_answer": "d", "support": "",
 }  # fmt: skip
-INVENTED = {"lambada_openai_test": [{"text": 'He said "é"\n\nand ran'}], "sciq_validation": [SCIQ]}
+ESSAY_RECORDS = [{"id": "avg", "text": "\n\nIt was “late”."}, {"id": "web20", "text": "Why?\n"}]
+INVENTED = {
+    "lambada_openai_test": [{"text": 'He said "é"\n\nand ran'}],
+    "sciq_validation": [SCIQ],
+    "paul_graham_essays": ESSAY_RECORDS,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +73,9 @@ def hub(tmp_path_factory):
             for config, names in splits.items()
         ]
         (folder / dataset / "README.md").write_text(f"---\n{json.dumps({'configs': card})}\n---\n")
+    (folder / ESSAYS).mkdir()
+    for record in ESSAY_RECORDS:
+        (folder / ESSAYS / f"{record['id']}.txt").write_text(record["text"])
     return folder
 
 
@@ -128,6 +136,12 @@ def test_options_are_explained(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["tasks", "prepare", "out", *options.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_essays_are_not_on_the_hub(tmp_path):
+    (missing,) = build_sets(tmp_path / "out", "hub", ["paul_graham_essays"])
+    assert missing.state == "not found"
+    assert "copy PaulGrahamEssays of" in missing.text
 
 
 def test_the_hub_out_of_reach_is_said(tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.tokenizer import train_bpe
 from linscale.evaluate.recall import Recall
 from linscale.evaluate.run import evaluate, find_runs
+from linscale.evaluate.task import Result
 from linscale.run_folder import latest_records, locked, read_records
+from linscale.study.query import query
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
 
@@ -52,6 +54,27 @@ def test_a_record_cut_by_a_kill_is_made_again(runs: list[Path]) -> None:
     assert evaluate(runs, TASKS).done == 1
     assert latest_records(file) == whole
     assert sum(r["task"].startswith("recall") for r in read_records(file)) == 2 * 2 * 2 + 1
+
+
+def test_values_of_parts_are_recorded_where_there_are_some(runs: list[Path]) -> None:
+    class Parts:
+        name, metrics = "parts", ("whole", "parted")
+
+        def version(self, tokenizer: object) -> str:
+            return "1"
+
+        def obstacle(self, model: object, tokenizer: object) -> None:
+            return None
+
+        def run(self, model: object, tokenizer: object) -> list[Result]:
+            return [Result("whole", 1.0, None, 1), Result("parted", 0.5, None, 2, cells=(0.0, 1.0))]
+
+    evaluate(runs[:1], [Parts()], last=True)
+    found = {r["metric"]: r.get("cells") for r in latest_records(runs[0] / "evaluations.jsonl") if r["task"] == "parts"}
+    assert found == {"whole": None, "parted": [0.0, 1.0]}
+    assert '"cells": null' not in (runs[0] / "evaluations.jsonl").read_text()
+    asked = query(runs[0], "select metric, cells from evaluations where task = 'parts' order by metric").fetchall()
+    assert asked == [("parted", [0.0, 1.0]), ("whole", None)]
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(runs: list[Path]) -> None:
