@@ -104,12 +104,30 @@ def run_folders(study: Path) -> list[Path]:
     """The runs of a study, by name: folders with a config.json that names a run. UserError when there is none."""
     if not study.is_dir():
         raise UserError(f"{study}: no such folder; expected a study's folder of runs")
-    runs = [folder for folder in sorted(study.iterdir()) if (folder / CONFIG).is_file() and "run" in _config(folder)]
+    runs = [
+        folder for folder in sorted(study.iterdir()) if (folder / CONFIG).is_file() and "run" in read_config(folder)
+    ]
     if not runs:
         raise UserError(
             f"{study}: holds no runs; expected folders with a {CONFIG}, as `linscale study run` writes them"
         )
     return runs
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The config.json of a run. Raises UserError when it is damaged, or lacks what every run is placed by."""
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / CONFIG}: expected an object that describes a run; restore or delete the folder")
+    if "run" not in values:
+        return values
+    for path in (("model", "arch"), ("params", "non_embedding"), ("flops_per_token",)):
+        item: Any = values
+        for key in path:
+            item = item.get(key) if isinstance(item, dict) else None
+        if item is None or (path[-1] != "arch" and not (_finite(item) and item > 0)):
+            raise UserError(f"{folder / CONFIG}: '{'.'.join(path)}' = {item!r} is missing or not a positive number")
+    return values
 
 
 def read_study(study: Path, *, loss: Loss = "validation") -> list[Curve]:
@@ -134,7 +152,7 @@ def read_curve(folder: Path, *, loss: Loss) -> Curve | None:
     points = {tokens: record for tokens, record in points.items() if tokens > 0 and record["value"] > 0}
     if not points:
         return None
-    values = _config(folder)
+    values = read_config(folder)
     tokens = np.array(sorted(points))
     flops_per_token = float(values["flops_per_token"])
     return Curve(
@@ -172,7 +190,7 @@ def read_states(root: Path) -> list[RunState]:
 def read_provenance(study: Path) -> Provenance:
     """Study name, and the distinct code versions, data fingerprints, devices and validation protocols of its runs."""
     folders = run_folders(study)
-    configs = [_config(folder) for folder in folders]
+    configs = [read_config(folder) for folder in folders]
     records = [record for folder in folders for record in latest_records(folder / EVALUATIONS)]
     return Provenance(
         study=next((str(c["study"]) for c in configs if c.get("study")), study.resolve().name),
@@ -208,7 +226,7 @@ def interpolated(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _summary(folder: Path) -> RunSummary:
-    values = _config(folder)
+    values = read_config(folder)
     status = _status(folder)
     curve = read_curve(folder, loss="validation")
     speeds = [
@@ -236,7 +254,7 @@ def _summary(folder: Path) -> RunSummary:
 
 
 def _run_state(folder: Path) -> RunState:
-    values = _config(folder)
+    values = read_config(folder)
     status = _status(folder)
     return RunState(
         folder=str(folder),
@@ -272,21 +290,6 @@ def _last(folder: Path, metric: str) -> float | None:
         if r.get("task") == "validation" and r.get("metric") == metric and _finite(r.get("value"))
     ]
     return float(max(records, key=lambda r: r["step"])["value"]) if records else None
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    values = read_json(folder / CONFIG)
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / CONFIG}: expected an object that describes a run; restore or delete the folder")
-    if "run" not in values:
-        return values
-    for path in (("model", "arch"), ("params", "non_embedding"), ("flops_per_token",)):
-        item: Any = values
-        for key in path:
-            item = item.get(key) if isinstance(item, dict) else None
-        if item is None or (path[-1] != "arch" and not (_finite(item) and item > 0)):
-            raise UserError(f"{folder / CONFIG}: '{'.'.join(path)}' = {item!r} is missing or not a positive number")
-    return values
 
 
 def _finite(value: object) -> bool:
