@@ -11,42 +11,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from linscale.run_folder import EVALUATIONS, latest_records
 from linscale.study.results import read_config, run_folders
+from linscale.study.suites import CSR, SCROLLS, place_of, plain_name, suite_of
 
-CSR = {
-    "boolq": "acc", "piqa": "acc", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc",
-    "arc_challenge": "acc_norm", "openbookqa": "acc_norm",
-}  # fmt: skip
-"""The seven tasks of CSR and the metric that its mean takes of each (arXiv 2406.16690)."""
-ROUGE = ("rouge1", "rouge2", "rougeL")
-SCROLLS = {
-    "gov_report": ROUGE, "summ_screen_fd": ROUGE, "qmsum": ROUGE, "qasper": ("f1",), "narrative_qa": ("f1",),
-    "quality": ("em",), "contract_nli": ("em",),
-}  # fmt: skip
-"""The seven tasks of SCROLLS and their 13 numbers."""
-SUITES = {
-    "csr": "Common sense, zero-shot",
-    "recall": "Recall in context",
-    "text": "Loss on texts",
-    "needle": "Needle in a haystack",
-    "scrolls": "Long documents",
-    "lm-eval": "Through lm-evaluation-harness",
-    "other": "Other tasks",
-}
-"""Groups of tasks in the order in which they are shown, and their titles."""
-BARE = {
-    "csr": re.compile(rf"({'|'.join(CSR)}|lambada_openai|sciq|commonsense_qa|mmlu.*)"),
-    "scrolls": re.compile(r"(qmsum|leval)-.*"),
-}
-"""Tasks whose name does not begin with their suite's."""
 PLACES = re.compile(r"loss_from_(\d+)")
 LENGTH = re.compile(r"acc_(\d+)")
-LOWER_IS_BETTER = re.compile(r"loss|nats|bits|perplexity|ppl")
+LOWER_IS_BETTER = re.compile(r"loss|nats|bits|perplexity|ppl|error|truncated")
+HEADLINE = "weighted_average"  # of needles; of other tasks it is the metric that is recorded first
 
 
 @dataclass(frozen=True)
@@ -124,18 +99,10 @@ def read_evaluations(study: Path) -> Evaluations:
                 found.append(value)
     chosen, lines = _one_version(found)
     lines += [f"{task}: {count} value(s) that are no finite number" for task, count in sorted(unread.items())]
-    order = {name: place for place, name in enumerate([*CSR, *SCROLLS])}
-    chosen.sort(key=lambda value: (order.get(_plain(value.task), len(order)), _natural(value.task)))
+    chosen.sort(key=lambda value: place_of(value.task))
     csr, csr_lines = _mean_of(chosen, "csr", {task: (metric,) for task, metric in CSR.items()})
     scrolls, scrolls_lines = _mean_of(chosen, "scrolls", SCROLLS)
     return Evaluations((*csr, *scrolls, *chosen), (*lines, *csr_lines, *scrolls_lines))
-
-
-@cache
-def suite_of(task: str) -> str:
-    """The key in SUITES of the group that a task belongs to."""
-    prefix = (name for name in SUITES if re.match(rf"{name}(?![A-Za-z0-9])", task))
-    return next(prefix, next((name for name, tasks in BARE.items() if tasks.fullmatch(task)), "other"))
 
 
 def latest(values: Iterable[Evaluation]) -> list[Evaluation]:
@@ -209,9 +176,9 @@ def _mean_of(
     Errors of tasks are independent; those of the metrics of one task are on the same samples and add up.
     """
     wanted = {(task, metric) for task, metrics in parts.items() for metric in metrics}
-    mine = [value for value in values if value.suite == name and (_plain(value.task), value.metric) in wanted]
+    mine = [value for value in values if value.suite == name and (plain_name(value.task), value.metric) in wanted]
     partial = sorted({value.task for value in mine if "-first" in value.version})
-    lacking = sorted(set(parts) - {_plain(value.task) for value in mine})
+    lacking = sorted(set(parts) - {plain_name(value.task) for value in mine})
     if not mine:
         return [], []
     if partial or lacking:
@@ -219,7 +186,7 @@ def _mean_of(
         return [], [f"mean of {name}: {why}"]
     checkpoints: dict[tuple[str, int], dict[tuple[str, str], Evaluation]] = defaultdict(dict)
     for value in mine:
-        checkpoints[value.run.name, value.step][_plain(value.task), value.metric] = value
+        checkpoints[value.run.name, value.step][plain_name(value.task), value.metric] = value
     means = []
     for found in checkpoints.values():
         if set(found) != wanted:
@@ -229,19 +196,9 @@ def _mean_of(
         mean = math.fsum(value.value for value in found.values()) / len(wanted)
         means.append(
             replace(next(iter(found.values())), task=name, version="of its tasks", metric=f"mean of {len(wanted)}",
-                    value=mean, se=math.hypot(*errors) / len(wanted) if known else None, count=len(wanted))
+                    value=mean, se=math.hypot(*errors) / len(wanted) if known else None, count=None)
         )  # fmt: skip
     return means, []
-
-
-def _plain(task: str) -> str:
-    """The name of a task in CSR or SCROLLS, without its suite before it."""
-    return task.removeprefix("scrolls-").removeprefix("scrolls_")
-
-
-def _natural(text: str) -> tuple[tuple[bool, int, str], ...]:
-    """A key that sorts task-4 before task-16."""
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text))
 
 
 def _finite(value: object) -> TypeGuard[float]:

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from linscale.study.comparison import Comparison, Entry, comparisons
-from linscale.study.evaluations import SUITES, Evaluations, latest
+from linscale.study.evaluations import HEADLINE, Evaluations, latest
+from linscale.study.suites import SUITES
 
 
 def evaluation_digest(found: Evaluations) -> dict[str, Any]:
@@ -40,10 +41,11 @@ def evaluation_digest(found: Evaluations) -> dict[str, Any]:
 
 
 def headlines(compared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a comparison one row a task, means before all: the metric that was recorded first."""
+    """Of a comparison one row a task: the metric that was recorded first, of needles the weighted average."""
     first: dict[str, dict[str, Any]] = {}
     for row in compared["rows"]:
-        first.setdefault(row["task"], row)
+        if row["task"] not in first or row["metric"] == HEADLINE:
+            first[row["task"]] = row
     return sorted(first.values(), key=lambda row: [*SUITES].index(row["suite"]))
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from linscale.study.evaluations import LENGTH, PLACES, SUITES, Evaluation, latest
+from linscale.study.evaluations import HEADLINE, LENGTH, PLACES, Evaluation, latest
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.report.digest import display_name
+from linscale.study.suites import SUITES
 
 MEAN = "mean of "  # metrics that are means over the tasks of a suite
 HALF_WIDTH = 1.96  # standard errors to either side
 WINDOW = re.compile(r"window(\d+)")
-DEPTHS = re.compile(r"depths((?:\d+(?:\.\d+)?)(?:,\d+(?:\.\d+)?)+)")
+DEPTHS = re.compile(r"-depths([\d.,x]+)")  # 0,25,50 or 0..100x35: 35 depths at equal distances, rounded
+SPACED = re.compile(r"([\d.]+?)\.\.([\d.]+)x(\d+)")
 
 
 def evaluation_figures(values: Sequence[Evaluation], archs: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def _suites(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
             panels.setdefault(metric, []).append(_panel(task, own))
         means = [panel for metric in panels if metric.startswith(MEAN) for panel in panels[metric]]
         rest = {metric: own for metric, own in panels.items() if not metric.startswith(MEAN)}
-        metrics = sorted(rest, key=lambda metric: -len(rest[metric]))
+        metrics = sorted(rest, key=lambda metric: (metric != HEADLINE, -len(rest[metric])))
         suites.append(
             {
                 "id": suite,
@@ -153,13 +155,16 @@ def _needles(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def needle_depths(value: Evaluation) -> list[float]:
-    """Depth of every cell in percent: as the version of the task lists them, else spread evenly from 0 to 100."""
+    """Depth of every cell in percent: as the version of the task has them, else spread evenly from 0 to 100."""
     count = len(value.cells or ())
-    if listed := DEPTHS.search(value.version):
+    listed = DEPTHS.search(value.version)
+    if listed and (spaced := SPACED.fullmatch(listed[1])):
+        depths = np.linspace(float(spaced[1]), float(spaced[2]), int(spaced[3])).round().tolist()
+    elif listed and re.fullmatch(r"[\d.]+(,[\d.]+)*", listed[1]):
         depths = [float(depth) for depth in listed[1].split(",")]
-        if len(depths) == count:
-            return depths
-    return [float(depth) for depth in np.linspace(0, 100, count)]
+    else:
+        depths = []
+    return depths if len(depths) == count else np.linspace(0, 100, count).tolist()
 
 
 def _by_size(

@@ -8,11 +8,12 @@ from typing import Any
 
 from linscale.config import human
 from linscale.study.comparison import BASELINE, BEYOND, Comparison, Entry, Row, comparisons
-from linscale.study.evaluations import SUITES, Evaluations
+from linscale.study.evaluations import Evaluations
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.report.digest import display_name
 from linscale.study.report.evaluation_digest import rounded
 from linscale.study.report.sections import MISSING, number, table
+from linscale.study.suites import SUITES
 
 DOWN = ' <span title="lower is better">↓</span>'
 

@@ -19,6 +19,11 @@ function architecture(arch) {
   return { ...found, color: seriesColor(found), symbol: SYMBOLS[found.series % 8], shown: !hidden.has(found.name) };
 }
 
+// A name within a hover text, which would read tags.
+function plain(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+}
+
 function short(value) {
   return String(+value.toPrecision(4)).replace("-", "\u2212");
 }
@@ -94,13 +99,13 @@ function drawMetric(plot, panel) {
     if (!shown) continue;
     for (const curve of everyCheckpoint ? group.curves : []) {
       traces.push({ x: curve.x, y: curve.y, mode: "lines", opacity: 0.4, line: { color, width: 1 }, hovertemplate: "%{text}<extra></extra>",
-        text: curve.x.map((c, i) => `${name} ${curve.run}<br>C ${power(c)}, ${panel.metric} ${short(curve.y[i])}`) });
+        text: curve.x.map((c, i) => `${name} ${plain(curve.run)}<br>C ${power(c)}, ${plain(panel.metric)} ${short(curve.y[i])}`) });
     }
     traces.push({ ...group.line, mode: "lines", line: { color, width: 1.5 }, hoverinfo: "skip" });
     traces.push({ x: group.last.map((point) => point.x), y: group.last.map((point) => point.y), mode: "markers", marker: { color, symbol, size: 7 },
       error_y: errorBars(group.last.map((point) => point.error), color), hovertemplate: "%{text}<extra></extra>",
-      text: group.last.map((p) => `${name} ${p.run}, step ${p.step}<br>${human(p.params)} parameters, ${human(p.tokens)} tokens<br>C ${power(p.x)}, `
-        + `${panel.metric} ${plusMinus(p.y, p.error)}${p.count === null ? "" : `<br>${p.count} scored`}`) });
+      text: group.last.map((p) => `${name} ${plain(p.run)}, step ${p.step}<br>${human(p.params)} parameters, ${human(p.tokens)} tokens<br>C ${power(p.x)}, `
+        + `${plain(panel.metric)} ${plusMinus(p.y, p.error)}${p.count === null ? "" : `<br>${p.count} scored`}`) });
   }
   plotPanel(plot, traces, { xaxis: smallLogAxis("Compute C (PFLOP/s-days)", x, power), yaxis: linearAxis() });
 }
@@ -115,7 +120,7 @@ function drawPosition(plot, panel) {
     if (!shown) continue;
     traces.push({ x: middle, y: curve.y, mode: "lines+markers", line: { color, width: 1.5 }, marker: { color, symbol, size: 6 },
       error_y: errorBars(curve.error, color), hovertemplate: "%{text}<extra></extra>",
-      text: curve.first.map((first, i) => `${name} ${curve.run}, step ${curve.step}<br>places ${first} to ${curve.last[i]}<br>`
+      text: curve.first.map((first, i) => `${name} ${plain(curve.run)}, step ${curve.step}<br>places ${first} to ${curve.last[i]}<br>`
         + `${plusMinus(curve.y[i], curve.error[i])} nats per token`) });
   }
   const marks = panel.lengths.map((length) => ({ type: "line", x0: length, x1: length, y0: 0, y1: 1, yref: "paper",
@@ -131,7 +136,7 @@ function drawNeedle(plot, map) {
   const { name, shown } = architecture(map.arch);
   plot.closest(".panel").hidden = !shown;
   if (!shown) return;
-  const text = map.z.map((row, i) => row.map((value, j) => `${name} ${map.run}, step ${map.step}<br>${map.lengths[j]} tokens, depth ${short(map.depths[i])}%<br>accuracy ${short(value)}`));
+  const text = map.z.map((row, i) => row.map((value, j) => `${name} ${plain(map.run)}, step ${map.step}<br>${map.lengths[j]} tokens, depth ${short(map.depths[i])}%<br>accuracy ${short(value)}`));
   const ticks = (values, most, told) => {
     const every = Math.ceil(values.length / most), chosen = [...values.keys()].filter((i) => i % every === 0);
     return { tickvals: chosen, ticktext: chosen.map((i) => told(values[i])), tickmode: "array" };
