@@ -156,16 +156,22 @@ def _one_version(values: Sequence[Evaluation]) -> tuple[list[Evaluation], list[s
     for value in values:
         runs[value.task][value.version][value.run.name] = None
         last[value.task, value.run.name] = value.version
-    chosen, lines = {}, []
+    chosen: dict[str, str] = {}
+    left: dict[str, list[str]] = defaultdict(list)
     for task, versions in runs.items():
         newest = Counter(version for (name, _), version in last.items() if name == task)
         best = max(versions, key=lambda version: (len(versions[version]), newest[version]))
         chosen[task] = best
         for version, names in versions.items():
             if version != best:
-                which = ", ".join(names) if len(names) <= 4 else f"{len(names)} runs"
-                lines.append(f"{task}: version {version} of {which}; shown is version {best}")
+                left[f"version {version} of {_listed(list(names))}; shown is version {best}"].append(task)
+    lines = [f"{_listed(tasks)}: {why}" for why, tasks in left.items()]
     return [value for value in values if value.version == chosen[value.task]], lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to four names, or the first and how many more there are."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} others"
 
 
 def _mean_of(

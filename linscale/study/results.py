@@ -145,7 +145,7 @@ def read_study(study: Path, *, loss: Loss = "validation") -> list[Curve]:
 def read_curve(folder: Path, *, loss: Loss) -> Curve | None:
     """The curve of one run folder; None when it has no finite loss."""
     if loss == "validation":
-        records = [r for r in latest_records(folder / EVALUATIONS) if r.get("task") == "validation"]
+        records = _validation_records(folder)
     else:
         records = latest_records(folder / METRICS, keys=("step", "metric"))
     points = {float(r["tokens"]): r for r in records if r.get("metric") == "loss" and _finite(r.get("value"))}
@@ -191,13 +191,13 @@ def read_provenance(study: Path) -> Provenance:
     """Study name, and the distinct code versions, data fingerprints, devices and validation protocols of its runs."""
     folders = run_folders(study)
     configs = [read_config(folder) for folder in folders]
-    records = [record for folder in folders for record in latest_records(folder / EVALUATIONS)]
+    records = [record for folder in folders for record in _validation_records(folder)]
     return Provenance(
         study=next((str(c["study"]) for c in configs if c.get("study")), study.resolve().name),
         code=_distinct(c.get("code") for c in configs),
         data=_distinct((c.get("data") or {}).get("fingerprint") for c in configs),
         device=_distinct(c.get("device") for c in configs),
-        protocol=_distinct(r.get("task_version") for r in records if r.get("task") == "validation"),
+        protocol=_distinct(r.get("task_version") for r in records),
     )
 
 
@@ -283,12 +283,14 @@ def _status(folder: Path) -> dict[str, Any]:
     return {**status, "state": "stopped" if killed else str(status.get("state", "not started"))}
 
 
+def _validation_records(folder: Path) -> list[dict[str, Any]]:
+    """A checkpoint may have a hundred times as many records of other tasks."""
+    records = latest_records(folder / EVALUATIONS, containing='"validation"')
+    return [record for record in records if record.get("task") == "validation"]
+
+
 def _last(folder: Path, metric: str) -> float | None:
-    records = [
-        r
-        for r in latest_records(folder / EVALUATIONS)
-        if r.get("task") == "validation" and r.get("metric") == metric and _finite(r.get("value"))
-    ]
+    records = [r for r in _validation_records(folder) if r.get("metric") == metric and _finite(r.get("value"))]
     return float(max(records, key=lambda r: r["step"])["value"]) if records else None
 
 

@@ -63,6 +63,14 @@ def test_the_version_of_most_runs_is_read_then_the_newest_and_the_other_is_named
     assert found.left_out == ("sciq: version v2 of llama-a, tnl-a; shown is version v1",)
 
 
+def test_versions_left_out_for_one_reason_are_one_line(tmp_path: Path) -> None:
+    for run, version in (("llama-a", "v1"), ("tnl-a", "v2"), ("hgrn2-a", "v1")):
+        plant(tmp_path, run, *({"task": f"recall-copy-{n}", "value": 0.1, "task_version": version} for n in range(6)))
+    assert read_evaluations(tmp_path).left_out == (
+        "recall-copy-0 and 5 others: version v2 of tnl-a; shown is version v1",
+    )
+
+
 def test_what_is_no_number_is_left_out_and_counted(tmp_path: Path) -> None:
     plant(tmp_path, "tnl-a", {"task": "piqa", "value": float("nan")}, {"task": "piqa", "metric": "b", "value": None},
           {"task": "piqa", "metric": "c", "value": 1.0, "cells": [0.5, float("inf")]},

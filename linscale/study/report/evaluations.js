@@ -46,7 +46,10 @@ function fill(holder, items, drawing, told) {
   holder.append(grid);
   if (rest.childElementCount) {
     const details = element("details", {}, element("summary", { textContent: `${rest.childElementCount} more` }), rest);
-    details.addEventListener("toggle", () => drawPanels(details));
+    details.addEventListener("toggle", () => {
+      drawPanels(details);
+      if (details.open) details.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));
+    });
     holder.append(details);
   }
   drawPanels(holder);
@@ -68,18 +71,27 @@ function plotPanel(plot, traces, layout) {
   }, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false });
 }
 
-function linearAxis() {
-  return { gridcolor: variable("--grid"), linecolor: variable("--rule"), zeroline: false,
-    showline: true, ticks: "outside", tickcolor: variable("--rule"), automargin: true, nticks: 6 };
+function linearAxis(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const flat = low === high ? { range: [low - 0.1, high + 0.1] } : {};
+  return { gridcolor: variable("--grid"), linecolor: variable("--rule"), zeroline: false, showline: true, ticks: "outside",
+    tickcolor: variable("--rule"), automargin: true, nticks: 6, ...flat };
 }
 
-function smallLogAxis(title, values, text) {
+// A log axis for little room: few ticks, `apart` from each other as a share of the axis.
+function smallLogAxis(title, values, text, apart) {
   const colors = { grid: variable("--grid"), rule: variable("--rule") };
   const axis = logAxis(title, Math.min(...values), Math.max(...values), text, colors);
-  const kept = axis.tickvals.filter((v) => Math.log10(v) >= axis.range[0] && Math.log10(v) <= axis.range[1]);
-  const every = Math.ceil(kept.length / 4);
-  const ticks = kept.filter((_, i) => i % every === 0);
-  return { ...axis, title: { text: title, font: { size: 11 } }, tickvals: ticks, ticktext: ticks.map(text) };
+  const [low, high] = axis.range;
+  const ticks = [];
+  const place = (value) => (Math.log10(value) - low) / (high - low);
+  const within = axis.tickvals.filter((value) => place(value) >= 0 && place(value) <= 1);
+  const powers = within.filter((value) => Number.isInteger(+Math.log10(value).toFixed(6)));
+  for (const value of [...powers, ...within]) { // powers of ten first
+    if (ticks.every((other) => Math.abs(place(value) - place(other)) >= apart)) ticks.push(value);
+  }
+  if (!ticks.length) ticks.push(values[0]);
+  return { ...axis, title: { text: title, font: { size: 11 } }, tickvals: ticks, ticktext: ticks.map(text), tickangle: 0 };
 }
 
 function errorBars(errors, color) {
@@ -92,10 +104,14 @@ function plusMinus(value, error) {
 
 // A metric against compute: the last checkpoint of every run with its error, a line through the sizes.
 function drawMetric(plot, panel) {
-  const traces = [], x = panel.groups.flatMap((group) => group.last.map((point) => point.x));
+  const points = panel.groups.flatMap((group) => group.last), x = points.map((point) => point.x);
+  const y = points.flatMap((point) => [point.y, point.y + (point.error ?? 0)]), traces = [];
   for (const group of panel.groups) {
     const { name, color, symbol, shown } = architecture(group.arch);
-    if (everyCheckpoint) x.push(...group.curves.flatMap((curve) => curve.x));
+    if (everyCheckpoint) {
+      x.push(...group.curves.flatMap((curve) => curve.x));
+      y.push(...group.curves.flatMap((curve) => curve.y));
+    }
     if (!shown) continue;
     for (const curve of everyCheckpoint ? group.curves : []) {
       traces.push({ x: curve.x, y: curve.y, mode: "lines", opacity: 0.4, line: { color, width: 1 }, hovertemplate: "%{text}<extra></extra>",
@@ -107,7 +123,7 @@ function drawMetric(plot, panel) {
       text: group.last.map((p) => `${name} ${plain(p.run)}, step ${p.step}<br>${human(p.params)} parameters, ${human(p.tokens)} tokens<br>C ${power(p.x)}, `
         + `${plain(panel.metric)} ${plusMinus(p.y, p.error)}${p.count === null ? "" : `<br>${p.count} scored`}`) });
   }
-  plotPanel(plot, traces, { xaxis: smallLogAxis("Compute C (PFLOP/s-days)", x, power), yaxis: linearAxis() });
+  plotPanel(plot, traces, { xaxis: smallLogAxis("Compute C (PFLOP/s-days)", x, power, 0.3), yaxis: linearAxis(y) });
 }
 
 // The loss by place in a window, and the length of training sequences as an upright line.
@@ -128,7 +144,7 @@ function drawPosition(plot, panel) {
   const later = panel.curves.flatMap((curve) => curve.y.filter((_, i) => curve.first[i] >= LATER));
   const low = Math.min(...later), high = Math.max(...later), pad = 0.08 * (high - low || 1);
   const range = later.length > 2 * panel.curves.length ? { range: [low - pad, high + pad] } : {};
-  plotPanel(plot, traces, { shapes: marks, xaxis: smallLogAxis("Place in the window", x, human), yaxis: { ...linearAxis(), ...range } });
+  plotPanel(plot, traces, { shapes: marks, xaxis: smallLogAxis("Place in the window", x, human, 0.2), yaxis: { ...linearAxis(later), ...range } });
 }
 
 // Accuracy by length, to the right, and depth, downwards; behind the upright line are lengths beyond those of training.
