@@ -81,7 +81,7 @@ def comparisons(values: Iterable[Evaluation]) -> list[Comparison]:
     Where no size of the baseline is another architecture's, its last checkpoints are compared with those of the others
     that spent as much compute, within 10%. Without a baseline there are values but no differences.
     """
-    shown = [value for value in values if not value.is_part]
+    shown = [value for value in values if not value.is_detail]
     sizes: dict[str, list[Evaluation]] = defaultdict(list)
     for value in shown:
         sizes[value.run.size].append(value)

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from linscale.run_folder import EVALUATIONS, latest_records
 from linscale.study.results import read_config, run_folders
-from linscale.study.suites import CSR, SCROLLS, place_of, plain_name, suite_of
+from linscale.study.suites import CSR, MMLU, SCROLLS, place_of, plain_name, suite_of
 
 PLACES = re.compile(r"loss_from_(\d+)")
 LENGTH = re.compile(r"acc_(\d+)")
@@ -65,6 +65,11 @@ class Evaluation:
         """Whether it is one point of a curve or a row of a map, which are shown as such and not on their own."""
         by_length = self.suite == "needle" and LENGTH.fullmatch(self.metric)
         return self.cells is not None or bool(by_length or PLACES.fullmatch(self.metric))
+
+    @property
+    def is_detail(self) -> bool:
+        """Whether it has a chart but no row where values are listed: parts, and the subjects of MMLU."""
+        return self.is_part or (self.suite == "mmlu" and self.metric not in MMLU)
 
     @property
     def lower_is_better(self) -> bool:

@@ -19,6 +19,7 @@ SCROLLS = {
 """The seven tasks of SCROLLS and their 13 numbers."""
 SUITES = {
     "csr": "Common sense, zero-shot",
+    "mmlu": "MMLU",
     "recall": "Recall in context",
     "text": "Loss on texts",
     "needle": "Needle in a haystack",
@@ -28,10 +29,12 @@ SUITES = {
 }
 """Groups of tasks in the order in which they are shown, and their titles."""
 BARE = {
-    "csr": re.compile(rf"({'|'.join(CSR)}|lambada_openai|sciq|commonsense_qa|mmlu.*)"),
+    "csr": re.compile(rf"({'|'.join(CSR)}|lambada_openai|sciq|commonsense_qa)"),
     "scrolls": re.compile(r"(qmsum|leval)-.*"),
 }
 """Tasks whose name does not begin with their suite's."""
+MMLU = ("acc", "acc_stem", "acc_other", "acc_social_sciences", "acc_humanities")
+"""Its metrics over all questions and over areas; others are of single subjects."""
 Natural: TypeAlias = tuple[tuple[bool, int, str], ...]
 
 

@@ -45,6 +45,8 @@ def write_run(run: Path, arch: str, size: str, params: float, skill: float) -> N
             *(base | text(first, 4.0 - first / 8192, 0.02) for first in (512, 1024, 2048, 4096)),
             *(base | needle(column, length) for column, length in enumerate(LENGTHS)),
             base | {"task": "needle-easy", "metric": "average", "value": 0.5, "se": 0.1, "task_version": GRID},
+            base | {"task": "needle-easy", "metric": "weighted_average", "value": 0.4, "task_version": GRID},
+            *([base | recall("accuracy", 1.0, 0.0, "1") | {"task": "recall-copy-4"}] if run.name == "llama-b" else []),
         )
     writer.close()
 
@@ -111,7 +113,10 @@ def test_a_metric_stands_at_its_compute_with_1_96_standard_errors(page: Page) ->
     suites = {suite["id"]: suite for suite in json.loads(page.data)["suites"]}
     assert [*suites] == ["recall", "needle"]  # the text's places are a curve and no metric of their own
     assert [item["metric"] for item in suites["recall"]["metrics"]] == ["accuracy", "loss"]
-    (panel,) = suites["recall"]["metrics"][0]["panels"]
+    copying, panel = suites["recall"]["metrics"][0]["panels"]
+    assert [len(copying["groups"]), copying["title"]] == [1, "copy-4"]
+    (needle,) = suites["needle"]["metrics"]  # a suite of one task: all metrics side by side
+    assert [panel["metric"] for panel in needle["panels"]] == ["weighted_average", "average"]
     assert (panel["title"], panel["lower"], suites["recall"]["metrics"][1]["panels"][0]["lower"]) == (
         "mqar-4",
         False,
@@ -247,9 +252,9 @@ def test_the_terminal_and_the_data_have_the_same_in_short(study: Path) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     values = [value for value in found["values"] if value["run"] == "tnl-b"]
     assert {(value["metric"], value["step"], value["value"]) for value in values} == {
-        ("accuracy", 20, 0.45), ("loss", 20, 2.0), ("average", 20, 0.5),
+        ("accuracy", 20, 0.45), ("loss", 20, 2.0), ("average", 20, 0.5), ("weighted_average", 20, 0.4),
     }  # fmt: skip
-    entry = found["side_by_side"][0]["rows"][0]["entries"][2]
+    entry = found["side_by_side"][0]["rows"][1]["entries"][2]
     assert (entry["arch"], entry["difference"], entry["differs"]) == ("tnl", pytest.approx(-0.15), True)
 
 

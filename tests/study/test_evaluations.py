@@ -2,16 +2,19 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from linscale.config import UserError
 from linscale.run_folder import RecordWriter, write_json
 from linscale.study.comparison import comparisons
-from linscale.study.evaluations import Evaluation, latest, read_evaluations
+from linscale.study.evaluations import latest, read_evaluations
 from linscale.study.suites import CSR, SCROLLS
 
+T = TypeVar("T")
 DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "evaluate.md"
 
 
@@ -27,7 +30,7 @@ def plant(study: Path, run: str, *records: dict[str, object], size: str | None =
     writer.close()
 
 
-def only(values: list[Evaluation]) -> Evaluation:
+def only(values: Sequence[T]) -> T:
     (value,) = values
     return value
 
@@ -144,6 +147,18 @@ def test_points_of_curves_and_rows_of_maps_are_parts(tmp_path: Path) -> None:
     values = read_evaluations(tmp_path).values
     assert [value.metric for value in values if value.is_part] == ["loss_from_64", "acc_1000"]
     assert [value.metric for value in values if value.lower_is_better] == ["loss_from_64", "loss"]
+
+
+def test_subjects_of_mmlu_have_charts_and_no_rows(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        "tnl-a",
+        *({"task": "mmlu", "metric": name, "value": 0.3} for name in ("acc", "acc_stem", "acc_virology")),
+    )
+    values = read_evaluations(tmp_path).values
+    assert [value.metric for value in values if value.is_detail] == ["acc_virology"]
+    assert not any(value.is_part for value in values)
+    assert [row.like.metric for row in only(comparisons(values)).rows] == ["acc", "acc_stem"]
 
 
 def test_differences_from_softmax_are_at_one_size_and_as_many_tokens(tmp_path: Path) -> None:

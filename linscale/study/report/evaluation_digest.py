@@ -15,7 +15,7 @@ def evaluation_digest(found: Evaluations) -> dict[str, Any]:
 
     Points of curves and rows of maps are on the page alone, as is every other checkpoint.
     """
-    last = latest(value for value in found.values if not value.is_part)
+    last = latest(value for value in found.values if not value.is_detail)
     return {
         "values": [
             {

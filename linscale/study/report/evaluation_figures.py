@@ -33,7 +33,10 @@ def evaluation_figures(values: Sequence[Evaluation], archs: Sequence[str]) -> di
 
 
 def _suites(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """By suite its metrics, the one that most tasks have first, and of each a panel a task; means over tasks first."""
+    """By suite its metrics, the one that most tasks have first, and of each a panel a task; means over tasks apart.
+
+    A suite of one task has all of its metrics side by side.
+    """
     suites = []
     for suite, members in _grouped(values, lambda value: value.suite).items():
         panels: dict[str, list[dict[str, Any]]] = {}
@@ -42,13 +45,10 @@ def _suites(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
         means = [panel for metric in panels if metric.startswith(MEAN) for panel in panels[metric]]
         rest = {metric: own for metric, own in panels.items() if not metric.startswith(MEAN)}
         metrics = sorted(rest, key=lambda metric: (metric != HEADLINE, -len(rest[metric])))
-        suites.append(
-            {
-                "id": suite,
-                "means": means,
-                "metrics": [{"metric": metric, "panels": rest[metric]} for metric in metrics],
-            }
-        )
+        choices = [{"metric": metric, "panels": rest[metric]} for metric in metrics]
+        if len({value.task for value in members if not value.metric.startswith(MEAN)}) == 1:
+            choices = [{"metric": "all", "panels": [panel for choice in choices for panel in choice["panels"]]}]
+        suites.append({"id": suite, "means": means, "metrics": choices})
     return sorted(suites, key=lambda suite: [*SUITES].index(str(suite["id"])))
 
 

@@ -47,7 +47,8 @@ def _suite(suite: dict[str, Any]) -> str:
     """A place for the panels of one suite, with a choice of metric where there are several."""
     name = suite["id"]
     options = "".join(f"<option>{escape(item['metric'])}</option>" for item in suite["metrics"])
-    pick = f'<label class="pick">Metric <select>{options}</select></label>' if len(suite["metrics"]) > 1 else ""
+    select = f'<select aria-label="Metric, {SUITES[name]}">{options}</select>'
+    pick = f'<label class="pick">Metric {select}</label>' if len(suite["metrics"]) > 1 else ""
     return (
         f'<section id="suite-{name}" aria-labelledby="suite-{name}-title">'
         f'<h3 id="suite-{name}-title">{SUITES[name]}</h3>{pick}<figure class="holder"></figure></section>'
