@@ -143,6 +143,7 @@ def _needles(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
                 "title": own[0].run.name,
                 "arch": own[0].run.arch,
                 "run": own[0].run.name,
+                "size": own[0].run.size,
                 "step": newest,
                 "trained": own[0].run.length,
                 "mean": _digits(_mean(value.value for _, value in same)),

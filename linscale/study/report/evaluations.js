@@ -40,7 +40,9 @@ function fill(holder, items, drawing, told) {
     plot.setAttribute("aria-label", `${item.title}: ${told(item)}`);
     const metric = item.metric ? ` ${item.metric}${item.lower ? " \u2193" : ""}` : "";
     const heading = element("p", {}, item.title, element("small", { textContent: metric }));
-    (i < PANELS ? grid : rest).append(element("div", { className: "panel" }, heading, plot));
+    const panel = element("div", { className: "panel" }, heading, plot);
+    if (item.size && item.size !== items[i - 1]?.size) panel.style.gridColumnStart = 1; // sizes below each other
+    (i < PANELS ? grid : rest).append(panel);
     panels.set(plot, () => drawing(plot, item));
   });
   holder.append(grid);
