@@ -39,6 +39,15 @@ def test_the_later_record_counts(tmp_path):
     assert [record["value"] for record in latest_records(path)] == [5, 3]
 
 
+def test_lines_without_what_is_asked_for_are_passed_over(tmp_path):
+    path = tmp_path / "records.jsonl"
+    writer = RecordWriter(path)
+    writer.write(*({"step": step, "task": task, "metric": "m"} for step in (1, 2) for task in ("validation", "sciq")))
+    writer.close()
+    found = latest_records(path, containing='"validation"')
+    assert [(record["step"], record["task"]) for record in found] == [(1, "validation"), (2, "validation")]
+
+
 def test_json_is_replaced_whole_and_damage_is_named(tmp_path):
     path = tmp_path / "status.json"
     write_json(path, {"a": 1})

@@ -27,10 +27,11 @@ from linscale.data.sources import UnavailableInputError
 from linscale.evaluate.perplexity import evaluate_run
 from linscale.generate.sample import sample
 from linscale.run_folder import code_version, disk_errors, locked, read_json, write_json
+from linscale.study.evaluations import read_evaluations
 from linscale.study.executors import Executor
 from linscale.study.fit import fit_study
 from linscale.study.plan import PlannedRun, StudyConfig, planned_runs
-from linscale.study.report import write_report
+from linscale.study.report import is_current, write_report
 from linscale.study.results import read_study, read_summaries
 from linscale.train.config import RunConfig
 from linscale.train.metrics import read_status
@@ -85,18 +86,29 @@ def run_study(study: StudyConfig, out: Path, executor: Executor, watcher: Watche
 
 
 def finish_study(study: StudyConfig, folder: Path, watcher: Watcher, outcome: Outcome) -> None:
-    """Samples, laws and report from what is trained; each only if it is missing or older than what it shows."""
-    inputs = results_fingerprint(study, folder)
-    if _fits_inputs(folder) == inputs and (folder / REPORT).exists():
+    """Samples, laws and report from what is trained; each only if it is missing or older than what it shows.
+
+    Raises UserError where no law can be fitted; what was evaluated beyond the validation loss is then reported first.
+    """
+    inputs, page = results_fingerprint(study, folder), folder / REPORT
+    fitted = _fits_inputs(folder) == inputs
+    if fitted and is_current(page, folder):
         return
     outcome.changed = True
-    watcher.stage("sampling from the best runs")
-    write_json(folder / SAMPLES, best_samples(study, folder))
-    watcher.stage("fitting the laws")
-    fits = fit_study(read_study(folder, loss=study.fit.loss), study.fit)
-    write_json(folder / FITS, {**fits, "inputs": inputs})
+    if not (fitted and page.exists()):
+        watcher.stage("sampling from the best runs")
+        write_json(folder / SAMPLES, best_samples(study, folder))
+        watcher.stage("fitting the laws")
+        try:
+            fits = fit_study(read_study(folder, loss=study.fit.loss), study.fit)
+        except UserError as error:
+            if not read_evaluations(folder).values:
+                raise
+            write_report(folder, page)
+            raise UserError(f"{error}; {page} has the evaluations without laws") from None
+        write_json(folder / FITS, {**fits, "inputs": inputs})
     watcher.stage("writing the report")
-    write_report(folder, folder / REPORT)
+    write_report(folder, page)
 
 
 def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDataset:

@@ -104,12 +104,30 @@ def run_folders(study: Path) -> list[Path]:
     """The runs of a study, by name: folders with a config.json that names a run. UserError when there is none."""
     if not study.is_dir():
         raise UserError(f"{study}: no such folder; expected a study's folder of runs")
-    runs = [folder for folder in sorted(study.iterdir()) if (folder / CONFIG).is_file() and "run" in _config(folder)]
+    runs = [
+        folder for folder in sorted(study.iterdir()) if (folder / CONFIG).is_file() and "run" in read_config(folder)
+    ]
     if not runs:
         raise UserError(
             f"{study}: holds no runs; expected folders with a {CONFIG}, as `linscale study run` writes them"
         )
     return runs
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The config.json of a run. Raises UserError when it is damaged, or lacks what every run is placed by."""
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / CONFIG}: expected an object that describes a run; restore or delete the folder")
+    if "run" not in values:
+        return values
+    for path in (("model", "arch"), ("params", "non_embedding"), ("flops_per_token",)):
+        item: Any = values
+        for key in path:
+            item = item.get(key) if isinstance(item, dict) else None
+        if item is None or (path[-1] != "arch" and not (_finite(item) and item > 0)):
+            raise UserError(f"{folder / CONFIG}: '{'.'.join(path)}' = {item!r} is missing or not a positive number")
+    return values
 
 
 def read_study(study: Path, *, loss: Loss = "validation") -> list[Curve]:
@@ -127,14 +145,14 @@ def read_study(study: Path, *, loss: Loss = "validation") -> list[Curve]:
 def read_curve(folder: Path, *, loss: Loss) -> Curve | None:
     """The curve of one run folder; None when it has no finite loss."""
     if loss == "validation":
-        records = [r for r in latest_records(folder / EVALUATIONS) if r.get("task") == "validation"]
+        records = _validation_records(folder)
     else:
         records = latest_records(folder / METRICS, keys=("step", "metric"))
     points = {float(r["tokens"]): r for r in records if r.get("metric") == "loss" and _finite(r.get("value"))}
     points = {tokens: record for tokens, record in points.items() if tokens > 0 and record["value"] > 0}
     if not points:
         return None
-    values = _config(folder)
+    values = read_config(folder)
     tokens = np.array(sorted(points))
     flops_per_token = float(values["flops_per_token"])
     return Curve(
@@ -172,14 +190,14 @@ def read_states(root: Path) -> list[RunState]:
 def read_provenance(study: Path) -> Provenance:
     """Study name, and the distinct code versions, data fingerprints, devices and validation protocols of its runs."""
     folders = run_folders(study)
-    configs = [_config(folder) for folder in folders]
-    records = [record for folder in folders for record in latest_records(folder / EVALUATIONS)]
+    configs = [read_config(folder) for folder in folders]
+    records = [record for folder in folders for record in _validation_records(folder)]
     return Provenance(
         study=next((str(c["study"]) for c in configs if c.get("study")), study.resolve().name),
         code=_distinct(c.get("code") for c in configs),
         data=_distinct((c.get("data") or {}).get("fingerprint") for c in configs),
         device=_distinct(c.get("device") for c in configs),
-        protocol=_distinct(r.get("task_version") for r in records if r.get("task") == "validation"),
+        protocol=_distinct(r.get("task_version") for r in records),
     )
 
 
@@ -208,7 +226,7 @@ def interpolated(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _summary(folder: Path) -> RunSummary:
-    values = _config(folder)
+    values = read_config(folder)
     status = _status(folder)
     curve = read_curve(folder, loss="validation")
     speeds = [
@@ -236,7 +254,7 @@ def _summary(folder: Path) -> RunSummary:
 
 
 def _run_state(folder: Path) -> RunState:
-    values = _config(folder)
+    values = read_config(folder)
     status = _status(folder)
     return RunState(
         folder=str(folder),
@@ -265,28 +283,15 @@ def _status(folder: Path) -> dict[str, Any]:
     return {**status, "state": "stopped" if killed else str(status.get("state", "not started"))}
 
 
+def _validation_records(folder: Path) -> list[dict[str, Any]]:
+    """A checkpoint may have a hundred times as many records of other tasks."""
+    records = latest_records(folder / EVALUATIONS, containing='"validation"')
+    return [record for record in records if record.get("task") == "validation"]
+
+
 def _last(folder: Path, metric: str) -> float | None:
-    records = [
-        r
-        for r in latest_records(folder / EVALUATIONS)
-        if r.get("task") == "validation" and r.get("metric") == metric and _finite(r.get("value"))
-    ]
+    records = [r for r in _validation_records(folder) if r.get("metric") == metric and _finite(r.get("value"))]
     return float(max(records, key=lambda r: r["step"])["value"]) if records else None
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    values = read_json(folder / CONFIG)
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / CONFIG}: expected an object that describes a run; restore or delete the folder")
-    if "run" not in values:
-        return values
-    for path in (("model", "arch"), ("params", "non_embedding"), ("flops_per_token",)):
-        item: Any = values
-        for key in path:
-            item = item.get(key) if isinstance(item, dict) else None
-        if item is None or (path[-1] != "arch" and not (_finite(item) and item > 0)):
-            raise UserError(f"{folder / CONFIG}: '{'.'.join(path)}' = {item!r} is missing or not a positive number")
-    return values
 
 
 def _finite(value: object) -> bool:

@@ -107,6 +107,21 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     assert "Nothing to do" in run("run", study_file, "--out", whole).stdout
     assert snapshot(whole) == before
 
+    # What is evaluated later is reported, and nothing else is made again.
+    records = (study / "tnl-a" / "evaluations.jsonl").read_bytes()
+    last = json.loads(records.splitlines()[-1])
+    measured = last | {"task": "recall-copy-4", "task_version": "1", "metric": "accuracy", "value": 0.25}
+    (study / "tnl-a" / "evaluations.jsonl").write_bytes(records + json.dumps(measured).encode() + b"\n")
+    before = snapshot(whole)
+    found = json.loads(run("report", study_file, "--out", whole, "--json").stdout)
+    assert [value["task"] for value in found["evaluations"]["values"]] == ["recall-copy-4"]
+    assert {path.name for path, at in snapshot(whole).items() if at != before[path]} == {"report.html"}
+    assert "recall-copy-4" in (study / "report.html").read_text()
+    assert "Nothing to do" in run("report", study_file, "--out", whole).stdout
+    (study / "tnl-a" / "evaluations.jsonl").write_bytes(records)
+    assert "Nothing to do" not in run("report", study_file, "--out", whole).stdout
+    before = snapshot(whole)
+
     # A changed study file is refused by name, and nothing of the finished study is touched.
     text = study_file.read_text()
     study_file.write_text(text.replace("lr = 1e-2", "lr = 1e-3"))
@@ -208,7 +223,18 @@ def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):
     assert last.startswith("linscale: ")
     assert "tnl" in last
     assert "sizes" in last
-    assert (tmp_path / "out" / "tiny" / "tnl-a" / "status.json").exists()  # what was trained stays
+    study = tmp_path / "out" / "tiny"
+    assert (study / "tnl-a" / "status.json").exists()  # what was trained stays
+    assert not (study / "report.html").exists()
+
+    # What was evaluated is reported all the same.
+    measured = {"step": 9, "tokens": 2304, "task": "recall-copy-4", "task_version": "1", "metric": "loss", "value": 2.5}
+    with open(study / "tnl-a" / "evaluations.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(measured) + "\n")
+    last = run("report", study_file, "--out", tmp_path / "out", status=2).stderr.strip().splitlines()[-1]
+    assert "sizes" in last
+    assert last.endswith("report.html has the evaluations without laws")
+    assert "recall-copy-4" in (study / "report.html").read_text()
 
 
 def test_a_prepared_corpus_outlives_its_texts(study_file, tmp_path):

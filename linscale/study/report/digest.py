@@ -12,7 +12,9 @@ import numpy as np
 
 from linscale.config import UserError, human
 from linscale.run_folder import read_json
+from linscale.study.evaluations import Evaluations, read_evaluations
 from linscale.study.laws import law_of
+from linscale.study.report.evaluation_digest import evaluation_digest
 from linscale.study.results import RunSummary, read_provenance, read_summaries
 
 FITS, SAMPLES = "fits.json", "samples.json"
@@ -26,8 +28,10 @@ def display_name(arch: str) -> str:
     return NAMES.get(arch, arch)
 
 
-def summary(study: Path) -> dict[str, Any]:
+def summary(study: Path, evaluations: Evaluations | None = None) -> dict[str, Any]:
     """Provenance, one entry an architecture (its law, best run and sample), what was refused, and every run.
+
+    `evaluations`, read from the study where they are not given, are added in short: the last checkpoints alone.
 
     `reference_compute` is the compute C0 in PFLOP/s-days at which all laws are shown side by side, and `at_reference`
     of an architecture what its law says there: `loss`, `params` and `tokens`, each with its 95% interval.
@@ -52,6 +56,7 @@ def summary(study: Path) -> dict[str, Any]:
             for arch in sorted({run.arch for run in runs} | set(laws))
         ],
         "runs": [dataclasses.asdict(run) for run in runs],
+        "evaluations": evaluation_digest(read_evaluations(study) if evaluations is None else evaluations),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -14,13 +15,18 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.run_folder import EVALUATIONS
+from linscale.study.evaluations import read_evaluations
 from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY, EnvelopeLaw, law_of
 from linscale.study.report import sections
 from linscale.study.report.digest import summary
-from linscale.study.results import Curve, read_study
+from linscale.study.report.evaluation_figures import evaluation_figures
+from linscale.study.report.evaluation_sections import evaluation_section
+from linscale.study.results import Curve, read_study, run_folders
 
 CURVE_POINTS = 300  # of one run in a figure
 PAPER_RANGE = (0.01, 1000.0)  # PFLOP/s-days over which the paper draws its curves
+HEAD = 2048  # bytes of a page that its fingerprint stands in
 FOLDER = Path(__file__).parent
 
 
@@ -31,14 +37,24 @@ def write_report(study: Path, out: Path) -> Path:
     """
     from plotly.offline import get_plotlyjs
 
-    found = summary(study)
+    evaluations = read_evaluations(study)
+    found = summary(study, evaluations)
+    measured = evaluation_figures(evaluations.values, [item["group"] for item in found["architectures"]])
+    script = (FOLDER / "page.js").read_text(encoding="utf-8").strip()
+    if evaluations.values:
+        script += "\n" + (FOLDER / "evaluations.js").read_text(encoding="utf-8").strip()
     page = Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Scaling laws of {found['provenance']['study']}"),
         loss=sections.loss_name(found),
         style=(FOLDER / "page.css").read_text(encoding="utf-8").strip(),
-        script=(FOLDER / "page.js").read_text(encoding="utf-8").strip(),
+        script=script,
         plotly=get_plotlyjs().strip(),
-        figures=json.dumps(_figures(study, found), separators=(",", ":")).replace("<", "\\u003c"),
+        figures=_json(_figures(study, found)),
+        fingerprint=evaluations_fingerprint(study),
+        evaluations=evaluation_section(evaluations, measured),
+        evaluation_data=f'<script type="application/json" id="evaluations">{_json(measured)}</script>'
+        if evaluations.values
+        else "",
         provenance=sections.provenance(found),
         warnings=sections.warnings(found),
         lead=sections.lead(found),
@@ -58,6 +74,29 @@ def write_report(study: Path, out: Path) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return out
+
+
+def evaluations_fingerprint(study: Path) -> str:
+    """Of every record of an evaluation in the study: a page that holds another one is out of date."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in run_folders(study):
+        digest.update(folder.name.encode())
+        if (folder / EVALUATIONS).exists():
+            digest.update((folder / EVALUATIONS).read_bytes())
+    return digest.hexdigest()
+
+
+def is_current(page: Path, study: Path) -> bool:
+    """Whether a page of the study is there and shows all that was evaluated."""
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return f'name="evaluations" content="{evaluations_fingerprint(study)}"'.encode() in file.read(HEAD)
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in a script of a page: it cannot end it."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _figures(study: Path, found: dict[str, Any]) -> list[dict[str, Any]]:

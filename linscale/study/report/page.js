@@ -4,6 +4,7 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const SUPERSCRIPT = { "-": "\u207b", 0: "\u2070", 1: "\u00b9", 2: "\u00b2", 3: "\u00b3", 4: "\u2074", 5: "\u2075", 6: "\u2076", 7: "\u2077", 8: "\u2078", 9: "\u2079" };
 const PREFIXES = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 const hidden = new Set();
+const drawings = [() => figures.forEach(draw)]; // all that shows the choice of architectures and the colours
 
 function variable(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -114,21 +115,27 @@ function draw(figure) {
 }
 
 function drawAll() {
-  figures.forEach(draw);
+  for (const each of drawings) each();
 }
 
+// One box an architecture above the laws and, where there are any, above the evaluations: they say the same.
 function addCheckboxes() {
   for (const group of figures[0].groups) {
-    const label = document.createElement("label"), box = document.createElement("input");
-    box.type = "checkbox";
-    box.checked = true;
-    box.addEventListener("change", () => {
-      hidden[box.checked ? "delete" : "add"](group.name);
-      drawAll();
-    });
-    label.style.color = box.style.accentColor = `var(--series-${group.series % 8})`;
-    label.append(box, group.name);
-    document.getElementById("architectures").append(label);
+    const boxes = [];
+    for (const fieldset of document.querySelectorAll("fieldset.architectures")) {
+      const label = document.createElement("label"), box = document.createElement("input");
+      box.type = "checkbox";
+      box.checked = true;
+      box.addEventListener("change", () => {
+        for (const other of boxes) other.checked = box.checked;
+        hidden[box.checked ? "delete" : "add"](group.name);
+        drawAll();
+      });
+      label.style.color = box.style.accentColor = `var(--series-${group.series % 8})`;
+      label.append(box, group.name);
+      fieldset.append(label);
+      boxes.push(box);
+    }
   }
 }
 

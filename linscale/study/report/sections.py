@@ -87,7 +87,7 @@ def _laws_table(found: dict[str, Any], *, at_reference: bool) -> str:
     groups = "".join(f'<th scope="colgroup" colspan="2">{title}</th>' for title in TITLES)
     factor = "at C<sub>0</sub>" if at_reference else "coefficient"
     columns = f'<th scope="col">{factor}</th><th scope="col">exponent</th>' * len(LAWS)
-    return _table(
+    return table(
         _laws_caption(found, at_reference=at_reference),
         f'<tr><th rowspan="2" scope="col">Architecture</th>{groups}<th rowspan="2" scope="col">fitted over C</th></tr>'
         f"<tr>{columns}</tr>",
@@ -121,7 +121,7 @@ def runs_table(runs: Sequence[dict[str, Any]]) -> str:
     )
     names = ("Run", "state", "parameters", "tokens", "FLOPs", "validation loss", "bits per byte", "tokens/s")
     headings = [f'<th scope="col"{" class=text" if name == "state" else ""}>{name}</th>' for name in names]
-    return _table(
+    return table(
         "Parameters without embeddings; loss in nats per token at the last checkpoint; tokens/s is a median.",
         f"<tr>{''.join(headings)}</tr>",
         f"<tbody>{rows}</tbody>",
@@ -228,6 +228,7 @@ def _codes(values: Sequence[str]) -> str:
     return ", ".join(f"<code>{escape(value)}</code>" for value in values) or MISSING
 
 
-def _table(caption: str, head: str, body: str, label: str) -> str:
+def table(caption: str, head: str, body: str, label: str) -> str:
+    """A table in HTML that scrolls within itself where it is wider than the page; `label` is its name."""
     table = f"<table><caption><span>{caption}</span></caption><thead>{head}</thead>{body}</table>"
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'

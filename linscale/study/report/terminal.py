@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from linscale.config import human
+from linscale.study.comparison import BASELINE, BEYOND
 from linscale.study.report.digest import (
     LAWS,
+    display_name,
     noise_source,
     notes,
     printable,
@@ -22,7 +24,9 @@ from linscale.study.report.digest import (
     summary,
     with_interval,
 )
+from linscale.study.report.evaluation_digest import headlines, rounded
 
+EVALUATION_ROWS = 24
 SAMPLE_LINES, SAMPLE_CHARACTERS = 6, 400
 
 
@@ -40,6 +44,9 @@ def print_summary(study: Path, console: Console) -> None:
 def _print(found: dict[str, Any], console: Console) -> None:
     console.print(_laws_table(found))
     console.print(_legend(found), style="dim")
+    for compared in found["evaluations"]["side_by_side"][:1]:  # the largest size
+        console.print(_evaluations_table(compared))
+        console.print(_evaluations_legend(found["evaluations"]), style="dim")
     samples = [item for item in found["architectures"] if item["sample"]]
     if samples:
         console.print("\nSamples", style="bold")
@@ -103,6 +110,38 @@ def _legend(found: dict[str, Any]) -> Text:
             lines.append("? = the interval leaves open the sign of the exponent.")
     lines.append("L in nats per token; N without embeddings; D in tokens.")
     lines.append("tok/s, bits/B (validation bits per byte): of the run with the lowest loss.")
+    return Text("\n".join(lines))
+
+
+def _evaluations_table(compared: dict[str, Any]) -> Table:
+    """The first metric of every task at one size, as many as fit a screen; an asterisk: it differs from LLaMA's."""
+    what = f"size {compared['size']}" if compared["size"] else "equal compute"
+    title = f"\nEvaluations, {what}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
+    table.add_column("", overflow="fold")
+    for arch in compared["params"]:
+        table.add_column(display_name(arch), justify="right", overflow="fold")
+    for row in headlines(compared)[:EVALUATION_ROWS]:
+        entries = {entry["arch"]: entry for entry in row["entries"]}
+        cells = [_evaluation(entries[arch]) if arch in entries else "-" for arch in compared["params"]]
+        table.add_row(f"{row['task']} {row['metric']}", *cells)
+    return table
+
+
+def _evaluation(entry: dict[str, Any]) -> Text:
+    value, mark = rounded(entry["value"], entry["se"]), "*" if entry["differs"] else " "
+    return Text(f"{value}{mark}", style="bold" if entry["differs"] else "")
+
+
+def _evaluations_legend(evaluations: dict[str, Any]) -> Text:
+    compared = evaluations["side_by_side"]
+    rows, lines = len(headlines(compared[0])), []
+    if any(entry["difference"] is not None for row in compared[0]["rows"] for entry in row["entries"]):
+        lines.append(f"* differs from {display_name(BASELINE)} by more than {BEYOND} standard errors.")
+    if rows > EVALUATION_ROWS:
+        lines.append(f"{rows - EVALUATION_ROWS} more tasks are on the page.")
+    lines.append("Other metrics, sizes and checkpoints: on the page.")
+    lines += [f"left out: {line}" for line in evaluations["left_out"]]
     return Text("\n".join(lines))
 
 
