@@ -112,10 +112,17 @@ def read_records(path: Path, containing: str = "") -> Iterator[dict[str, Any]]:
         for line in file:
             if wanted not in line:
                 continue
-            with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record
+            if record := parse_record(line):
+                yield record
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where a kill cut it."""
+    with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+        record = json.loads(line)
+        if isinstance(record, dict):
+            return record
+    return None
 
 
 def latest_records(

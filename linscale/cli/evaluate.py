@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +16,7 @@ import tyro
 from linscale.cli.output import Json, ProgressBar, print_json, print_table
 from linscale.cli.suites import Options, build_tasks, suite_names
 from linscale.config import UserError
-from linscale.distributed import cores, limit_threads
+from linscale.distributed import cores, follow_parent, limit_threads
 
 if TYPE_CHECKING:
     from linscale.evaluate.run import Outcome
@@ -51,6 +56,7 @@ def evaluate(
     *,
     suite: Suites = (),
     steps: str = "last",
+    workers: int | None = None,
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = DEFAULTS,
     json: Json = False,
 ) -> int:
@@ -62,24 +68,67 @@ def evaluate(
     Args:
         path: A run folder, or a folder of runs.
         steps: all, last, or steps of checkpoints such as 1000,2000.
+        workers: Processes that share the work; by default one for each GPU.
         options: What can be chosen of each suite.
     """
     names = suite_names(suite)
     chosen = None if steps in ("all", "last") else _steps(steps)
+    if workers is not None and workers < 1:
+        raise UserError(f"workers = {workers}: expected at least 1")
     tasks = build_tasks(names, options)
     from linscale.evaluate.run import evaluate as run_job
     from linscale.evaluate.run import find_runs
 
-    runs = find_runs(path)
-    limit_threads(cores())
-    with ProgressBar() as bar:
-        outcome = run_job(runs, tasks, last=steps == "last", steps=chosen, progress=bar.update)
+    runs, last = find_runs(path), steps == "last"
+    count = workers or _gpus() or 1
+    work = functools.partial(_assist, path, names, options, last, chosen)
+    limit_threads(max(1, cores() // count))
+    with assistants(count - 1, work), ProgressBar() as bar:
+        outcome = run_job(runs, tasks, last=last, steps=chosen, progress=bar.update)
     records = _results(runs, tasks)
     if json:
         print_json({**asdict(outcome), "results": records})
     else:
         _show(path, outcome, records)
     return 1 if outcome.left_out else 0
+
+
+@contextlib.contextmanager
+def assistants(count: int, work: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside, `count` more processes do work(number, count + 1), with numbers from 1; they end when this one does."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=work, args=(number, count + 1), daemon=True) for number in range(1, count + 1)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:  # all is recorded by now, or this process has been stopped
+            process.terminate()
+            process.join()
+
+
+def _assist(
+    path: Path, names: Sequence[str], options: Options, last: bool, steps: Sequence[int] | None, number: int, count: int
+) -> None:
+    """Do what the first process does, without a word: what goes wrong here does there too."""
+    follow_parent()
+    limit_threads(max(1, cores() // count))
+    from linscale.evaluate.run import evaluate as run_job
+    from linscale.evaluate.run import find_runs
+
+    if _gpus():
+        import torch
+
+        torch.cuda.set_device(number % _gpus())
+    with contextlib.suppress(UserError), contextlib.redirect_stderr(io.StringIO()):
+        run_job(find_runs(path), build_tasks(names, options), last=last, steps=steps)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from linscale.checkpoint import list_checkpoints, load_model, step_of
-from linscale.config import UserError
 from linscale.data.loader import Batch, validation_batches
 from linscale.data.shards import TokenDataset
+from linscale.data.tokenizer import Tokenizer
 from linscale.distributed import ALONE, Ranks, piece_of
+from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
-from linscale.run_folder import (
-    CONFIG,
-    EVALUATIONS,
-    RecordWriter,
-    code_version,
-    disk_errors,
-    latest_records,
-    locked,
-    read_json,
-)
 
 PROTOCOL = 1  # to be raised when the same model on the same data would get another value
 
@@ -47,11 +35,6 @@ class Score:
     """loss / ln 2 / bytes per token: comparable between tokenizers."""
     bits_per_byte_se: float | None
     """Standard error of `bits_per_byte`."""
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass: "bf16" is mixed precision, "fp32" leaves everything as it is."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def validation_loss(
@@ -104,72 +87,48 @@ def _window_means(
     return torch.cat([torch.stack([part[n] for part in parts if n in part]).mean(0) for n in numbers])
 
 
-def task_version(dataset: TokenDataset, train: Mapping[str, Any]) -> str:
-    """What two validation losses must share to be comparable: protocol, data, window length, tokens, packing."""
-    packing = "-documents" if train["documents"] else ""
-    return f"{PROTOCOL}-{dataset.fingerprint}-length{train['length']}-tokens{train['validation_tokens']}{packing}"
+@dataclass(frozen=True)
+class Validation:
+    """The validation loss of a run, on its own data, as the task that training records at every checkpoint."""
 
+    dataset: TokenDataset
+    settings: Mapping[str, Any]
+    "The content of the run's config.json."
+    ranks: Ranks = ALONE
+    "All of them call `run`."
 
-def missing_steps(run: Path, version: str, steps: list[int]) -> list[int]:
-    """Those of `steps` without a validation record of this task version in the run folder."""
-    keys = ("step", "task", "task_version", "metric")
-    found = {tuple(record.get(key) for key in keys) for record in latest_records(run / EVALUATIONS, keys)}
-    metrics = ("loss", "bits_per_byte")
-    return [step for step in steps if any((step, "validation", version, metric) not in found for metric in metrics)]
+    @property
+    def name(self) -> str:
+        return "validation"
 
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ("loss", "bits_per_byte")
 
-def record_validation(
-    run: Path, settings: Mapping[str, Any], step: int, model: LanguageModel, dataset: TokenDataset,
-    ranks: Ranks = ALONE,
-) -> Score:  # fmt: skip
-    """Evaluate the model of one step and append its records to the run's evaluations.
+    def version(self, tokenizer: Tokenizer) -> str:
+        train = self.settings["train"]
+        packing = "-documents" if train["documents"] else ""
+        windows = f"length{train['length']}-tokens{train['validation_tokens']}{packing}"
+        return f"{PROTOCOL}-{self.dataset.fingerprint}-{windows}"
 
-    `settings` is the content of the run's config.json. The caller holds the run folder's lock; of several ranks, which
-    all call this, the first one does.
-    """
-    train = settings["train"]
-    share = max(1, train["batch_tokens"] // train["length"] // ranks.replicas)
-    score = validation_loss(
-        model,
-        dataset,
-        length=train["length"],
-        sequences=min(train["micro_batch"] or share, share),
-        max_tokens=train["validation_tokens"],
-        documents=train["documents"],
-        precision=settings["precision"],
-        ranks=ranks,
-    )
-    if not ranks.first:
-        return score
-    tokens = step * train["batch_tokens"]
-    head = {"run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"]}
-    head |= {"task": "validation", "task_version": task_version(dataset, train)}
-    tail = {"count": score.count, "code": code_version()}
-    with disk_errors(run / EVALUATIONS), contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
-        writer.write(
-            {**head, "metric": "loss", "value": score.loss, "se": score.se, **tail},
-            {**head, "metric": "bits_per_byte", "value": score.bits_per_byte, "se": score.bits_per_byte_se, **tail},
+    def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
+        return None  # it was trained on these tokens
+
+    def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
+        """loss: nats per token; bits_per_byte."""
+        train = self.settings["train"]
+        share = max(1, train["batch_tokens"] // train["length"] // self.ranks.replicas)
+        score = validation_loss(
+            model,
+            self.dataset,
+            length=train["length"],
+            sequences=min(train["micro_batch"] or share, share),
+            max_tokens=train["validation_tokens"],
+            documents=train["documents"],
+            precision=self.settings["precision"],
+            ranks=self.ranks,
         )
-    return score
-
-
-def evaluate_run(run: Path, dataset: TokenDataset | None = None) -> int:
-    """Make the validation records that a run's checkpoints lack, under the run's lock; returns how many it evaluated.
-
-    `dataset` is the run's data where the caller has it open; by default the folder that the run was trained from.
-    Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
-    """
-    settings = read_json(run / CONFIG)
-    with locked(run):
-        dataset = dataset or TokenDataset.open(Path(settings["data"]["path"]))
-        if dataset.fingerprint != settings["data"]["fingerprint"]:
-            raise UserError(
-                f"{dataset.folder}: holds data {dataset.fingerprint}, "
-                f"but {run} was trained on {settings['data']['fingerprint']}; restore that data"
-            )
-        paths = {step_of(path): path for path in list_checkpoints(run)}
-        missing = missing_steps(run, task_version(dataset, settings["train"]), list(paths))
-        device = "cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu"
-        for step in missing:
-            record_validation(run, settings, step, load_model(paths[step]).to(device), dataset)
-    return len(missing)
+        return [
+            Result("loss", score.loss, score.se, score.count),
+            Result("bits_per_byte", score.bits_per_byte, score.bits_per_byte_se, score.count),
+        ]

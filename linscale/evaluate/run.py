@@ -1,16 +1,14 @@
 """The evaluation job: tasks on the checkpoints of runs, doing only what is missing.
 
-A record says run, step, task and version; what has records of all its metrics is done. A run is held by its lock while
-it is evaluated: of several processes on one study each takes the runs that the others do not hold, and a killed one
-leaves whole records behind.
+A record says run, step, task and version; what has records of all its metrics is done. A checkpoint is claimed while it
+is measured: several processes on one study share it, and one that is killed leaves whole records and no claim behind.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,17 @@ import torch
 
 from linscale import checkpoint
 from linscale.config import UserError
-from linscale.data.tokenizer import load_tokenizer
-from linscale.evaluate.perplexity import autocast
-from linscale.evaluate.task import Result, Task, tasks_of_run
-from linscale.run_folder import (
-    CONFIG,
-    EVALUATIONS,
-    RecordWriter,
-    code_version,
-    disk_errors,
-    is_locked,
-    latest_records,
-    locked,
-    read_json,
-)
+from linscale.data.shards import TokenDataset
+from linscale.data.tokenizer import Tokenizer, load_tokenizer
+from linscale.evaluate.perplexity import Validation
+from linscale.evaluate.records import Evaluations
+from linscale.evaluate.task import Task, autocast, tasks_of_run
+from linscale.run_folder import CONFIG, read_json
 
 Steps = Sequence[int] | None
 """Checkpoints by their step; None: all of them."""
 Progress = Callable[[str, int, int], None]
+POLL_S = 1.0  # between two looks at what other processes measure
 
 
 @dataclass
@@ -45,9 +36,25 @@ class Outcome:
     done: int = 0
     "Pairs of a checkpoint and a task that it measured."
     known: int = 0
-    "Pairs that had been measured before."
+    "Pairs that had been measured before, or were by another process meanwhile."
     left_out: dict[str, str] = field(default_factory=dict)
     "'run: task', or 'run', and why it was not measured."
+
+
+@dataclass
+class Measured:
+    """One run as the job sees it."""
+
+    settings: dict[str, Any]
+    tokenizer: Tokenizer
+    tasks: list[tuple[Task, str]]
+    "With their versions."
+    records: Evaluations
+    device: torch.device
+
+    def missing(self, step: int) -> list[tuple[Task, str]]:
+        """The tasks that are not recorded at a step."""
+        return [(task, version) for task, version in self.tasks if not self.records.has(step, task, version)]
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -66,20 +73,21 @@ def evaluate(
 ) -> Outcome:  # fmt: skip
     """Measure every task on the checkpoints of every run where it has not been: all, the `last` one, or some `steps`.
 
+    Comes back when all is recorded: what other processes have claimed is waited for, and taken over from one that dies.
     `progress` is told the run, step and task that begin, how many are behind it and how many there are. Raises
     UserError when a checkpoint is damaged.
     """
-    outcome, paths = Outcome(), {run: _checkpoints(run, last, steps) for run in runs}
-    total = len(tasks) * sum(map(len, paths.values()))
-    for run in sorted(paths, key=is_locked):  # those that another process holds may be free by then
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(run))
-            except UserError as error:
-                outcome.left_out[run.name] = str(error)
-                continue
-            _evaluate_run(run, paths[run], tasks, partial(_tell, progress, outcome, total), outcome)
-    return outcome
+    job = Job(Outcome(), progress)
+    opened = [(job.open(run, tasks), path) for run in runs for path in _checkpoints(run, last, steps)]
+    pending = [(run, path) for run, path in opened if run]
+    job.total = len(tasks) * len(pending)
+    while pending:
+        claimed_elsewhere = [(run, path) for run, path in pending if not job.measure(run, path)]
+        if len(claimed_elsewhere) == len(pending):
+            progress(f"waiting for {len(pending)} checkpoints that other processes measure", job.behind, job.total)
+            time.sleep(POLL_S)
+        pending = claimed_elsewhere
+    return job.outcome
 
 
 def _checkpoints(run: Path, last: bool, steps: Steps) -> list[Path]:
@@ -87,53 +95,72 @@ def _checkpoints(run: Path, last: bool, steps: Steps) -> list[Path]:
     return paths[-1:] if last else [path for path in paths if steps is None or checkpoint.step_of(path) in steps]
 
 
-def _tell(progress: Progress, outcome: Outcome, total: int, text: str) -> None:
-    progress(text, outcome.done + outcome.known, total)
+class Job:
+    """What is behind a job, and how it measures one checkpoint."""
+
+    def __init__(self, outcome: Outcome, progress: Progress) -> None:
+        self.outcome, self.progress, self.total = outcome, progress, 0
+        self._opened: dict[Path, Measured | None] = {}
+
+    @property
+    def behind(self) -> int:
+        """Pairs of a checkpoint and a task."""
+        return self.outcome.done + self.outcome.known
+
+    def open(self, run: Path, tasks: Sequence[Task]) -> Measured | None:
+        """The run, with what tasks are for it; None, and why in the outcome, where it cannot be measured."""
+        if run not in self._opened:
+            self._opened[run] = self._open(run, tasks)
+        return self._opened[run]
+
+    def _open(self, run: Path, tasks: Sequence[Task]) -> Measured | None:
+        settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
+        vocabulary = settings["model"]["vocab_size"]
+        if tokenizer.vocab_size > vocabulary:
+            self.outcome.left_out[run.name] = f"its tokenizer has {tokenizer.vocab_size} tokens, its model {vocabulary}"
+            return None
+        device = torch.device("cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu")
+        versions = [(task, task.version(tokenizer)) for task in tasks_of_run(tasks, settings)]
+        return Measured(settings, tokenizer, versions, Evaluations(run, settings), device)
+
+    def measure(self, run: Measured, path: Path) -> bool:
+        """Measure what is missing of a checkpoint; whether it is done with, or else claimed by another process."""
+        step = checkpoint.step_of(path)
+        if not run.missing(step):
+            self.outcome.known += len(run.tasks)
+            return True
+        with run.records.claimed(step) as mine:
+            if mine:
+                missing = run.missing(step)  # looked up again: another process may have been quicker
+                self.outcome.known += len(run.tasks) - len(missing)
+                self._measure(run, path, step, missing)
+            return mine
+
+    def _measure(self, run: Measured, path: Path, step: int, missing: Sequence[tuple[Task, str]]) -> None:
+        model = checkpoint.load_model(path).to(run.device).eval() if missing else None
+        for task, version in missing:
+            assert model is not None
+            if obstacle := task.obstacle(model, run.tokenizer):
+                self.outcome.left_out[f"{run.records.run.name}: {task.name}"] = obstacle
+                continue
+            self.progress(f"{run.records.run.name}  step {step}  {task.name}", self.behind, self.total)
+            with torch.no_grad(), autocast(run.settings["precision"], run.device):
+                results = task.run(model, run.tokenizer)
+            run.records.add(step, task, version, results)
+            self.outcome.done += 1
 
 
-def _evaluate_run(
-    run: Path, paths: Sequence[Path], tasks: Sequence[Task], tell: Callable[[str], None], outcome: Outcome
-) -> None:
-    settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
-    vocabulary = settings["model"]["vocab_size"]
-    if tokenizer.vocab_size > vocabulary:
-        outcome.left_out[run.name] = f"its tokenizer has {tokenizer.vocab_size} tokens, its model {vocabulary}"
-        return
-    device = torch.device("cuda" if torch.cuda.is_available() and settings["device"] == "cuda" else "cpu")
-    tasks = tasks_of_run(tasks, settings)
-    known = _known(run)
-    with disk_errors(run / EVALUATIONS), contextlib.closing(RecordWriter(run / EVALUATIONS)) as writer:
-        for path in paths:
-            step, model = checkpoint.step_of(path), None
-            for task in tasks:
-                version = task.version(tokenizer)
-                if known.issuperset((step, task.name, version, metric) for metric in task.metrics):
-                    outcome.known += 1
-                    continue
-                model = model or checkpoint.load_model(path).to(device).eval()
-                if obstacle := task.obstacle(model, tokenizer):
-                    outcome.left_out[f"{run.name}: {task.name}"] = obstacle
-                    continue
-                tell(f"{run.name}  step {step}  {task.name}")
-                with torch.no_grad(), autocast(settings["precision"], device):
-                    results = task.run(model, tokenizer)
-                writer.write(*_records(settings, step, task.name, version, results))
-                outcome.done += 1
+def evaluate_validation(run: Path, dataset: TokenDataset | None = None) -> int:
+    """Make the validation records that a run's checkpoints lack; returns how many it evaluated.
 
-
-def _known(run: Path) -> set[tuple[Any, ...]]:
-    keys = ("step", "task", "task_version", "metric")
-    return {tuple(record.get(key) for key in keys) for record in latest_records(run / EVALUATIONS, keys)}
-
-
-def _records(
-    settings: dict[str, Any], step: int, task: str, version: str, results: Iterable[Result]
-) -> Iterator[dict[str, Any]]:
-    tokens = step * settings["train"]["batch_tokens"]
-    for result in results:
-        yield {
-            "run": settings["run"], "step": step, "tokens": tokens, "flops": tokens * settings["flops_per_token"],
-            "task": task, "task_version": version, "metric": result.metric, "value": result.value, "se": result.se,
-            "count": result.count, "code": code_version(),
-            **({} if result.cells is None else {"cells": list(result.cells)}),
-        }  # fmt: skip
+    `dataset` is the run's data where the caller has it open; by default the folder that the run was trained from.
+    Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
+    """
+    settings = read_json(run / CONFIG)
+    dataset = dataset or TokenDataset.open(Path(settings["data"]["path"]))
+    if dataset.fingerprint != settings["data"]["fingerprint"]:
+        raise UserError(
+            f"{dataset.folder}: holds data {dataset.fingerprint}, "
+            f"but {run} was trained on {settings['data']['fingerprint']}; restore that data"
+        )
+    return evaluate([run], [Validation(dataset, settings)]).done

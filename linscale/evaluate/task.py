@@ -64,6 +64,11 @@ def tasks_of_run(tasks: Sequence[Task], settings: Mapping[str, Any]) -> list[Tas
     return [task.for_run(settings) if isinstance(task, PerRun) else task for task in tasks]
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: "bf16" is mixed precision, "fp32" leaves everything as it is."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def mean_result(metric: str, values: Tensor, count: int) -> Result:
     """The mean of independent values (n,) with its standard error."""
     values = values.double()

@@ -24,7 +24,7 @@ from linscale.config import UserError, fingerprint, to_dict
 from linscale.data.prepare import prepare
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.data.sources import UnavailableInputError
-from linscale.evaluate.perplexity import evaluate_run
+from linscale.evaluate.run import evaluate_validation
 from linscale.generate.sample import sample
 from linscale.run_folder import code_version, disk_errors, locked, read_json, write_json
 from linscale.study.evaluations import read_evaluations
@@ -157,7 +157,7 @@ def _train(
         outcome.trained = [path.name for path in missing if path not in errors]
     for run in runs:
         path = outcome.study / run.name
-        if run.name not in outcome.failed and evaluate_run(path, dataset):
+        if run.name not in outcome.failed and evaluate_validation(path, dataset):
             outcome.changed = True
 
 

@@ -27,7 +27,9 @@ from linscale.config import UserError, human
 from linscale.data.loader import Batch, Loader, Prefetcher, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.distributed import ALONE, Ranks, piece_of
-from linscale.evaluate.perplexity import Score, autocast, missing_steps, record_validation, task_version
+from linscale.evaluate.perplexity import Validation
+from linscale.evaluate.records import Evaluations
+from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
@@ -191,17 +193,22 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
 
 
 def _unscored(run: Run, step: int) -> list[int]:
-    return missing_steps(run.path, task_version(run.dataset, run.settings["train"]), [step])
+    task = Validation(run.dataset, run.settings)
+    return Evaluations(run.path, run.settings).missing([step], task, run.dataset.tokenizer)
 
 
-def _validate(run: Run, step: int) -> Score:
+def _validate(run: Run, step: int) -> list[Result]:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
+    task, tokenizer = Validation(run.dataset, run.settings, run.ranks), run.dataset.tokenizer
     with torch.compiler.set_stance("force_eager"):
-        return record_validation(run.path, run.settings, step, run.model, run.dataset, run.ranks)
+        results = task.run(run.model, tokenizer)
+    if run.ranks.first:
+        Evaluations(run.path, run.settings).add(step, task, task.version(tokenizer), results)
+    return results
 
 
-def _report(log: RunLog, step: int, score: Score) -> None:
-    log.checkpoint_done(step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte})
+def _report(log: RunLog, step: int, results: list[Result]) -> None:
+    log.checkpoint_done(step, {result.metric: result.value for result in results})
 
 
 def _flush(run: Run, log: RunLog, *, everything: bool) -> None:

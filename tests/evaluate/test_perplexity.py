@@ -15,7 +15,9 @@ from linscale import checkpoint
 from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.shards import TokenDataset
-from linscale.evaluate.perplexity import Score, evaluate_run, missing_steps, validation_loss
+from linscale.evaluate.perplexity import Score, Validation, validation_loss
+from linscale.evaluate.records import Evaluations
+from linscale.evaluate.run import evaluate_validation
 from linscale.models import ModelConfig, build_model
 from linscale.run_folder import latest_records, read_records, write_json
 
@@ -96,19 +98,20 @@ def make_run(run: Path, data: Path, steps: tuple[int, ...] = (1, 2, 3)) -> dict[
     shape = {"arch": "hgrn2", "vocab_size": 257, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 64}
     train = {"length": 32, "batch_tokens": 128, "micro_batch": None, "validation_tokens": 160, "documents": False}
     source = {"path": str(data), "fingerprint": TokenDataset.open(data).fingerprint}
-    settings = {"run": "tiny", "data": source, "train": train, "precision": "fp32", "device": "cpu"}
+    settings = {"run": "tiny", "model": shape, "data": source, "train": train, "precision": "fp32", "device": "cpu"}
     write_json(run / "config.json", {**settings, "flops_per_token": 10.0})
+    TokenDataset.open(data).tokenizer.save(run)
     for step in steps:
         model = build_model(parse(ModelConfig, shape))
         model.init_weights(step)
         checkpoint.save(run, step, model, torch.optim.AdamW(model.parameters()), {"tokens": 128 * step})
-    return settings
+    return {**settings, "flops_per_token": 10.0}
 
 
 def test_a_run_is_evaluated_where_records_are_missing(tmp_path: Path) -> None:
     data = corpus(tmp_path, 0)
-    make_run(tmp_path / "run", data)
-    assert evaluate_run(tmp_path / "run") == 3
+    settings = make_run(tmp_path / "run", data)
+    assert evaluate_validation(tmp_path / "run") == 3
     path = tmp_path / "run" / "evaluations.jsonl"
     records = list(read_records(path))
     assert [(record["step"], record["metric"]) for record in records] == [
@@ -119,11 +122,12 @@ def test_a_run_is_evaluated_where_records_are_missing(tmp_path: Path) -> None:
     model = checkpoint.load_model(tmp_path / "run" / "checkpoints" / "step_00000002")
     assert records[2]["value"] == pytest.approx(score(model, dataset, max_tokens=160).loss, rel=1e-6)
     assert dataset.fingerprint in records[0]["task_version"]
-    assert evaluate_run(tmp_path / "run") == 0
+    assert evaluate_validation(tmp_path / "run") == 0
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3] + lines[4:5]) + lines[5][:30])  # step 2 lost one metric, step 3 half of one
-    assert missing_steps(tmp_path / "run", records[0]["task_version"], [1, 2, 3]) == [2, 3]
-    assert evaluate_run(tmp_path / "run") == 2
+    task = Validation(dataset, settings)
+    assert Evaluations(tmp_path / "run", settings).missing([1, 2, 3], task, dataset.tokenizer) == [2, 3]
+    assert evaluate_validation(tmp_path / "run") == 2
     values = {(record["step"], record["metric"]): record["value"] for record in latest_records(path)}
     assert values == {(record["step"], record["metric"]): record["value"] for record in records}
 
@@ -133,11 +137,11 @@ def test_a_run_is_evaluated_on_its_data_wherever_that_is_now(tmp_path: Path) -> 
     make_run(tmp_path / "run", data, steps=(1,))
     moved = data.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="not a prepared corpus"):
-        evaluate_run(tmp_path / "run")
-    assert evaluate_run(tmp_path / "run", TokenDataset.open(moved)) == 1
+        evaluate_validation(tmp_path / "run")
+    assert evaluate_validation(tmp_path / "run", TokenDataset.open(moved)) == 1
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"holds data \w+, but .* was trained on \w+"):
-        evaluate_run(tmp_path / "run", TokenDataset.open(corpus(tmp_path / "other", 1)))
+        evaluate_validation(tmp_path / "run", TokenDataset.open(corpus(tmp_path / "other", 1)))
 
 
 def test_changed_data_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -148,11 +152,11 @@ def test_changed_data_and_damaged_checkpoints_are_refused(tmp_path: Path) -> Non
         {**settings, "data": {**settings["data"], "path": str(corpus(tmp_path / "other", 1))}, "flops_per_token": 1.0},
     )
     with pytest.raises(UserError, match=r"holds data \w+, but .* was trained on \w+"):
-        evaluate_run(tmp_path / "run")
+        evaluate_validation(tmp_path / "run")
     write_json(tmp_path / "run" / "config.json", {**settings, "flops_per_token": 1.0})
     (tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="step_00000002"):
-        evaluate_run(tmp_path / "run")
+        evaluate_validation(tmp_path / "run")
     assert {record["step"] for record in read_records(tmp_path / "run" / "evaluations.jsonl")} == {1}
     with pytest.raises(UserError, match=r"config\.json: no such file"):
-        evaluate_run(tmp_path)
+        evaluate_validation(tmp_path)

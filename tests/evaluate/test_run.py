@@ -1,7 +1,12 @@
 """The evaluation job: only what is missing, by several processes, and nothing lost."""
 
 import json
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -9,13 +14,41 @@ from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.tokenizer import train_bpe
 from linscale.evaluate.recall import Recall
+from linscale.evaluate.records import Evaluations
 from linscale.evaluate.run import evaluate, find_runs
 from linscale.evaluate.task import Result
-from linscale.run_folder import latest_records, locked, read_records
+from linscale.run_folder import latest_records, read_json, read_records
 from linscale.study.query import query
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
 
+CLAIM = """
+import sys, linscale.evaluate.records as records
+from pathlib import Path
+from linscale.run_folder import read_json
+run = Path(sys.argv[1])
+with records.Evaluations(run, read_json(run / "config.json")).claimed(2) as mine:
+    assert mine
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+SHARE = """
+import sys, time
+from pathlib import Path
+from linscale.evaluate.run import evaluate, find_runs
+from linscale.evaluate.task import Result
+
+class Slow:
+    metrics = ("value",)
+    def __init__(self, number): self.name = f"slow-{number}"
+    def version(self, tokenizer): return "1"
+    def obstacle(self, model, tokenizer): return None
+    def run(self, model, tokenizer):
+        time.sleep(0.1)
+        return [Result("value", 1.0, None, 1)]
+
+evaluate(find_runs(Path(sys.argv[1])), [Slow(number) for number in range(5)])
+"""
 TASKS = [Recall("mqar", 4, examples=4), Recall("induction", 4, examples=4)]
 
 
@@ -77,12 +110,42 @@ def test_values_of_parts_are_recorded_where_there_are_some(runs: list[Path]) -> 
     assert asked == [("parted", [0.0, 1.0]), ("whole", None)]
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(runs: list[Path]) -> None:
-    with locked(runs[0]):
-        outcome = evaluate(runs, TASKS)
-    assert outcome.done == 4
-    assert "another process is writing this run" in outcome.left_out["a"]
-    assert evaluate(runs, TASKS).done == 4
+def test_a_checkpoint_that_another_process_measures_is_waited_for_and_not_measured_twice(runs: list[Path]) -> None:
+    settings = read_json(runs[0] / "config.json")
+    told: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", CLAIM, str(runs[0])], stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        with Evaluations(runs[0], settings).claimed(2) as mine:
+            assert not mine
+
+        def tell(text: str, done: int, total: int) -> None:
+            told.append(text)
+            if text == "waiting for 1 checkpoints that other processes measure":
+                assert done == 2 * 4 - 2
+                other.kill()
+
+        outcome = evaluate(runs, TASKS, progress=tell)
+    assert (outcome.done, outcome.known, outcome.left_out) == (8, 0, {})
+    assert told[-1] == "a  step 2  recall-induction-4"
+
+
+@pytest.mark.slow
+def test_processes_share_a_study_and_measure_nothing_twice_though_some_are_killed(runs: list[Path]) -> None:
+    """Four processes are killed at random moments, the two after them end the work."""
+    random_ = random.Random(0)
+    for _ in range(2):
+        workers = [subprocess.Popen([sys.executable, "-c", SHARE, str(runs[0].parent)]) for _ in range(2)]
+        time.sleep(random_.uniform(2, 5))
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    workers = [subprocess.Popen([sys.executable, "-c", SHARE, str(runs[0].parent)]) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    for run in runs:
+        records = [r for r in read_records(run / "evaluations.jsonl") if r["task"].startswith("slow")]
+        found = [(record["step"], record["task"]) for record in records]
+        assert sorted(found) == sorted((step, f"slow-{number}") for step in (1, 2) for number in range(5))
 
 
 def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path], tmp_path: Path) -> None:
