@@ -8,7 +8,9 @@ What each gets is what it would get alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +21,12 @@ from linscale.models import LanguageModel, State
 
 BATCH_TOKENS = 8192  # read at once
 MOST_LOGITS = 1 << 25  # made at once
+Tokens: TypeAlias = "Sequence[int] | np.ndarray"
 SPARE = 8  # tokens before those that a stop string may be in, as the first of a text can read otherwise
 
 
 def greedy(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], *, max_tokens: int,
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Tokens], *, max_tokens: int,
     stop: Sequence[str] = (), batch_tokens: int = BATCH_TOKENS,
 ) -> list[list[int]]:  # fmt: skip
     """The most probable tokens behind each prompt, in order: what `sample.stream` with temperature 0 gives, up to
@@ -44,7 +47,7 @@ def greedy(
 
 
 def continue_greedily(
-    model: LanguageModel, tokenizer: Tokenizer, state: State | None, documents: Sequence[Sequence[int]], *,
+    model: LanguageModel, tokenizer: Tokenizer, state: State | None, documents: Sequence[Tokens], *,
     max_tokens: int, stop: Sequence[str] = (), batch_tokens: int = BATCH_TOKENS,
 ) -> list[list[int]]:  # fmt: skip
     """`greedy` behind document i read from sequence i of `state`, or from an empty one; all take their steps together,
@@ -79,7 +82,7 @@ def text_before(tokenizer: Tokenizer, tokens: Sequence[int], stop: Sequence[str]
 
 
 def read_documents(
-    model: LanguageModel, documents: Sequence[Sequence[int]], state: State | None = None,
+    model: LanguageModel, documents: Sequence[Tokens], state: State | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[Tensor, State]:  # fmt: skip
     """Read document i from sequence i of `state`, at most `batch_tokens` tokens at once, packed.
@@ -91,15 +94,15 @@ def read_documents(
         device = model.embedding.weight.device
         before = None if state is None else fork(state, torch.tensor(rows, device=device))
         for tokens, bounds in _reads([documents[row] for row in rows], batch_tokens):
-            cu_seqlens = torch.tensor(bounds, device=device)
-            x, before = model.read(torch.tensor([tokens], device=device), before, cu_seqlens)
+            cu_seqlens = bounds.to(device)
+            x, before = model.read(tokens.to(device), before, cu_seqlens)
         last.append(x[0, cu_seqlens[1:] - 1])
         assert before is not None
         states.append(before)
     return torch.cat(last), join(states)
 
 
-def _packs(documents: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def _packs(documents: Sequence[Tokens], batch_tokens: int) -> Iterator[list[int]]:
     """Numbers of documents that are read together, in order; one that is longer than a batch is alone."""
     rows: list[int] = []
     room = batch_tokens
@@ -112,22 +115,19 @@ def _packs(documents: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[li
     yield rows
 
 
-def _reads(documents: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Tokens and their bounds: of all documents, or of one alone piece by piece."""
-    if len(documents) > 1:
-        bounds = [0]
-        for document in documents:
-            bounds.append(bounds[-1] + len(document))
-        yield [int(token) for document in documents for token in document], bounds
-        return
-    (document,) = documents
-    for first in range(0, len(document), batch_tokens):
-        piece = [int(token) for token in document[first : first + batch_tokens]]
-        yield piece, [0, len(piece)]
+def _reads(documents: Sequence[Tokens], batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens (1, T) and cu_seqlens (N+1,): of all documents, or of one alone piece by piece."""
+    pieces = [documents]
+    if len(documents) == 1:
+        (document,) = documents
+        pieces = [[document[first : first + batch_tokens]] for first in range(0, len(document), batch_tokens)]
+    for parts in pieces:
+        tokens = torch.cat([torch.as_tensor(part, dtype=torch.int64) for part in parts])
+        yield tokens[None], torch.tensor([0, *map(len, parts)]).cumsum(0)
 
 
 def _batches(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], max_tokens: int, batch_tokens: int
+    model: LanguageModel, prompts: Sequence[Tokens], max_tokens: int, batch_tokens: int
 ) -> Iterator[list[int]]:
     """Numbers of prompts that take their steps together, the longest first."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)
