@@ -30,7 +30,7 @@ def answer(
     for numbers in _batches(model, prompts, max_tokens):
         asked = [prompts.prompts[number] for number in numbers]
         documents = list(dict.fromkeys(prompt.document for prompt in asked))
-        _, state = read_documents(model, [prompts.documents[document].tolist() for document in documents])
+        _, state = read_documents(model, [prompts.documents[document] for document in documents])
         places = {document: row for row, document in enumerate(documents)}
         rows = torch.tensor([places[prompt.document] for prompt in asked], device=device_of(model))
         state, endings = fork(state, rows), [prompt.ending for prompt in asked]
