@@ -132,8 +132,11 @@ def _gpus() -> int:
 
 
 def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
-    rows = [(r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r)) for r in records]
-    print_table(f"{path}", ("run", "step", "task", "metric", "value", "se"), rows[-SHOWN:], left=4)
+    rows = [
+        (r["run"], str(r["step"]), r["task"], r["metric"], f"{r['value']:.4g}", _se(r), str(r["count"]))
+        for r in records
+    ]
+    print_table(f"{path}", ("run", "step", "task", "metric", "value", "se", "count"), rows[-SHOWN:], left=4)
     more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
     print(f"{outcome.done} measured, {outcome.known} known before{more}.")
     for name, why in outcome.left_out.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from linscale.data.tokenizer import Tokenizer
-from linscale.evaluate.likelihood import follow
+from linscale.evaluate.likelihood import score_from
 from linscale.evaluate.prompts import Prompts, Sample
 from linscale.evaluate.task import device_of
 from linscale.generate.batch import MOST_LOGITS, continue_greedily, read_documents, text_before
@@ -30,7 +30,7 @@ def answer(
     for numbers in _batches(model, prompts, max_tokens):
         asked = [prompts.prompts[number] for number in numbers]
         documents = list(dict.fromkeys(prompt.document for prompt in asked))
-        _, state = read_documents(model, [prompts.documents[document].tolist() for document in documents])
+        _, state = read_documents(model, [prompts.documents[document] for document in documents])
         places = {document: row for row, document in enumerate(documents)}
         rows = torch.tensor([places[prompt.document] for prompt in asked], device=device_of(model))
         state, endings = fork(state, rows), [prompt.ending for prompt in asked]
@@ -40,8 +40,9 @@ def answer(
             continue
         _, state = read_documents(model, [ending[:-1] for ending in endings], state)
         rows = torch.tensor([row for row, prompt in enumerate(asked) for _ in prompt.choices], device=device_of(model))
-        pairs = [(prompt.ending[-1], choice) for prompt in asked for choice in prompt.choices]
-        likelihoods = iter(follow(model, fork(state, rows), pairs))
+        lasts = [prompt.ending[-1] for prompt in asked for _ in prompt.choices]
+        choices = [choice for prompt in asked for choice in prompt.choices]
+        likelihoods = iter(score_from(model, fork(state, rows), lasts, choices))
         for number in numbers:
             found[number] = likeliest(samples[number], [next(likelihoods).nats for _ in samples[number].choices])
     return [found[number] for number in range(len(samples))]

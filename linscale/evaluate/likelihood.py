@@ -101,21 +101,6 @@ def _forks(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int) -> It
         yield context, numbers
 
 
-def follow(model: LanguageModel, state: State | None, pairs: Sequence[tuple[int, Sequence[int]]]) -> list[Likelihood]:
-    """The likelihood of each continuation, not empty, behind a last token that sequence i of `state` has not read yet;
-    without a state that token is all that there is before."""
-    device = device_of(model)
-    tokens, bounds = _pack([[last, *continuation[:-1]] for last, continuation in pairs], device)
-    x, _ = model.read(tokens, state, bounds)
-    targets = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
-    nats, best = _at_targets(model, x[0], targets)
-    lengths = [len(continuation) for _, continuation in pairs]
-    return [
-        Likelihood(part.sum().item(), bool(right.all()))
-        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
-    ]
-
-
 def _score_batch(
     model: LanguageModel, forks: Sequence[Fork], continuations: Sequence[Sequence[int]]
 ) -> list[Likelihood]:
@@ -126,8 +111,25 @@ def _score_batch(
         tokens, bounds = _pack([context[:-1] for context, _ in forks], device)
         _, state = model.read(tokens, cu_seqlens=bounds)
         state = fork(state, torch.tensor(rows, device=device))
-    lasts = [forks[row][0][-1] for row in rows]
-    return follow(model, state, list(zip(lasts, continuations, strict=True)))
+    return score_from(model, state, [forks[row][0][-1] for row in rows], continuations)
+
+
+def score_from(
+    model: LanguageModel, state: State | None, lasts: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[Likelihood]:
+    """The likelihood of continuation i behind sequence i of `state` and one more token, lasts[i]; none is empty. All
+    are read at once."""
+    device = device_of(model)
+    inputs = [[last, *tokens[:-1]] for last, tokens in zip(lasts, continuations, strict=True)]
+    tokens, bounds = _pack(inputs, device)
+    x, _ = model.read(tokens, state, bounds)
+    targets = torch.tensor([token for tokens in continuations for token in tokens], device=device)
+    nats, best = _at_targets(model, x[0], targets)
+    lengths = [len(tokens) for tokens in continuations]
+    return [
+        Likelihood(part.sum().item(), bool(right.all()))
+        for part, right in zip(nats.split(lengths), best.split(lengths), strict=True)
+    ]
 
 
 def _pack(documents: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
