@@ -13,6 +13,7 @@ The tokenizer is trained on the questions themselves unless a tokenizer.json is 
 both: weights in bfloat16 for the peer, autocast for ours, which is how linscale evaluates.
 
 A row is a task: questions a second of the peer and of each of ours, and the ratios; the last row is all tasks together.
+The JSON also has the processor's seconds: on a CPU that other work shares, ratios of those are the steadier ones.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import argparse
 import datetime
 import json
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,6 +48,15 @@ WARM_UP = 8  # questions
 RESULTS = Path(__file__).parent / "results"
 
 
+class Seconds(NamedTuple):
+    wall: float
+    processor: float
+    "Of all threads."
+
+
+Runner = Callable[[MultipleChoice], Seconds]
+
+
 def main() -> None:
     options = parse_options()
     limit_threads(cores())
@@ -57,9 +68,7 @@ def main() -> None:
     shape = {"vocab_size": tokenizer.vocab_size, "d_model": d_model, "n_layers": n_layers, "tie_embeddings": True}
     if options.size == "tiny":
         shape["head_dim"] = 64
-    runners: dict[str, Callable[[MultipleChoice], float]] = {}
-    if not options.no_peer:
-        runners["peer"] = peer_runner(shape, tokenizer, device, options)
+    runners: dict[str, Runner] = {} if options.no_peer else {"peer": peer_runner(shape, tokenizer, device, options)}
     for arch in options.archs:
         model = build_model(CONFIGS[arch](**shape)).to(device).eval()
         runners[arch] = our_runner(model, tokenizer, options.precision, device)
@@ -113,10 +122,8 @@ def tokenizer_of(path: str | None, tasks: Sequence[MultipleChoice]) -> Tokenizer
     return train_bpe(texts, 32_000)
 
 
-def our_runner(
-    model: LanguageModel, tokenizer: Tokenizer, precision: str, device: torch.device
-) -> Callable[[MultipleChoice], float]:
-    def run(task: MultipleChoice) -> float:
+def our_runner(model: LanguageModel, tokenizer: Tokenizer, precision: str, device: torch.device) -> Runner:
+    def run(task: MultipleChoice) -> Seconds:
         fresh = MultipleChoice(task.name, task.path, task.limit)  # nothing kept from an earlier checkpoint
         object.__setattr__(fresh, "questions", task.questions)
         return timed(lambda: answer(fresh), device)
@@ -130,8 +137,10 @@ def our_runner(
 
 def peer_runner(
     shape: dict[str, Any], tokenizer: Tokenizer, device: torch.device, options: argparse.Namespace
-) -> Callable[[MultipleChoice], float]:
+) -> Runner:
     """The harness's HFLM on a Llama of this shape."""
+    here = Path(__file__).resolve().parent  # lm-eval imports a package that is called as this file is
+    sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != here]
     try:
         from lm_eval.models.huggingface import HFLM
         from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -154,37 +163,44 @@ def peer_runner(
     batch = options.peer_batch if options.peer_batch == "auto" else int(options.peer_batch)
     peer = HFLM(pretrained=model, tokenizer=fast, batch_size=batch, max_length=4096, add_bos_token=False)
 
-    def run(task: MultipleChoice) -> float:
+    def run(task: MultipleChoice) -> Seconds:
         requests = [SimpleNamespace(args=pair) for question in task.questions for pair in question.pairs]
         return timed(lambda: peer.loglikelihood(requests, disable_tqdm=True), device)
 
     return run
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device is done."""
-    start = time.perf_counter()
+def timed(work: Callable[[], object], device: torch.device) -> Seconds:
+    """Until the device is done."""
+    start, processor = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return Seconds(time.perf_counter() - start, time.process_time() - processor)
 
 
-def measure(task: MultipleChoice, runners: dict[str, Callable[[MultipleChoice], float]]) -> dict[str, Any]:
+def measure(task: MultipleChoice, runners: dict[str, Runner]) -> dict[str, Any]:
     """Seconds of a task by each runner, printed."""
     few = MultipleChoice(task.name, task.path, WARM_UP)
-    seconds = {}
+    found = {}
     for name, run in runners.items():
         run(few)
-        seconds[name] = run(task)
-    row = {"task": task.name, "questions": len(task.questions), "seconds": seconds}
+        found[name] = run(task)
+    row = {
+        "task": task.name, "questions": len(task.questions),
+        "seconds": {name: each.wall for name, each in found.items()},
+        "processor_seconds": {name: each.processor for name, each in found.items()},
+    }  # fmt: skip
     show(row, list(runners))
     return row
 
 
 def total(rows: Sequence[dict[str, Any]], runners: Sequence[str]) -> dict[str, Any]:
-    seconds = {name: sum(row["seconds"][name] for row in rows) for name in runners}
-    return {"task": "all", "questions": sum(row["questions"] for row in rows), "seconds": seconds}
+    sums = {
+        kind: {name: sum(row[kind][name] for row in rows) for name in runners}
+        for kind in ("seconds", "processor_seconds")
+    }
+    return {"task": "all", "questions": sum(row["questions"] for row in rows), **sums}
 
 
 def show(row: dict[str, Any], runners: Sequence[str]) -> None:
