@@ -1,7 +1,8 @@
 """Zero-shot scoring: linscale's scorer beside lm-evaluation-harness's own path, on the same questions in one run.
 
     python benchmarks/evaluate.py [--size 160M|410M|tiny] [--archs tnl,hgrn2,llama] [--tasks piqa,hellaswag,...]
-        [--limit N] [--data DIR] [--tokenizer FILE] [--precision bf16|fp32] [--peer-batch 64|auto] [--json F]
+        [--limit N] [--data DIR] [--tokenizer FILE] [--precision bf16|fp32] [--peer-batch 64|auto] [--threads N]
+        [--clock wall|processor] [--json F]
 
 The peer is `lm_eval.models.huggingface.HFLM` around transformers' Llama, as its users run it: batches of 64 (or its own
 search with auto), its cache of logits for choices of one token, sdpa. Ours is `MultipleChoice.run` on models of the
@@ -9,11 +10,12 @@ same depth, width and vocabulary. Weights are random, which changes no time; bot
 linscale, and both are given texts, so that tokenizing is timed in both (ours keeps it for the next checkpoint, which
 is not timed). What is not timed: making the prompts, and a warm-up on a few questions of each task.
 
-The tokenizer is trained on the questions themselves unless a tokenizer.json is given. `--precision` is that of
-both: weights in bfloat16 for the peer, autocast for ours, which is how linscale evaluates.
+The tokenizer, of 32,000 tokens, is trained on what ships with linscale unless a tokenizer.json is given. `--precision`
+is that of both: weights in bfloat16 for the peer, autocast for ours, which is how linscale evaluates.
 
 A row is a task: questions a second of the peer and of each of ours, and the ratios; the last row is all tasks together.
-The JSON also has the processor's seconds: on a CPU that other work shares, ratios of those are the steadier ones.
+The JSON has seconds of the wall clock and of the processor: on a CPU that other work shares, `--threads 1 --clock
+processor` is what can be relied on.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -33,6 +36,7 @@ from typing import Any, NamedTuple
 import torch
 
 from linscale.config import UserError
+from linscale.data.sets import find_set, verified_content
 from linscale.data.tokenizer import FILE, Tokenizer, load_tokenizer, train_bpe
 from linscale.distributed import cores, limit_threads
 from linscale.evaluate.multiple_choice import MultipleChoice
@@ -44,6 +48,7 @@ from linscale.run_folder import code_version
 
 TINY = (256, 6)  # about 10 million parameters with its embedding, for CPUs
 GOALS = {"cuda": 5.0, "cpu": 3.0}
+VOCABULARY = 32_000
 WARM_UP = 8  # questions
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,11 +64,11 @@ Runner = Callable[[MultipleChoice], Seconds]
 
 def main() -> None:
     options = parse_options()
-    limit_threads(cores())
+    limit_threads(options.threads or cores())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     tasks = [zero_shot_task(task, options.data, options.limit) for task in options.tasks]
-    tokenizer = tokenizer_of(options.tokenizer, tasks)
+    tokenizer = tokenizer_of(options.tokenizer)
     d_model, n_layers = TINY if options.size == "tiny" else SIZES[options.size]
     shape = {"vocab_size": tokenizer.vocab_size, "d_model": d_model, "n_layers": n_layers, "tie_embeddings": True}
     if options.size == "tiny":
@@ -75,7 +80,8 @@ def main() -> None:
     today = datetime.date.today().isoformat()
     record: dict[str, Any] = {
         "date": today, "device": name, "torch": torch.__version__, "code": code_version(), "size": options.size,
-        "shape": shape, "precision": options.precision, "limit": options.limit, "peer_batch": options.peer_batch,
+        "shape": shape, "precision": options.precision, "limit": options.limit, "clock": options.clock,
+        "peer_batch": options.peer_batch,
         "tokenizer": tokenizer.name, "rows": [],
     }  # fmt: skip
     print(f"{name}, torch {torch.__version__}, {options.size}: {n_layers} layers of {d_model}, {options.precision}")
@@ -83,10 +89,10 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower().split(",")[0]).strip("-")
     out = options.json or RESULTS / f"{today}-{slug}-evaluate-{options.size.lower()}.json"
     for task in tasks:
-        record["rows"].append(measure(task, runners))
+        record["rows"].append(measure(task, runners, options.clock))
         out.write_text(json.dumps(record, indent=1) + "\n")
     record["all"] = total(record["rows"], list(runners))
-    show(record["all"], list(runners))
+    show(record["all"], list(runners), options.clock)
     out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"goal: {GOALS[device.type]:g} times the peer; written to {out}")
 
@@ -98,9 +104,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tasks", type=names, default=[*CSR], metavar="NAME,NAME")
     parser.add_argument("--limit", type=int, help="the first questions of each task alone")
     parser.add_argument("--data", type=Path, help="a folder of evaluation sets, beside those that ship")
-    parser.add_argument("--tokenizer", help="a tokenizer.json; by default BPE trained on the questions")
+    parser.add_argument("--tokenizer", help="a tokenizer.json; by default BPE of 32,000 tokens")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=None)
     parser.add_argument("--peer-batch", default="64", help="of sequences; auto: its own search")
+    parser.add_argument("--threads", type=int, help="of a CPU; by default one a core")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="of what is printed")
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -115,11 +123,13 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def tokenizer_of(path: str | None, tasks: Sequence[MultipleChoice]) -> Tokenizer:
+def tokenizer_of(path: str | None) -> Tokenizer:
+    """By default a vocabulary of the size that such models have, from text that ships: always the same."""
     if path:
         return load_tokenizer(path)
-    texts = ["".join(question.pairs[0]) for task in tasks for question in task.questions[:2000]]
-    return train_bpe(texts, 32_000)
+    texts = [verified_content(find_set(None, "wikitext2_raw_test")).decode()]
+    texts += ["".join(chain(*question.pairs)) for name in CSR for question in zero_shot_task(name).questions[:3000]]
+    return train_bpe(texts, VOCABULARY)
 
 
 def our_runner(model: LanguageModel, tokenizer: Tokenizer, precision: str, device: torch.device) -> Runner:
@@ -179,7 +189,7 @@ def timed(work: Callable[[], object], device: torch.device) -> Seconds:
     return Seconds(time.perf_counter() - start, time.process_time() - processor)
 
 
-def measure(task: MultipleChoice, runners: dict[str, Runner]) -> dict[str, Any]:
+def measure(task: MultipleChoice, runners: dict[str, Runner], clock: str) -> dict[str, Any]:
     """Seconds of a task by each runner, printed."""
     few = MultipleChoice(task.name, task.path, WARM_UP)
     found = {}
@@ -191,7 +201,7 @@ def measure(task: MultipleChoice, runners: dict[str, Runner]) -> dict[str, Any]:
         "seconds": {name: each.wall for name, each in found.items()},
         "processor_seconds": {name: each.processor for name, each in found.items()},
     }  # fmt: skip
-    show(row, list(runners))
+    show(row, list(runners), clock)
     return row
 
 
@@ -203,8 +213,8 @@ def total(rows: Sequence[dict[str, Any]], runners: Sequence[str]) -> dict[str, A
     return {"task": "all", "questions": sum(row["questions"] for row in rows), **sums}
 
 
-def show(row: dict[str, Any], runners: Sequence[str]) -> None:
-    seconds = row["seconds"]
+def show(row: dict[str, Any], runners: Sequence[str], clock: str) -> None:
+    seconds = row["seconds" if clock == "wall" else "processor_seconds"]
     row["ratios"] = {name: seconds["peer"] / seconds[name] for name in runners if "peer" in seconds}
     cells = [
         f"{row['questions'] / seconds[name]:>12.1f}{row['ratios'].get(name, float('nan')):>7.2f}" for name in runners

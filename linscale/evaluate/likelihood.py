@@ -10,6 +10,7 @@ branches, are packed end to end, the longest first, so nothing is padded. The he
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
+from linscale.distributed import cores
 from linscale.evaluate.task import device_of
 from linscale.models import LanguageModel
 from linscale.models.count import state_elements
@@ -27,6 +29,7 @@ MOST_STATE = 1 << 29  # elements of the forked states of a batch, 2 GiB in float
 GPU = 4  # a GPU is given so many times as much at once
 MOST_LOGITS = 1 << 25  # made at once
 WORTH = 8  # tokens that a branch must save: about what a fork of the state costs
+ENCODED = 256  # texts that a thread encodes at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""
 Text: TypeAlias = tuple[int, ...]
@@ -58,16 +61,17 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 
 def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[Pair]:
-    """`encode_pair` of each; a context is encoded once."""
-    contexts: dict[str, list[int]] = {"": [tokenizer.eos_id]}
+    """`encode_pair` of each; a text that comes again is encoded once."""
+    stripped = [context.rstrip() for context, _ in texts]
+    distinct = [*dict.fromkeys([*stripped, *(context + continuation for context, continuation in texts)])]
+    chunks = [distinct[start : start + ENCODED] for start in range(0, len(distinct), ENCODED)]
+    with ThreadPoolExecutor(min(cores(), len(chunks) or 1)) as pool:  # the library lets go of Python's lock
+        encoded = chain.from_iterable(pool.map(tokenizer.encode_batch, chunks))
+        tokens = dict(zip(distinct, (ids.tolist() for ids in encoded), strict=True))
     pairs: list[Pair] = []
-    for context, continuation in texts:
-        stripped = context.rstrip()
-        whole = tokenizer.encode(context + continuation)
-        if stripped not in contexts:
-            contexts[stripped] = tokenizer.encode(stripped)
-        tokens = contexts[stripped]
-        pairs.append((tokens, whole[len(tokens) :] if stripped else whole))
+    for start, (context, continuation) in zip(stripped, texts, strict=True):
+        whole = tokens[context + continuation]
+        pairs.append((tokens[start], whole[len(tokens[start]) :]) if start else ([tokenizer.eos_id], whole))
     return pairs
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from linscale.data.tokenizer import train_bpe
+
 FILE = Path(__file__).parent.parent.parent / "benchmarks" / "evaluate.py"
 HARNESS = all(importlib.util.find_spec(name) for name in ("lm_eval", "accelerate", "transformers"))
 
@@ -22,6 +24,7 @@ def test_a_task_is_timed_for_each_model_and_the_peer(peer, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "evaluate_benchmark", benchmark)
     spec.loader.exec_module(benchmark)
     monkeypatch.setattr(benchmark, "TINY", (64, 1))
+    monkeypatch.setattr(benchmark, "tokenizer_of", lambda path: train_bpe(["the cat sat on a mat"], 300))
     out = tmp_path / "evaluate.json"
     options = ["--size", "tiny", "--limit", "2", "--tasks", "piqa,boolq", "--archs", "tnl,llama", "--json", str(out)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *options, *([] if peer else ["--no-peer"])])
