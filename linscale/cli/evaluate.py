@@ -92,12 +92,13 @@ def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
 
 
 def csr_means(records: Sequence[dict[str, Any]]) -> list[tuple[str, int, float, float | None]]:
-    """Run, step, mean of the seven tasks of CSR and its standard error, of every checkpoint that has them all."""
+    """Run, step, mean of the seven tasks of CSR and its standard error, of every checkpoint that has them all, on
+    whole sets."""
     from linscale.evaluate.questions import CSR
 
     of: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for record in records:
-        if CSR.get(record["task"]) == record["metric"]:
+        if CSR.get(record["task"]) == record["metric"] and "-first" not in record["task_version"]:
             of.setdefault((record["run"], record["step"]), []).append(record)
     means: list[tuple[str, int, float, float | None]] = []
     for (run, step), seven in of.items():

@@ -94,10 +94,12 @@ def test_csr_is_the_seven_and_what_is_there_of_the_others(capsys):
 
 def test_the_mean_of_the_seven_is_shown_where_all_are_there():
     records = [
-        {"run": "a", "step": 1, "task": task, "metric": metric, "value": number / 10, "se": 0.7}
+        {"run": "a", "step": 1, "task": task, "metric": metric, "value": number / 10, "se": 0.7,
+         "task_version": "1-a-b"}
         for number, task in enumerate(CSR) for metric in ("acc", "acc_norm")
         if metric == questions.CSR[task]
     ]  # fmt: skip
     others = [{**record, "step": 2} for record in records[1:]]
     assert csr_means([*records, *others]) == [("a", 1, pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
     assert csr_means([{**record, "se": None} for record in records])[0][3] is None
+    assert csr_means([{**record, "task_version": "1-a-b-first9"} for record in records]) == []
