@@ -20,7 +20,7 @@ from linscale.data.build_sets import ESSAYS
 from linscale.data.hub_sets import HUB_SETS
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.sets import SETS
-from linscale.evaluate.questions import FORMS
+from linscale.evaluate.questions import CSR, FORMS
 from linscale.evaluate.scrolls import FORMS as SCROLLS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
@@ -163,6 +163,7 @@ def test_the_mean_of_the_seven_tasks_is_one_query(runs: Path, tmp_path: Path) ->
         (name, form.metrics) for name, form in FORMS.items()
     }
     assert all(row[0].strip("`") == FORMS[name].file for name, row in tasks.items())
+    assert {name: row[3].strip("`") for name, row in tasks.items() if row[3] != "no"} == CSR
     file = shutil.copytree(runs / "runs" / "demo" / "tiny", tmp_path / "tiny") / "evaluations.jsonl"
     first = next(iter(read_records(file)))
     with open(file, "a", encoding="utf-8") as lines:

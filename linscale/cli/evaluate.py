@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -139,8 +140,29 @@ def _show(path: Path, outcome: Outcome, records: list[dict[str, Any]]) -> None:
     print_table(f"{path}", ("run", "step", "task", "metric", "value", "se", "count"), rows[-SHOWN:], left=4)
     more = f"; the last {SHOWN} of {len(rows)} numbers shown" if len(rows) > SHOWN else ""
     print(f"{outcome.done} measured, {outcome.known} known before{more}.")
+    for run, step, mean, se in csr_means(records):
+        spread = "" if se is None else f", standard error {se:.2g}"
+        print(f"{run}, step {step}: CSR, the mean of the seven, {mean:.4g}{spread}.")
     for name, why in outcome.left_out.items():
         print(f"{name}: left out, {why}")
+
+
+def csr_means(records: Sequence[dict[str, Any]]) -> list[tuple[str, int, float, float | None]]:
+    """Run, step, mean of the seven tasks of CSR and its standard error, of every checkpoint that has them all, on
+    whole sets."""
+    from linscale.evaluate.questions import CSR
+
+    of: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for record in records:
+        if CSR.get(record["task"]) == record["metric"] and "-first" not in record["task_version"]:
+            of.setdefault((record["run"], record["step"]), []).append(record)
+    means: list[tuple[str, int, float, float | None]] = []
+    for (run, step), seven in of.items():
+        if len(seven) == len(CSR):
+            errors = [record["se"] for record in seven if record["se"] is not None]
+            se = math.sqrt(sum(error**2 for error in errors)) / len(CSR) if len(errors) == len(CSR) else None
+            means.append((run, step, sum(record["value"] for record in seven) / len(CSR), se))
+    return means
 
 
 def _steps(text: str) -> list[int]:

@@ -18,7 +18,7 @@ import torch
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.haystack import Haystack, forked
-from linscale.evaluate.likelihood import follow
+from linscale.evaluate.likelihood import score_from
 from linscale.evaluate.memory import cache_obstacle
 from linscale.evaluate.recall import EXAMPLES
 from linscale.evaluate.task import Result, mean_result, vocabulary_obstacle
@@ -75,8 +75,8 @@ class Passkey:
         for numbers, state in forked(model, filler, prompts, self.length):
             rests = [prompts[number].rest for number in numbers]
             _, state = read_documents(model, [rest[:-1] for rest in rests], state)
-            pairs = [(int(rest[-1]), keys[number]) for number, rest in zip(numbers, rests, strict=True)]
-            found = follow(model, state, pairs)
+            lasts = [int(rest[-1]) for rest in rests]
+            found = score_from(model, state, lasts, [keys[number] for number in numbers])
             for number, likelihood in zip(numbers, found, strict=True):
                 nats[number], right[number] = -likelihood.nats, likelihood.greedy
         return [mean_result("accuracy", right, self.examples), mean_result("loss", nats, self.examples)]

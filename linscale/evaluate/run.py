@@ -78,7 +78,11 @@ def evaluate(
     UserError when a checkpoint is damaged.
     """
     job = Job(Outcome(), progress)
-    opened = [(job.open(run, tasks), path) for run in runs for path in _checkpoints(run, last, steps)]
+    paths = [(run, path) for run in runs for path in _checkpoints(run, last, steps)]
+    if not paths:
+        wanted = "of any step" if steps is None else f"of step {', '.join(map(str, steps))}"
+        raise UserError(f"no checkpoint {wanted}; expected steps of checkpoints, as `linscale runs` shows, or all")
+    opened = [(job.open(run, tasks), path) for run, path in paths]
     pending = [(run, path) for run, path in opened if run]
     job.total = len(tasks) * len(pending)
     while pending:

@@ -12,7 +12,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from linscale.layers.context import Context
 from linscale.ops import angles, rotate_half
+from linscale.ops.packing import document_positions
 from linscale.ops.pieces import Piece, gather
+
+SHORT = 256  # tokens: packed documents up to here take less time padded than one by one
+PADDED_SHORT, PADDED = 8, 2  # at most so many times their tokens
 
 
 class KeyValues(NamedTuple):
@@ -82,11 +86,30 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Te
 def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
 ) -> tuple[Tensor, KeyValues]:
-    """One document after the other; the states (N, S, H, K) are padded to the longest."""
+    """Documents that are alike in length as rows of one call, padded on the right, and else one after the other; the
+    states (N, S, H, K) are padded to the longest."""
     assert context.cu_seqlens is not None
     lengths = context.cu_seqlens.diff().tolist()
+    most = PADDED_SHORT if max(lengths) <= SHORT else PADDED
+    if len(lengths) * max(lengths) > most * q.shape[1]:
+        return _attend_one_by_one(q, k, v, past, context.start, lengths)
+    documents, places = document_positions(context.cu_seqlens, q.shape[1])
+    slots = documents * max(lengths) + places
+    size = (len(lengths), max(lengths))
+    q, k, v = (
+        x.new_zeros(size[0] * size[1], *x.shape[2:]).index_copy(0, slots, x[0]).unflatten(0, size) for x in (q, k, v)
+    )
+    o, state = _attend(q, k, v, past, context.start)
+    longest = int((context.start + context.cu_seqlens.diff()).max())
+    return o.flatten(0, 1)[slots][None], KeyValues(*(x[:, :longest] for x in state))
+
+
+def _attend_one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, starts: Tensor, lengths: list[int]
+) -> tuple[Tensor, KeyValues]:
+    """Nothing is padded but the states."""
     outputs, states = [], []
-    rows = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), context.start.split(1), strict=True)
+    rows = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), starts.split(1), strict=True)
     for document, (q_row, k_row, v_row, start) in enumerate(rows):
         before = None if past is None else KeyValues(*(x[document : document + 1, : int(start)] for x in past))
         o, state = _attend(q_row, k_row, v_row, before, start)

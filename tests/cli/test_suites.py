@@ -3,6 +3,7 @@
 import pytest
 
 from linscale.cli import main
+from linscale.cli.evaluate import csr_means
 from linscale.cli.suites import (
     CSR,
     SINGLE,
@@ -85,7 +86,20 @@ def test_csr_is_the_seven_and_what_is_there_of_the_others(capsys):
     tasks = build_tasks(["csr", "ppl", "piqa"], Options(sets=SetOptions(limit=3)))
     assert [task.name for task in tasks] == [*CSR, "text-wikitext2_raw_test"]
     assert set(SINGLE) == set(FORMS)
-    assert SINGLE[:7] == CSR == questions.CSR
+    assert SINGLE[:7] == CSR == tuple(questions.CSR)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in lines] == ["lambada_openai", "sciq"]
     assert all("left out; its set does not ship" in line for line in lines)
+
+
+def test_the_mean_of_the_seven_is_shown_where_all_are_there():
+    records = [
+        {"run": "a", "step": 1, "task": task, "metric": metric, "value": number / 10, "se": 0.7,
+         "task_version": "1-a-b"}
+        for number, task in enumerate(CSR) for metric in ("acc", "acc_norm")
+        if metric == questions.CSR[task]
+    ]  # fmt: skip
+    others = [{**record, "step": 2} for record in records[1:]]
+    assert csr_means([*records, *others]) == [("a", 1, pytest.approx(0.3), pytest.approx(0.7 / 7**0.5))]
+    assert csr_means([{**record, "se": None} for record in records])[0][3] is None
+    assert csr_means([{**record, "task_version": "1-a-b-first9"} for record in records]) == []

@@ -100,6 +100,7 @@ def test_every_choice_and_every_accuracy_is_the_harness_s(arch: str, sets: Path)
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_every_subject_and_every_mean_of_mmlu_is_the_harness_s(sets: Path) -> None:
     from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 

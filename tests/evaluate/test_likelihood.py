@@ -71,18 +71,46 @@ def test_what_is_most_probable_is_greedy(model):
     assert [one.greedy for one in score(model, [(context, made), (context, other)])] == [True, False]
 
 
-@torch.no_grad()
-def test_every_context_is_read_once_and_nothing_is_padded(model, pairs, monkeypatch):
-    read, count = model.read, []
+def count_reads(model, monkeypatch):
+    """The tokens of every call of `read`, and the forks it was given."""
+    read, counts, forks = model.read, [], []
 
     def counted(tokens, state=None, cu_seqlens=None):
-        count.append(tokens.numel())
+        counts.append(tokens.numel())
+        forks.append(0 if state is None else len(cu_seqlens) - 1)
         return read(tokens, state, cu_seqlens)
 
     monkeypatch.setattr(model, "read", counted)
-    score(model, pairs)
-    contexts = {tuple(context) for context, continuation in pairs if continuation}
-    assert sum(count) == sum(len(c) - 1 for c in contexts) + sum(len(continuation) for _, continuation in pairs)
+    return counts, forks
+
+
+@torch.no_grad()
+def test_what_texts_begin_with_is_read_once_and_nothing_is_padded(model, monkeypatch):
+    context = list(range(20))
+    counts, forks = count_reads(model, monkeypatch)
+    # Choices of one token take no fork; their logits are those of the last token of the context.
+    score(model, [(context, [1]), (context, [2]), (context, [3])])
+    assert (counts, forks) == ([20], [0])
+    # Two contexts that differ behind the 20 tokens, two continuations that begin alike, and one text by itself.
+    pairs = [([*context, 7], [8, 9]), ([*context, 8], [8, 9]), ([5] * 30, [1, 2]), ([5] * 30, [1, 3, 4])]
+    expected_reads = [20 + 31, 2 + 2 + 1]
+    counts.clear()
+    score(model, [*pairs, ([9, 9], [9, 9])])
+    assert counts == [expected_reads[0] + 3, expected_reads[1]]
+    assert forks[1:] == [0, 3]
+
+
+@torch.no_grad()
+def test_likelihoods_of_texts_that_begin_alike(model):
+    """Trunks that end inside a context, at its end, and inside a continuation; a text that is the start of another."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randint(VOCAB, (40,), generator=generator).tolist()
+    pairs = [(base[:first], [*base[first:end], *other])
+             for first in (1, 12, 20) for end in (20, 21, 40) for other in ([], [3], [4, 5, 6])]  # fmt: skip
+    pairs += [(base[:12], base[12:14]), (base[:12], base[12:14]), ([*base[:12], 9], [9, 9])]
+    for (context, continuation), found in zip(pairs, score(model, pairs), strict=True):
+        nats, greedy = expected(model, context, continuation) if continuation else (0.0, True)
+        assert (found.nats, found.greedy) == (pytest.approx(nats, abs=1e-6), greedy)
 
 
 def test_texts_are_cut_as_the_harness_cuts_them():

@@ -154,6 +154,8 @@ def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path],
         "a: recall-mqar-200",
         "b: recall-mqar-200",
     }
+    with pytest.raises(UserError, match="no checkpoint of step 77"):
+        evaluate(runs, TASKS, steps=[77])
     with pytest.raises(UserError, match="neither a run folder nor a folder of runs"):
         find_runs(tmp_path / "data")
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from linscale.layers import LRPE, SRMSNorm, ToeplitzEncoding, going_through_a_book
+from linscale.models import CONFIGS, build_model
 from linscale.ops import angles, linear_scan
 
 
@@ -65,3 +66,23 @@ def test_going_through_a_book_is_causal_softmax_attention():
 def test_srms_norm_computes_in_float32():
     x = torch.full((1, 4), 300.0, dtype=torch.bfloat16)
     torch.testing.assert_close(SRMSNorm(4, 1e-6)(x), torch.ones(1, 4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 5), (1, 9, 2), (40, 1, 1, 1)])
+def test_packed_softmax_attention_is_the_same_padded_and_one_by_one(lengths, monkeypatch):
+    torch.manual_seed(0)
+    config = CONFIGS["llama"](vocab_size=50, d_model=16, n_layers=2, head_dim=8, d_ff=16, init_std=0.3)
+    model = build_model(config).double()
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    more_bounds = torch.tensor([0, *(1 + n % 4 for n in lengths)]).cumsum(0)
+    text, more = (torch.randint(50, (1, int(each[-1]))) for each in (bounds, more_bounds))
+
+    def outputs():
+        first = model(text, cu_seqlens=bounds)
+        second = model(more, state=first.state, cu_seqlens=more_bounds)
+        return first.logits, second.logits, *(x for state in second.state.layers for x in state)
+
+    padded = outputs()
+    monkeypatch.setattr("linscale.layers.softmax_attention.PADDED_SHORT", 0)
+    for one, other in zip(padded, outputs(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
