@@ -8,7 +8,8 @@ The peer is `lm_eval.models.huggingface.HFLM` around transformers' Llama, as its
 search with auto), its cache of logits for choices of one token, sdpa. Ours is `MultipleChoice.run` on models of the
 same depth, width and vocabulary. Weights are random, which changes no time; both read the questions that ship with
 linscale, and both are given texts, so that tokenizing is timed in both (ours keeps it for the next checkpoint, which
-is not timed). What is not timed: making the prompts, and a warm-up on a few questions of each task.
+is not timed). What is not timed: making the prompts, and a warm-up on the first questions of each task (512 on a GPU,
+which compiles kernels for the sizes that they meet).
 
 The tokenizer, of 32,000 tokens, is trained on what ships with linscale unless a tokenizer.json is given. `--precision`
 is that of both: weights in bfloat16 for the peer, autocast for ours, which is how linscale evaluates.
@@ -40,7 +41,7 @@ from linscale.data.sets import find_set, verified_content
 from linscale.data.tokenizer import FILE, Tokenizer, load_tokenizer, train_bpe
 from linscale.distributed import cores, limit_threads
 from linscale.evaluate.multiple_choice import MultipleChoice
-from linscale.evaluate.perplexity import autocast
+from linscale.evaluate.task import autocast
 from linscale.evaluate.questions import CSR, FORMS
 from linscale.evaluate.zero_shot import zero_shot_task
 from linscale.models import CONFIGS, SIZES, LanguageModel, build_model
@@ -49,7 +50,7 @@ from linscale.run_folder import code_version
 TINY = (256, 6)  # about 10 million parameters with its embedding, for CPUs
 GOALS = {"cuda": 5.0, "cpu": 3.0}
 VOCABULARY = 32_000
-WARM_UP = 8  # questions
+WARM_UP = {"cuda": 512, "cpu": 8}  # questions: on a GPU, kernels are compiled for the sizes that they meet
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower().split(",")[0]).strip("-")
     out = options.json or RESULTS / f"{today}-{slug}-evaluate-{options.size.lower()}.json"
     for task in tasks:
-        record["rows"].append(measure(task, runners, options.clock))
+        record["rows"].append(measure(task, runners, options.clock, device))
         out.write_text(json.dumps(record, indent=1) + "\n")
     record["all"] = total(record["rows"], list(runners))
     show(record["all"], list(runners), options.clock)
@@ -189,9 +190,9 @@ def timed(work: Callable[[], object], device: torch.device) -> Seconds:
     return Seconds(time.perf_counter() - start, time.process_time() - processor)
 
 
-def measure(task: MultipleChoice, runners: dict[str, Runner], clock: str) -> dict[str, Any]:
+def measure(task: MultipleChoice, runners: dict[str, Runner], clock: str, device: torch.device) -> dict[str, Any]:
     """Seconds of a task by each runner, printed."""
-    few = MultipleChoice(task.name, task.path, WARM_UP)
+    few = MultipleChoice(task.name, task.path, min(task.limit or len(task.questions), WARM_UP[device.type]))
     found = {}
     for name, run in runners.items():
         run(few)

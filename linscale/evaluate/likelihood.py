@@ -10,7 +10,6 @@ branches, are packed end to end, the longest first, so nothing is padded. The he
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
-from linscale.distributed import cores
 from linscale.evaluate.task import device_of
 from linscale.generate.states import MOST_STATE, fork
 from linscale.models import LanguageModel, State
@@ -29,7 +27,6 @@ BATCH_TOKENS = 8192  # of trunks and branches that are read at once
 GPU = 4  # a GPU is given so many times as much at once, states too
 MOST_LOGITS = 1 << 25  # made at once
 WORTH = 8  # tokens that a branch must save: about what a fork of the state costs
-ENCODED = 256  # texts that a thread encodes at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""
 Text: TypeAlias = tuple[int, ...]
@@ -64,10 +61,7 @@ def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list
     """`encode_pair` of each; a text that comes again is encoded once."""
     stripped = [context.rstrip() for context, _ in texts]
     distinct = [*dict.fromkeys([*stripped, *(context + continuation for context, continuation in texts)])]
-    chunks = [distinct[start : start + ENCODED] for start in range(0, len(distinct), ENCODED)]
-    with ThreadPoolExecutor(min(cores(), len(chunks) or 1)) as pool:  # the library lets go of Python's lock
-        encoded = chain.from_iterable(pool.map(tokenizer.encode_batch, chunks))
-        tokens = dict(zip(distinct, (ids.tolist() for ids in encoded), strict=True))
+    tokens = {text: ids.tolist() for text, ids in zip(distinct, tokenizer.encode_many(distinct), strict=True)}
     pairs: list[Pair] = []
     for start, (context, continuation) in zip(stripped, texts, strict=True):
         whole = tokens[context + continuation]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils._python_dispatch import _disable_current_modes
@@ -59,8 +61,7 @@ class SoftmaxAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor) -> tuple[Tensor, KeyValues]:
     """Causal attention of T new steps (B, T, H, K) over `past` and themselves; start (B,) says how long the past is."""
     if past is None:
-        o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-        return o.transpose(1, 2), KeyValues(k, v)
+        return _attention(q, k, v, None).transpose(1, 2), KeyValues(k, v)
     steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps
     places = steps[:, :, None, None].expand_as(k)
     k, v = (
@@ -68,8 +69,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tens
         for old, new in zip(past, (k, v), strict=True)
     )
     visible = torch.arange(k.shape[1], device=q.device) <= steps[:, None, :, None]  # (B, 1, T, S)
-    o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible)
-    return o.transpose(1, 2), KeyValues(k, v)
+    return _attention(q, k, v, visible).transpose(1, 2), KeyValues(k, v)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """(B, H, T, K) from q (B, T, H, K) and k, v (B, S, H, K); causal without `visible` (B, 1, T, S).
+
+    Without gradients shapes differ from call to call, and cuDNN, the fastest in training, makes a plan for each: 0.1 s.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with contextlib.nullcontext() if torch.is_grad_enabled() else sdpa_kernel(kinds):
+        return scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
 
 
 def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Tensor, KeyValues]:
