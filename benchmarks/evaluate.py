@@ -41,8 +41,8 @@ from linscale.data.sets import find_set, verified_content
 from linscale.data.tokenizer import FILE, Tokenizer, load_tokenizer, train_bpe
 from linscale.distributed import cores, limit_threads
 from linscale.evaluate.multiple_choice import MultipleChoice
-from linscale.evaluate.task import autocast
 from linscale.evaluate.questions import CSR, FORMS
+from linscale.evaluate.task import autocast
 from linscale.evaluate.zero_shot import zero_shot_task
 from linscale.models import CONFIGS, SIZES, LanguageModel, build_model
 from linscale.run_folder import code_version

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,11 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from linscale.layers.context import Context
 from linscale.ops import angles, rotate_half
-from linscale.ops.packing import document_positions
 from linscale.ops.pieces import Piece, gather
 
-SHORT = 256  # tokens: packed documents up to here take less time padded than one by one
-PADDED_SHORT, PADDED = 8, 2  # at most so many times their tokens
+SHORTEST = 16  # tokens of a packed document: up to here padding is for nothing
 
 
 class KeyValues(NamedTuple):
@@ -97,40 +96,45 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Te
 def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
 ) -> tuple[Tensor, KeyValues]:
-    """Documents that are alike in length as rows of one call, padded on the right, and else one after the other; the
-    states (N, S, H, K) are padded to the longest."""
+    """Documents of similar length are rows of one call, padded on the right; the states (N, S, H, K) are padded to the
+    longest."""
     assert context.cu_seqlens is not None
-    lengths = context.cu_seqlens.diff().tolist()
-    most = PADDED_SHORT if max(lengths) <= SHORT else PADDED
-    if len(lengths) * max(lengths) > most * q.shape[1]:
-        return _attend_one_by_one(q, k, v, past, context.start, lengths)
-    documents, places = document_positions(context.cu_seqlens, q.shape[1])
-    slots = documents * max(lengths) + places
-    size = (len(lengths), max(lengths))
-    q, k, v = (
-        x.new_zeros(size[0] * size[1], *x.shape[2:]).index_copy(0, slots, x[0]).unflatten(0, size) for x in (q, k, v)
-    )
-    o, state = _attend(q, k, v, past, context.start)
-    longest = int((context.start + context.cu_seqlens.diff()).max())
-    return o.flatten(0, 1)[slots][None], KeyValues(*(x[:, :longest] for x in state))
-
-
-def _attend_one_by_one(
-    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, starts: Tensor, lengths: list[int]
-) -> tuple[Tensor, KeyValues]:
-    """Nothing is padded but the states."""
-    outputs, states = [], []
-    rows = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), starts.split(1), strict=True)
-    for document, (q_row, k_row, v_row, start) in enumerate(rows):
-        before = None if past is None else KeyValues(*(x[document : document + 1, : int(start)] for x in past))
-        o, state = _attend(q_row, k_row, v_row, before, start)
-        outputs.append(o)
-        states.append(state)
+    lengths, starts = context.cu_seqlens.diff().cpu().numpy(), context.start.cpu().numpy()
+    alike = together(lengths, starts)
+    documents = [np.flatnonzero(alike == kind) for kind in np.unique(alike)]
+    outputs, states, tokens = [], [], []
+    for rows in documents:
+        row, places, slots = (torch.from_numpy(x).to(q.device) for x in (rows, *slots_of(lengths, rows)))
+        shape = (len(rows), int(lengths[rows].max()))
+        wide = [x.new_zeros(shape[0] * shape[1], *x.shape[2:]) for x in (q, k, v)]
+        own = [y.index_copy(0, slots, x[0, places]).unflatten(0, shape) for x, y in zip((q, k, v), wide, strict=True)]
+        before = None if past is None else KeyValues(*(x[row, : starts[rows].max()] for x in past))
+        o, state = _attend(own[0], own[1], own[2], before, context.start[row])
+        outputs.append(o.flatten(0, 1)[slots])
+        states.append(KeyValues(*(x[:, : (starts + lengths)[rows].max()] for x in state)))
+        tokens.append(places)
+    if len(documents) == 1:
+        return outputs[0][None], states[0]
     longest = max(state.k.shape[1] for state in states)
+    back = torch.from_numpy(np.argsort(np.concatenate(documents))).to(q.device)
     joined = (
-        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs]) for xs in zip(*states, strict=True)
+        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs])[back] for xs in zip(*states, strict=True)
     )
-    return torch.cat(outputs, dim=1), KeyValues(*joined)
+    return torch.cat(outputs)[torch.cat(tokens).argsort()][None], KeyValues(*joined)
+
+
+def together(lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """A number (N,) for each document, the same for those that go in one call: alike, to a factor of two, in tokens
+    that are read and in tokens before them, where fewer than SHORTEST are as good as none."""
+    read, before = (np.ceil(np.log2(np.maximum(x, SHORTEST))).astype(np.int64) for x in (lengths, starts))
+    return 64 * read + before
+
+
+def slots_of(lengths: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every token of the documents `rows`: its place in the packed row, and in those documents as padded rows."""
+    own, starts = lengths[rows], np.cumsum(lengths) - lengths
+    places = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+    return np.repeat(starts[rows], own) + places, np.repeat(np.arange(len(rows)) * own.max(), own) + places
 
 
 def going_through_a_book(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

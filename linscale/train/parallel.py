@@ -72,15 +72,22 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
             block.forward = _recomputed(block.forward, train.activation_checkpointing, device)
     if not compiles(train, device):
         return
-    blocks = [block for block in model.blocks if train.sequence_parallel == 1 or not _softmax(block)]
-    for module in (*blocks, model.position_encoder):
+    unlike = train.documents or train.sequence_parallel > 1
+    blocks = [block for block in model.blocks if not (unlike and _softmax(block))]
+    for module in (*blocks, None if train.documents else model.position_encoder):
         if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
             module.compile(fullgraph=True, dynamic=False)
 
 
+def mark_documents(cu_seqlens: Tensor) -> None:
+    """Tell the compiler that the number of documents differs from batch to batch: one graph is for all."""
+    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+
+
 def _softmax(block: nn.Module) -> bool:
-    """Whether it attends by softmax: over pieces of sequences, under a mask that the compiler cannot make."""
+    """Whether it attends by softmax: over pieces of sequences, under a mask that the compiler cannot make, and over
+    packed documents, as Toeplitz encoding does, in shapes that their lengths decide."""
     return any(isinstance(module, SoftmaxAttention) for module in block.modules())
 
 

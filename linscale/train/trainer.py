@@ -37,7 +37,7 @@ from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
-from linscale.train.parallel import build_for_training, split_batch
+from linscale.train.parallel import build_for_training, mark_documents, split_batch
 from linscale.train.settings import require_same_config, write_settings
 from linscale.train.tracking import open_trackers
 from linscale.train.utilisation import matrix_rate
@@ -260,6 +260,8 @@ def _loss(run: Run, batch: Batch) -> torch.Tensor:
         None if x is None else x.to(device, non_blocking=True)
         for x in (*piece_of(batch.tokens, batch.targets, ranks=run.ranks), batch.cu_seqlens)
     )
+    if bounds is not None and device.type == "cuda":
+        mark_documents(bounds)
     with autocast(run.settings["precision"], device):
         output = run.model(tokens, targets=targets, cu_seqlens=bounds)
     return output.loss.sum() / run.train.batch_tokens

@@ -1,5 +1,6 @@
 """Layers against their definitions: rotations, TPE, softmax attention as a walk through a book."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -68,21 +69,25 @@ def test_srms_norm_computes_in_float32():
     torch.testing.assert_close(SRMSNorm(4, 1e-6)(x), torch.ones(1, 4, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("lengths", [(5, 3, 5), (1, 9, 2), (40, 1, 1, 1)])
-def test_packed_softmax_attention_is_the_same_padded_and_one_by_one(lengths, monkeypatch):
+@pytest.mark.parametrize("lengths", [(5, 3, 5), (1, 9, 2), (40, 1, 20, 1, 70)])
+def test_packed_softmax_attention_is_the_same_however_documents_are_put_together(lengths, monkeypatch):
     torch.manual_seed(0)
     config = CONFIGS["llama"](vocab_size=50, d_model=16, n_layers=2, head_dim=8, d_ff=16, init_std=0.3)
     model = build_model(config).double()
     bounds = torch.tensor([0, *lengths]).cumsum(0)
-    more_bounds = torch.tensor([0, *(1 + n % 4 for n in lengths)]).cumsum(0)
+    more_bounds = torch.tensor([0, *(1 + 7 * n % 40 for n in lengths)]).cumsum(0)
     text, more = (torch.randint(50, (1, int(each[-1]))) for each in (bounds, more_bounds))
 
-    def outputs():
+    def outputs(together):
+        if together is not None:
+            monkeypatch.setattr("linscale.layers.softmax_attention.together", together)
         first = model(text, cu_seqlens=bounds)
         second = model(more, state=first.state, cu_seqlens=more_bounds)
-        return first.logits, second.logits, *(x for state in second.state.layers for x in state)
+        grads = torch.autograd.grad(second.logits.square().sum(), list(model.parameters()))
+        return first.logits, second.logits, *(x for state in second.state.layers for x in state), *grads
 
-    padded = outputs()
-    monkeypatch.setattr("linscale.layers.softmax_attention.PADDED_SHORT", 0)
-    for one, other in zip(padded, outputs(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    alone = outputs(lambda lengths, starts: np.arange(len(lengths))[::-1])
+    monkeypatch.undo()
+    for other in (None, lambda lengths, starts: np.zeros(len(lengths))):
+        for one, same in zip(alone, outputs(other), strict=True):
+            torch.testing.assert_close(one, same, rtol=0, atol=1e-10)
