@@ -9,11 +9,8 @@ branches, are packed end to end, the longest first, so nothing is padded. The he
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,7 +24,7 @@ from linscale.generate.states import MOST_STATE, fork
 from linscale.models import LanguageModel, State
 
 BATCH_TOKENS = 8192  # of trunks and branches that are read at once
-GPU = 4  # a GPU is given so many times as much at once, states too
+GPU = 8  # a GPU is given so many times as much at once, states too
 MOST_LOGITS = 1 << 25  # made at once
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context, one or more, and of what follows it."""
@@ -71,22 +68,13 @@ def score(model: LanguageModel, pairs: Sequence[Pair], batch_tokens: int | None 
     most = batch_tokens or times * BATCH_TOKENS, times * MOST_STATE
     batches = batches_of(model.config, trees_of(texts, firsts), texts, *most)
     found, scored_tokens = [Likelihood(0.0, True)] * len(pairs), []
-    with ThreadPoolExecutor(1) as pool:  # a batch is laid out while the model reads the one before it
-        for work in ahead(pool, (partial(Work.of, trees, texts, firsts) for trees in batches)):
-            scored_tokens.append((work, _score_batch(model, work)))
+    for trees in batches:
+        work = Work.of(trees, texts, firsts)
+        scored_tokens.append((work, _score_batch(model, work)))
     for work, (nats, best) in scored_tokens:  # fetched last: before, the device would be waited for
         for number, likelihood in zip(work.numbers, _likelihoods(nats, best, work.lengths), strict=True):
             found[number] = likelihood
     return found
-
-
-def ahead(pool: Executor, calls: Iterator[Callable[[], Work]]) -> Iterator[Work]:
-    """What the calls give, in order, each made in the pool while its predecessor is in use."""
-    pending = deque(pool.submit(call) for call in islice(calls, 1))
-    while pending:
-        done = pending.popleft().result()
-        pending.extend(pool.submit(call) for call in islice(calls, 1))
-        yield done
 
 
 def score_from(

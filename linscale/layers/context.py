@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from linscale.layers.rows import PackedRows
 from linscale.ops.pieces import Piece
 
 
@@ -21,3 +22,5 @@ class Context:
     """What the model computes once for all layers, here this layer's; HGRN2: its lower bound (D,)."""
     piece: Piece | None = None
     """Where the T tokens stand in sequences that several ranks share, or None: they are the whole sequences."""
+    rows: PackedRows | None = None
+    """The packed documents as padded rows, for softmax layers; None where there are none."""

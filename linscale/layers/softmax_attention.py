@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,8 +15,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from linscale.layers.context import Context
 from linscale.ops import angles, rotate_half
 from linscale.ops.pieces import Piece, gather
-
-SHORTEST = 16  # tokens of a packed document: up to here padding is for nothing
 
 
 class KeyValues(NamedTuple):
@@ -96,45 +93,24 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Te
 def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
 ) -> tuple[Tensor, KeyValues]:
-    """Documents of similar length are rows of one call, padded on the right; the states (N, S, H, K) are padded to the
+    """Documents that are alike are rows of one call, padded on the right; the states (N, S, H, K) are padded to the
     longest."""
-    assert context.cu_seqlens is not None
-    lengths, starts = context.cu_seqlens.diff().cpu().numpy(), context.start.cpu().numpy()
-    alike = together(lengths, starts)
-    documents = [np.flatnonzero(alike == kind) for kind in np.unique(alike)]
-    outputs, states, tokens = [], [], []
-    for rows in documents:
-        row, places, slots = (torch.from_numpy(x).to(q.device) for x in (rows, *slots_of(lengths, rows)))
-        shape = (len(rows), int(lengths[rows].max()))
-        wide = [x.new_zeros(shape[0] * shape[1], *x.shape[2:]) for x in (q, k, v)]
-        own = [y.index_copy(0, slots, x[0, places]).unflatten(0, shape) for x, y in zip((q, k, v), wide, strict=True)]
-        before = None if past is None else KeyValues(*(x[row, : starts[rows].max()] for x in past))
-        o, state = _attend(own[0], own[1], own[2], before, context.start[row])
-        outputs.append(o.flatten(0, 1)[slots])
-        states.append(KeyValues(*(x[:, : (starts + lengths)[rows].max()] for x in state)))
-        tokens.append(places)
-    if len(documents) == 1:
+    assert context.rows is not None
+    outputs, states = [], []
+    for rows in context.rows.groups:
+        wide = [x.new_zeros(len(rows.documents) * rows.width, *x.shape[2:]) for x in (q, k, v)]
+        own = [y.index_copy(0, rows.slots, x[0, rows.places]) for x, y in zip((q, k, v), wide, strict=True)]
+        new = [y.unflatten(0, (len(rows.documents), rows.width)) for y in own]
+        before = None if past is None else KeyValues(*(x[rows.documents, : rows.past] for x in past))
+        o, state = _attend(new[0], new[1], new[2], before, context.start[rows.documents])
+        outputs.append(o.flatten(0, 1)[rows.slots])
+        states.append(KeyValues(*(x[:, : rows.longest] for x in state)))
+    if len(states) == 1:
         return outputs[0][None], states[0]
     longest = max(state.k.shape[1] for state in states)
-    back = torch.from_numpy(np.argsort(np.concatenate(documents))).to(q.device)
-    joined = (
-        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs])[back] for xs in zip(*states, strict=True)
-    )
-    return torch.cat(outputs)[torch.cat(tokens).argsort()][None], KeyValues(*joined)
-
-
-def together(lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """A number (N,) for each document, the same for those that go in one call: alike, to a factor of two, in tokens
-    that are read and in tokens before them, where fewer than SHORTEST are as good as none."""
-    read, before = (np.ceil(np.log2(np.maximum(x, SHORTEST))).astype(np.int64) for x in (lengths, starts))
-    return 64 * read + before
-
-
-def slots_of(lengths: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of every token of the documents `rows`: its place in the packed row, and in those documents as padded rows."""
-    own, starts = lengths[rows], np.cumsum(lengths) - lengths
-    places = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-    return np.repeat(starts[rows], own) + places, np.repeat(np.arange(len(rows)) * own.max(), own) + places
+    padded = ([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs] for xs in zip(*states, strict=True))
+    joined = (torch.cat(xs)[context.rows.document_order] for xs in padded)
+    return torch.cat(outputs)[context.rows.token_order][None], KeyValues(*joined)
 
 
 def going_through_a_book(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from linscale.config import config
 from linscale.distributed import copy_into
 from linscale.layers import GLU, LRPE, Context, RMSNorm, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
+from linscale.layers.rows import packed_rows
 from linscale.ops import linear_cross_entropy
 from linscale.ops.backend import autocast_dtype
 from linscale.ops.packing import document_lengths, document_positions
@@ -200,6 +201,7 @@ class LanguageModel(nn.Module):
         start = tokens.new_zeros(sequences) if state is None else state.position
         if start.shape != (sequences,):
             raise ValueError(f"state holds {start.shape[0]} sequences, the input {sequences}")
+        rows = None
         if cu_seqlens is None:
             # Rows that all start afresh share their positions, and the cosines made of them.
             first: Tensor | int = start[:, None] if state is not None else 0
@@ -210,7 +212,9 @@ class LanguageModel(nn.Module):
         else:
             documents, places = document_positions(cu_seqlens, tokens.shape[1])
             positions = (start[documents] + places)[None]
-        return Context(start, positions, cu_seqlens, None, self.piece)
+            if any(isinstance(block.mixer, SoftmaxAttention) for block in self.blocks):
+                rows = packed_rows(cu_seqlens, start)
+        return Context(start, positions, cu_seqlens, None, self.piece, rows)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Self:

@@ -80,7 +80,7 @@ def test_packed_softmax_attention_is_the_same_however_documents_are_put_together
 
     def outputs(together):
         if together is not None:
-            monkeypatch.setattr("linscale.layers.softmax_attention.together", together)
+            monkeypatch.setattr("linscale.layers.rows.together", together)
         first = model(text, cu_seqlens=bounds)
         second = model(more, state=first.state, cu_seqlens=more_bounds)
         grads = torch.autograd.grad(second.logits.square().sum(), list(model.parameters()))
