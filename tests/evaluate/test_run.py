@@ -110,6 +110,7 @@ def test_values_of_parts_are_recorded_where_there_are_some(runs: list[Path]) -> 
     assert asked == [("parted", [0.0, 1.0]), ("whole", None)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_another_process_measures_is_waited_for_and_not_measured_twice(runs: list[Path]) -> None:
     settings = read_json(runs[0] / "config.json")
     told: list[str] = []

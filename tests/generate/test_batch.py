@@ -48,7 +48,7 @@ def ended(tokens, eos):
 def test_each_row_is_what_it_is_alone_in_any_batch_and_order(model, prompts, alone, monkeypatch):
     expected = [ended(tokens, BYTES.eos_id) for tokens in alone]
     assert len({tuple(tokens) for tokens in expected}) > 4
-    for count in range(1, len(prompts) + 1):
+    for count in (1, 2, 5, len(prompts)):
         assert greedy(model, BYTES, prompts[:count], max_tokens=MOST) == expected[:count]
     order = random.Random(1).sample(range(len(prompts)), len(prompts))
     for most in (1, 5, 50, 100):

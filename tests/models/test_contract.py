@@ -182,6 +182,7 @@ def test_a_new_model_predicts_nothing_in_particular(arch):
     assert abs(float(loss.detach()) - math.log(257)) < 0.1
 
 
+@pytest.mark.slow
 def test_compile_sees_one_graph():
     """TPE, LRPE, the chunk form, softmax attention and the loss, without a break."""
     model, text = make("cosformer2", 2), tokens(2, 70)

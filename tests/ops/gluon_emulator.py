@@ -220,11 +220,12 @@ class Machine:
         if mask is None:
             return Tile(flat[pointer.checked(offsets)])
         active = spread(mask, offsets.shape, torch.bool)
-        values = (
-            poison(offsets.shape, flat.dtype) if other is None else spread(other, offsets.shape, flat.dtype).clone()
-        )
-        values[active] = flat[pointer.checked(offsets[active])]
-        return Tile(values)
+        values = poison((), flat.dtype) if other is None else spread(other, offsets.shape, flat.dtype)
+        if not flat.numel():
+            pointer.checked(offsets[active])
+            return Tile(values.expand(offsets.shape))
+        inside = torch.where(active, offsets, 0)  # an address that is there, whose value is not taken
+        return Tile(torch.where(active, flat[pointer.checked(inside)], values))
 
     def store(self, pointer: Pointer, value: Any, mask: Any = None, **hints: Any) -> None:
         offsets = pointer.offsets.values

@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +57,7 @@ class Tile:
 
     def to(self, dtype: Any, bitcast: bool = False) -> Tile:
         dtype = TORCH_TYPES[dtype]
-        return Tile(self.values.view(dtype) if bitcast else self.values.to(dtype))
+        return Tile(self.values.view(dtype) if bitcast else cast(self.values, dtype))
 
     def __getitem__(self, slices: Any) -> Tile:
         slices = slices if isinstance(slices, tuple) else (slices,)
@@ -114,13 +115,27 @@ class Pointer:
         return offsets
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+@lru_cache(4096)
+def whole_number(value: int, dtype: torch.dtype) -> Tensor:
+    """Made once: kernels ask for the same few again and again. Nobody writes to it."""
+    return torch.tensor(value, dtype=dtype)
+
+
+def number(value: Any, dtype: torch.dtype) -> Tensor:
+    return whole_number(value, dtype) if type(value) is int else torch.tensor(value, dtype=dtype)
+
+
 def scalar(value: Any) -> Tile:
     """A number with the type that Triton gives it; a tile as it is."""
     if isinstance(value, Tile):
         return value
     if isinstance(value, bool | float):
         return Tile(torch.tensor(value))
-    return Tile(torch.tensor(value, dtype=torch.int32 if -(2**31) <= value < 2**31 else torch.int64))
+    return Tile(number(value, torch.int32 if -(2**31) <= value < 2**31 else torch.int64))
 
 
 def spread(value: Any, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -130,7 +145,7 @@ def spread(value: Any, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         raise TypeError(f"a tile of shape {list(values.shape)} where {list(shape)} or one number is needed")
     if dtype == torch.bool and values.dtype != torch.bool:
         raise TypeError(f"a mask of {values.dtype}")
-    return values.to(dtype).expand(tuple(shape))
+    return cast(values, dtype).expand(tuple(shape))
 
 
 def poison(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -146,12 +161,14 @@ def matched(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     x = a.values
     if not isinstance(b, Tile):
         dtype = torch.float32 if isinstance(b, float) and not x.is_floating_point() else x.dtype
-        return x.to(dtype), torch.tensor(b, dtype=dtype)
+        return cast(x, dtype), number(b, dtype)
     y = b.values
     if x.ndim and y.ndim and x.ndim != y.ndim:
         raise TypeError(f"tiles of different ranks: {a.shape} and {b.shape}")
+    if x.dtype == y.dtype:
+        return x, y
     dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)
+    return cast(x, dtype), cast(y, dtype)
 
 
 def binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tile]:

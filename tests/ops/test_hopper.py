@@ -19,6 +19,7 @@ from linscale.ops.numerics import (
     contaminated,
     decay_attention_by,
     make_problem,
+    quick_cases,
     reference_results,
     relative_errors,
     results,
@@ -56,11 +57,11 @@ def segmented(monkeypatch, count):
     monkeypatch.setattr(hopper, "cut", lambda heads, chunks, processors: min(count, chunks))
 
 
-@pytest.mark.parametrize("situation", cases.SITUATIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "situation"), sorted({(case.kind, case.situation) for case in quick_cases()}))
 def test_errors_are_within_the_bounds(kind, situation, launched, monkeypatch):
+    """Four chunks with documents in them; else three, the last one short."""
     segmented(monkeypatch, 2)
-    found = check(Case(kind, 200, situation, torch.bfloat16), kernels, CPU)
+    found = check(Case(kind, 200 if situation == "packed" else 150, situation, torch.bfloat16), kernels, CPU)
     assert not found.failures, found.errors
     assert any(name.startswith("hopper") for name in launched)
 
@@ -77,7 +78,7 @@ def not_learned(q, k, v, log_decay, *others):
 def test_decays_that_are_not_learned(kind, situation, launched, monkeypatch):
     """What each segment adds to the gradients of states is then summed, per head, on the way that gives dq."""
     segmented(monkeypatch, 3)
-    found = check(Case(kind, 300, situation, torch.bfloat16), not_learned, CPU)
+    found = check(Case(kind, 200, situation, torch.bfloat16), not_learned, CPU)
     assert set(found.failures) <= {"dlog_decay"}, found.errors
     walk, join = "hopper_walk_kernel", "join_kernel"
     back = [walk, join] if kind == "head" else [walk, join, walk]
@@ -240,7 +241,7 @@ def test_compiled_for_any_sizes(kind, launched):
         return o.float().square().sum() + final.square().sum()
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch, length, heads in ((2, 150, 2), (3, 70, 3)):
+    for batch, length, heads in ((2, 70, 2), (3, 40, 3)):
         q, k, v = (torch.randn(batch, length, heads, 64).bfloat16().requires_grad_() for _ in range(3))
         steps = (batch, length, heads)
         shape = {"none": None, "head": (heads,), "token": steps, "channel": (*steps, 64)}[kind]

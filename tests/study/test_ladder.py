@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
 import linscale
+from linscale.cli import main
 from linscale.config import UserError
 from linscale.run_folder import latest_records, read_json, write_json
 from linscale.study.ladder import open_data, run_study
@@ -35,6 +37,20 @@ def run(*words, status=0):
     result = subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=200)
     assert result.returncode == status, result.stderr
     return result
+
+
+@pytest.fixture
+def here(capsys):
+    """As `run`, in this process: for commands that have little to do, of which the start would be most."""
+
+    def call(*words, status=0):
+        capsys.readouterr()
+        found = main(["study", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert found == status, err
+        return SimpleNamespace(stdout=out, stderr=err)
+
+    return call
 
 
 def weights(study):
@@ -62,7 +78,7 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
+def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
     """One undisturbed study; then one that is killed with SIGKILL at random moments and ends the same, bit for bit."""
     whole = tmp_path / "whole"
     result = run("run", study_file, "--out", whole, "--json")
@@ -88,7 +104,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
 
     killed = tmp_path / "killed"
     dice = random.Random(0)
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(
             command("run", study_file, "--out", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -104,7 +120,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     # Moved to another place, it is still finished.
     whole = whole.rename(tmp_path / "moved")
     study, before = whole / "tiny", snapshot(whole)
-    assert "Nothing to do" in run("run", study_file, "--out", whole).stdout
+    assert "Nothing to do" in here("run", study_file, "--out", whole).stdout
     assert snapshot(whole) == before
 
     # What is evaluated later is reported, and nothing else is made again.
@@ -113,19 +129,19 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     measured = last | {"task": "recall-copy-4", "task_version": "1", "metric": "accuracy", "value": 0.25}
     (study / "tnl-a" / "evaluations.jsonl").write_bytes(records + json.dumps(measured).encode() + b"\n")
     before = snapshot(whole)
-    found = json.loads(run("report", study_file, "--out", whole, "--json").stdout)
+    found = json.loads(here("report", study_file, "--out", whole, "--json").stdout)
     assert [value["task"] for value in found["evaluations"]["values"]] == ["recall-copy-4"]
     assert {path.name for path, at in snapshot(whole).items() if at != before[path]} == {"report.html"}
     assert "recall-copy-4" in (study / "report.html").read_text()
-    assert "Nothing to do" in run("report", study_file, "--out", whole).stdout
+    assert "Nothing to do" in here("report", study_file, "--out", whole).stdout
     (study / "tnl-a" / "evaluations.jsonl").write_bytes(records)
-    assert "Nothing to do" not in run("report", study_file, "--out", whole).stdout
+    assert "Nothing to do" not in here("report", study_file, "--out", whole).stdout
     before = snapshot(whole)
 
     # A changed study file is refused by name, and nothing of the finished study is touched.
     text = study_file.read_text()
     study_file.write_text(text.replace("lr = 1e-2", "lr = 1e-3"))
-    refused = run("run", study_file, "--out", whole, status=2)
+    refused = here("run", study_file, "--out", whole, status=2)
     assert "train.lr = 0.01 there, 0.001 here" in refused.stderr
     assert snapshot(whole) == before
 
@@ -134,7 +150,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     (study / "report.html").unlink()
     records = (study / "tnl-a" / "evaluations.jsonl").read_text().splitlines(keepends=True)
     (study / "tnl-a" / "evaluations.jsonl").write_text("".join(records[:-2]))
-    run("run", study_file, "--out", whole)
+    here("run", study_file, "--out", whole)
     assert losses(whole / "tiny") == losses(killed / "tiny")
     assert (study / "report.html").read_text() == html
 
@@ -144,7 +160,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, tmp_path):
     damaged[100] ^= 1
     shard.write_bytes(damaged)
     write_json(study / "tnl-a" / "status.json", {"state": "running"})
-    refused = run("run", study_file, "--out", whole, status=2)
+    refused = here("run", study_file, "--out", whole, status=2)
     assert "checksum differs" in refused.stderr
 
 
@@ -215,7 +231,7 @@ def test_a_run_that_fails_is_named_even_when_nothing_can_be_fitted(study_file, t
     assert sorted(named) == [f"failed {name}: no [luck]" for name in RUNS]
 
 
-def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):
+def test_too_few_runs_to_fit_is_one_clear_line(study_file, here, tmp_path):
     text = study_file.read_text()
     study_file.write_text(text[: text.index('[[sizes]]\nname = "b"')] + text[text.index("[fit]") :])
     result = run("run", study_file, "--out", tmp_path / "out", status=2)
@@ -231,7 +247,7 @@ def test_too_few_runs_to_fit_is_one_clear_line(study_file, tmp_path):
     measured = {"step": 9, "tokens": 2304, "task": "recall-copy-4", "task_version": "1", "metric": "loss", "value": 2.5}
     with open(study / "tnl-a" / "evaluations.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(measured) + "\n")
-    last = run("report", study_file, "--out", tmp_path / "out", status=2).stderr.strip().splitlines()[-1]
+    last = here("report", study_file, "--out", tmp_path / "out", status=2).stderr.strip().splitlines()[-1]
     assert "sizes" in last
     assert last.endswith("report.html has the evaluations without laws")
     assert "recall-copy-4" in (study / "report.html").read_text()

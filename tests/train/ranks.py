@@ -1,10 +1,18 @@
-"""What test_parallel.py starts with torchrun: one rank of several.
+"""What test_parallel.py starts: a process that imports torch once, and as often as it is asked forks into ranks.
 
-ranks.py steps OUT              one step of every case
-ranks.py CONFIG FOLDER STEP     a run, stopped after a step
+It reads lines of JSON from stdin, [COUNT, ...], and starts COUNT processes, which find each other as those of torchrun
+do. After what they write, it says "ended STATUS"; of ranks of which one fails, the others are killed.
+
+[COUNT, "steps", OUT]           one step of every case
+[COUNT, CONFIG, FOLDER, STEP]   a run, stopped after a step
 """
 
+import json
+import os
+import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -59,7 +67,44 @@ def whole(x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     torch.set_num_threads(1)
-    job, out = sys.argv[1], Path(sys.argv[2])
+    for line in sys.stdin:
+        count, *arguments = json.loads(line)
+        sys.stdout.write(f"ended {fork(count, arguments)}\n")
+        sys.stdout.flush()
+
+
+def fork(count: int, arguments: list) -> int:
+    """0 if all ranks end well. This process itself never computes: no thread of torch's is lost in a fork."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "test"}
+    ranks: set[int] = set()
+    for rank in range(count):
+        ranks.add(process := os.fork())
+        if not process:
+            os.environ |= {name: str(value) for name, value in (together | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            status = 1
+            try:
+                work(*arguments)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    worst = 0
+    while ranks:
+        process, status = os.wait()
+        ranks.discard(process)
+        worst = worst or status
+        for other in ranks if status else ():
+            os.kill(other, signal.SIGKILL)
+    return worst
+
+
+def work(job: str, out: str, last: int = 0) -> None:
+    """What one rank does."""
     if job == "steps":
         with join_ranks(1, cuda=False) as all_ranks:
             results = {}
@@ -72,8 +117,7 @@ def main() -> None:
     config = load_toml(job, RunConfig)
     with join_ranks(config.train.sequence_parallel, cuda=False) as ranks:
         seen = []
-        last = int(sys.argv[3])
-        status = train(out, config, on_step=lambda status: seen.append(status["step"]),
+        status = train(Path(out), config, on_step=lambda status: seen.append(status["step"]),
                        stop=lambda: bool(seen) and seen[-1] >= last - 1, ranks=ranks)  # fmt: skip
         sys.stdout.write(f"{ranks.rank} {status['state']} {status['step']}\n")
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,21 +31,38 @@ WORKER = Path(__file__).parent / "ranks.py"
 Make = Callable[..., RunConfig]
 
 
-def torchrun(count: int, *arguments: object) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    return [*launcher, *map(str, arguments)]
+Run = Callable[..., list[str]]
 
 
-def run(count: int, *arguments: object) -> str:
-    done = subprocess.run(torchrun(count, *arguments), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A function that runs a job of ranks.py on so many ranks and gives the lines they write."""
+    errors = tmp_path_factory.mktemp("ranks") / "stderr"
+    with errors.open("w") as file, subprocess.Popen(
+        [sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+    ) as process:  # fmt: skip
+
+        def run(count: int, *arguments: object) -> list[str]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            words = [argument if isinstance(argument, int) else str(argument) for argument in arguments]
+            process.stdin.write(json.dumps([count, *words]) + "\n")
+            process.stdin.flush()
+            lines = []
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                if line.startswith("ended "):
+                    break
+            assert lines[-1:] == ["ended 0"], errors.read_text()[-6000:]
+            return lines[:-1]
+
+        yield run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_ranks_together_do_what_one_does(count: int, tmp_path: Path) -> None:
-    run(count, WORKER, "steps", tmp_path / "found.pt")
+def test_ranks_together_do_what_one_does(count: int, run: Run, tmp_path: Path) -> None:
+    run(count, "steps", tmp_path / "found.pt")
     found = torch.load(tmp_path / "found.pt")
     assert list(found) == CASES
     for case in CASES:
@@ -82,14 +99,14 @@ def validation(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(make: Make, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(make: Make, run: Run, tmp_path: Path) -> None:
     """Four ranks, of which two share a sequence; two; one, which also reads what four wrote and two did."""
     alone = make(log_every=1, micro_batch=2)
     train(tmp_path / "whole", alone)
     for count, pieces, last in ((4, 2, 4), (2, 1, 7)):
         config = make(log_every=1, sequence_parallel=pieces, micro_batch=2)
-        said = run(count, WORKER, write_config(config, tmp_path / "run.toml"), tmp_path / "run", last)
-        assert sorted(said.split("\n"))[-count:] == [f"{rank} stopped {last}" for rank in range(count)]
+        said = run(count, write_config(config, tmp_path / "run.toml"), tmp_path / "run", last)
+        assert sorted(said)[-count:] == [f"{rank} stopped {last}" for rank in range(count)]
         shutil.copytree(tmp_path / "run", tmp_path / f"after-{count}")
     newest = checkpoint.list_checkpoints(tmp_path / "run")[-1]
     files = sorted(newest.glob("*-of-*"))
@@ -113,7 +130,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(make: Make, tmp_path: Path) 
 @pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_the_same_step_and_saves(make: Make, tmp_path: Path) -> None:
     config = write_config(make(tokens=256 * 4000, checkpoints=1), tmp_path / "a.toml")
-    command = torchrun(2, "-m", "linscale", "train", config, "--out", tmp_path / "run", "--json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "linscale", "train", str(config), "--out", str(tmp_path / "run"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         status = tmp_path / "run" / "status.json"
         while not (status.exists() and read_json(status)["step"] > 3):
