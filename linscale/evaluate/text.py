@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from linscale.config import UserError
 from linscale.data.documents import read_documents
 from linscale.data.inputs import find_sources
 from linscale.data.tokenizer import Tokenizer
+from linscale.evaluate.memory import cache_obstacle
 from linscale.evaluate.task import Result, losses_in_pieces, mean_result, vocabulary_obstacle
 from linscale.models import LanguageModel
 
@@ -42,7 +44,8 @@ class TextLoss:
 
     @property
     def name(self) -> str:
-        return "text-" + self.path.name.removeprefix("builtin:").split(".")[0]
+        name = Path(os.path.abspath(self.path)).name  # of "." as well
+        return "text-" + name.removeprefix("builtin:").lstrip(".").split(".")[0]
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -54,13 +57,20 @@ class TextLoss:
         )
 
     def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
-        return vocabulary_obstacle(model, tokenizer)
+        obstacle = vocabulary_obstacle(model, tokenizer)
+        # A token has a byte or more: where as many as bytes would fit, nobody counts tokens.
+        if obstacle or not cache_obstacle(model, min(self.window, len(self.text.encode()))):
+            return obstacle
+        return cache_obstacle(model, min(self.window, len(tokenizer.encode(self.text))))
 
     @cached_property
     def text(self) -> str:
-        """The file's documents."""
+        """The file's documents. Raises UserError where there is no word in them, nor anything to divide by."""
         sources, _ = find_sources([str(self.path)])
-        return "\n\n".join(document.text for source in sources for document in read_documents(source))
+        text = "\n\n".join(document.text for source in sources for document in read_documents(source))
+        if not text.strip():
+            raise UserError(f"text = {self.path}: white space alone; expected a text with words")
+        return text
 
     @cached_property
     def digest(self) -> str:
