@@ -37,8 +37,8 @@ SciQ where --data has them.
 
 mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
 
-recall: what a model can look up in its own context (mqar, copy, selective copy, induction, on random tokens; a pass key \
-in text).
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction, on random tokens; \
+a pass key in text).
 
 text: nats per token and word, bits per byte and loss by position on the files of --text.
 

@@ -112,3 +112,17 @@ def test_the_folder_that_a_command_stands_in_has_a_name(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     assert TextLoss(Path("."), window=20).name == f"text-{path.parent.name}"
     assert TextLoss(Path("builtin:tinyshakespeare"), window=20).name == "text-tinyshakespeare"
+
+
+def test_standard_errors_are_over_windows(path, model):
+    ids = [BYTES.eos_id, *BYTES.encode(WORDS)]
+    task, parts = values(TextLoss(path, window=20), model), []
+    for start in range(0, len(WORDS), 20):
+        parts.append(losses(model, [BYTES.eos_id, *ids[start + 1 : start + 21]]))
+    there = [part[3:7] for part in parts if len(part) > 3]
+    means = torch.stack([part.mean() for part in there])
+    assert len(there) < len(parts)  # the last window is too short
+    assert task["loss_from_4"].value == pytest.approx(torch.cat(there).mean().item())
+    assert task["loss_from_4"].se == pytest.approx(means.std().item() / len(means) ** 0.5)
+    assert task["loss_from_4"].count == sum(map(len, there))
+    assert values(TextLoss(path, window=1000), model)["loss_from_4"].se is None
