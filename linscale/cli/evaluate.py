@@ -32,13 +32,13 @@ Suites = Annotated[
 
 ppl: perplexity of WikiText-2 and LAMBADA (its last words, and whole), and of the files of --text.
 
-csr: zero-shot common sense, BoolQ, PIQA, HellaSwag, WinoGrande, ARC-easy and -challenge, OpenBookQA, and LAMBADA and
+csr: zero-shot common sense, BoolQ, PIQA, HellaSwag, WinoGrande, ARC-easy and -challenge, OpenBookQA, and LAMBADA and \
 SciQ where --data has them.
 
 mmlu: 57 subjects, four letters to choose from. commonsense_qa: five. Any single task of csr by its name, such as piqa.
 
-recall: what a model can look up in its own context (mqar, copy, selective copy, induction, on random tokens; a pass key
-in text).
+recall: what a model can look up in its own context (mqar, copy, selective copy, induction, on random tokens; \
+a pass key in text).
 
 text: nats per token and word, bits per byte and loss by position on the files of --text.
 
@@ -182,9 +182,9 @@ def _results(runs: list[Path], tasks: list[Task]) -> list[dict[str, Any]]:
     keys, found = ("step", "task", "task_version", "metric"), []
     for run in runs:
         tokenizer = load_tokenizer(str(run / TOKENIZER))
-        versions = {task.name: task.version(tokenizer) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
+        wanted = {(task.name, task.version(tokenizer)) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
         records = latest_records(run / EVALUATIONS, keys)
-        found += [record for record in records if versions.get(record["task"]) == record.get("task_version")]
+        found += [record for record in records if (record.get("task"), record.get("task_version")) in wanted]
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Self
 
 import tyro
@@ -21,8 +23,19 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a 
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
-    print(json.dumps(value, indent=1))
+    """Print a value as JSON on standard output. Numbers that JSON does not have, such as NaN, are null."""
+    print(json.dumps(_plain(value), indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types of JSON: what DuckDB answers may be a Decimal or a date."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:

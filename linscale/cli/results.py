@@ -32,15 +32,22 @@ def results(
         format: How the answer is written; parquet needs --out.
         out: A file to write instead of standard output.
     """
+    import duckdb
+
     from linscale.study.query import query as ask
 
-    answer = ask(folder, query)
     if format == "parquet" and out is None:
         raise UserError("format = parquet: needs a file; name one with --out")
-    if format != "table" and out is not None:
-        (answer.write_parquet if format == "parquet" else answer.write_csv)(str(out))
-        return
-    rows = answer.fetchall()
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"out = {out}: no such folder; make {out.parent} first")
+    answer = ask(folder, query)
+    try:
+        if format != "table" and out is not None:
+            (answer.write_parquet if format == "parquet" else answer.write_csv)(str(out))
+            return
+        rows = answer.fetchall()
+    except duckdb.Error as error:  # of a query that is well formed, but fails on what it meets
+        raise UserError(f"query: {str(error).splitlines()[0]}") from None
     if format == "csv":
         _write_csv(answer.columns, rows)
     elif json:

@@ -40,7 +40,7 @@ class TextOptions:
     """suites ppl and text"""
 
     text: tuple[Path, ...] = ()
-    """Files as `linscale data prepare` takes them, or builtin:tinyshakespeare."""
+    """Files or folders on this machine, in what forms `linscale data prepare` takes, or builtin:tinyshakespeare."""
     window: Annotated[int, Field(ge=1)] = 2048
     """Tokens of a window; longer ones than in training are welcome."""
     stride: Annotated[int, Field(ge=1)] | None = None

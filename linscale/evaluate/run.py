@@ -61,6 +61,8 @@ def find_runs(path: Path) -> list[Path]:
     """The run at `path`, or the runs in it. Raises UserError when there are none."""
     if (path / CONFIG).exists():
         return [path]
+    if path.is_file():
+        raise UserError(f"{path}: is a file; expected a run folder or a folder of runs, such as runs/{path.stem}")
     runs = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
     if not runs:
         raise UserError(f"{path}: neither a run folder nor a folder of runs (no {CONFIG} in it)")

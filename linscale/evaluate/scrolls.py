@@ -160,6 +160,8 @@ def scrolls_tasks(
     """
     if unknown := [name for name in names if name not in FORMS]:
         raise UserError(f"scrolls = {unknown[0]!r}: no such task; there are {', '.join(FORMS)}")
+    if not folder.is_dir():
+        raise UserError(f"data = {folder}: no such folder; expected one with files of samples")
     paths = {name: look_for(folder, FORMS[name].file) for name in names or FORMS}
     for name, path in paths.items():
         if names and path is None:

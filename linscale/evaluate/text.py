@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from linscale.config import UserError
 from linscale.data.documents import read_documents
 from linscale.data.inputs import find_sources
 from linscale.data.tokenizer import Tokenizer
+from linscale.evaluate.memory import cache_obstacle
 from linscale.evaluate.task import Result, losses_in_pieces, mean_result, vocabulary_obstacle
 from linscale.models import LanguageModel
 
@@ -42,7 +44,8 @@ class TextLoss:
 
     @property
     def name(self) -> str:
-        return "text-" + self.path.name.removeprefix("builtin:").split(".")[0]
+        name = Path(os.path.abspath(self.path)).name  # of "." as well
+        return "text-" + name.removeprefix("builtin:").lstrip(".").split(".")[0]
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -54,13 +57,20 @@ class TextLoss:
         )
 
     def obstacle(self, model: LanguageModel, tokenizer: Tokenizer) -> str | None:
-        return vocabulary_obstacle(model, tokenizer)
+        obstacle = vocabulary_obstacle(model, tokenizer)
+        # A token has a byte or more: where as many as bytes would fit, nobody counts tokens.
+        if obstacle or not cache_obstacle(model, min(self.window, len(self.text.encode()))):
+            return obstacle
+        return cache_obstacle(model, min(self.window, len(tokenizer.encode(self.text))))
 
     @cached_property
     def text(self) -> str:
-        """The file's documents."""
+        """The file's documents. Raises UserError where there is no word in them, nor anything to divide by."""
         sources, _ = find_sources([str(self.path)])
-        return "\n\n".join(document.text for source in sources for document in read_documents(source))
+        text = "\n\n".join(document.text for source in sources for document in read_documents(source))
+        if not text.strip():
+            raise UserError(f"text = {self.path}: white space alone; expected a text with words")
+        return text
 
     @cached_property
     def digest(self) -> str:
@@ -68,24 +78,23 @@ class TextLoss:
         return hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
 
     def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
-        """loss: nats per token, its standard error over windows. loss_from_N: of the places N to 2N - 1 of windows."""
+        """loss: nats per token. loss_from_N: of the places N to 2N - 1 of windows. Standard errors are over windows, as
+        the tokens of one are correlated."""
         ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(self.text)])
         windows = [self._losses(model, ids, *bounds) for bounds in self._bounds(len(ids) - 1)]
-        losses = torch.cat([nats for _, nats in windows])
-        means = torch.stack([nats.mean() for _, nats in windows])
-        total = losses.sum().item()
-        overall = mean_result("loss", means, len(losses))
+        overall = _over_windows("loss", [nats for _, nats in windows])
+        total = overall.value * overall.count
         words, size = len(self.text.split()), len(self.text.encode())
         results = [
-            Result("loss", total / len(losses), overall.se, len(losses)),
+            overall,
             Result("nats_per_word", total / words, None, words),
             Result("bits_per_byte", total / math.log(2) / size, None, size),
         ]
-        places = torch.cat([places for places, _ in windows]) + 1
-        for power in range(int(places.max()).bit_length()):
-            there = losses[(places >= 1 << power) & (places < 2 << power)]
-            if len(there):
-                results.append(mean_result(f"loss_from_{1 << power}", there, len(there)))
+        for power in range(max(int(places[-1]) + 1 for places, _ in windows).bit_length()):
+            first = (1 << power) - 1  # places count from 0
+            there = [nats[(places >= first) & (places <= 2 * first)] for places, nats in windows]
+            if any(map(len, there)):
+                results.append(_over_windows(f"loss_from_{first + 1}", there))
         return results
 
     def _bounds(self, count: int) -> Iterator[tuple[int, int, int]]:
@@ -102,3 +111,11 @@ class TextLoss:
         window = ids[first : end + 1].clone()
         window[0] = ids[0]  # a window knows nothing of what was before it
         return torch.arange(scored - first, end - first), losses_in_pieces(model, window)[scored - first :]
+
+
+def _over_windows(metric: str, parts: Sequence[Tensor]) -> Result:
+    """The mean of all nats, with the standard error of the means of windows; those without a token do not count."""
+    parts = [part for part in parts if len(part)]
+    nats = torch.cat(parts)
+    spread = mean_result(metric, torch.stack([part.mean() for part in parts]), len(nats))
+    return replace(spread, value=nats.mean().item())

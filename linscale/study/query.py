@@ -101,6 +101,6 @@ def _records(
             qualify row_number() over (partition by filename, step, {key} order by line desc) = 1
         )
         select runs.folder, runs.study, runs.size, runs.arch, runs.params, {shown}
-        from latest r join runs on parse_dirpath(r.filename) = runs.folder
+        from latest r join runs on coalesce(nullif(parse_dirpath(r.filename), ''), '.') = runs.folder
         order by line
     """)

@@ -160,3 +160,10 @@ def test_the_list_says_where_sets_are(tmp_path, capsys):
     assert main(["tasks", "list", "--data", str(tmp_path), "--json"]) == 1
     rows = {row["set"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["piqa_valid"]["content"] == "altered"
+
+
+def test_a_set_that_cannot_be_decompressed_is_listed_among_the_others(tmp_path, capsys):
+    (tmp_path / "boolq_dev.jsonl.zst").write_bytes(b"no frame")
+    assert main(["tasks", "list", "--data", str(tmp_path), "--json"]) == 1
+    found = {row["set"]: row["content"] for row in json.loads(capsys.readouterr().out)}
+    assert (found["boolq_dev"], found["piqa_valid"], len(found)) == ("altered", "ok", len(SETS))

@@ -10,6 +10,7 @@ from subprocess import PIPE
 
 import pytest
 
+from linscale.cli import main
 from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.tokenizer import train_bpe
@@ -159,6 +160,9 @@ def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path],
         evaluate(runs, TASKS, steps=[77])
     with pytest.raises(UserError, match="neither a run folder nor a folder of runs"):
         find_runs(tmp_path / "data")
+    (tmp_path / "mine.toml").touch()
+    with pytest.raises(UserError, match="is a file; expected a run folder or a folder of runs, such as runs/mine"):
+        find_runs(tmp_path / "mine.toml")
 
 
 def test_a_vocabulary_too_large_is_said_before_a_model_is_loaded(runs: list[Path], monkeypatch) -> None:
@@ -166,3 +170,10 @@ def test_a_vocabulary_too_large_is_said_before_a_model_is_loaded(runs: list[Path
     monkeypatch.setattr("linscale.evaluate.run.checkpoint.load_model", None)
     outcome = evaluate(runs[:1], TASKS)
     assert outcome.left_out == {"a": "its tokenizer has 269 tokens, its model 257"}
+
+
+def test_a_record_of_something_else_does_not_spoil_the_table(runs: list[Path], capsys) -> None:
+    (runs[0] / "evaluations.jsonl").write_text('{"step": 1}\n{"step": 2, "metric": "loss", "value": 1.0}\n')
+    command = ["evaluate", str(runs[0]), "--suite", "recall", "--sizes", "4", "--passkey-lengths", "300"]
+    assert main([*command, "--examples", "2", "--json"]) == 0
+    assert {record["task"][:6] for record in json.loads(capsys.readouterr().out)["results"]} == {"recall"}

@@ -288,6 +288,8 @@ def test_damaged_lines_and_missing_files_are_named(folder: Path) -> None:
         scrolls_tasks(folder, ["qasper"])
     with pytest.raises(UserError, match=r"none of gov_report/validation\.jsonl"):
         scrolls_tasks(folder / "qmsum")
+    with pytest.raises(UserError, match="data = none: no such folder"):
+        scrolls_tasks(Path("none"))
 
 
 def test_the_job_cuts_to_the_length_of_each_run_s_training_and_does_nothing_twice(folder: Path, capsys) -> None:
@@ -322,7 +324,10 @@ def test_the_job_cuts_to_the_length_of_each_run_s_training_and_does_nothing_twic
         (("--data", ".", "--context", "all"), "context = 'all': expected train, none, or a number of tokens"),
         (("--data", ".", "--context", "0"), "context = '0'"),
         (("--data", ".", "--max-tokens", "0"), "max_tokens"),
-        (("--data", "/nowhere", "--scrolls", "scrolls-qasper"), "no /nowhere/qasper/validation.jsonl"),
+        (
+            ("--data", "/nowhere", "--scrolls", "scrolls-qasper"),
+            "data = /nowhere: no such folder; expected one with files of samples",
+        ),
     ],
 )
 def test_options_are_explained_before_a_run_is_looked_at(options, message, tmp_path: Path, capsys) -> None:

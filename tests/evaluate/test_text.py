@@ -1,12 +1,14 @@
 """Loss on any text: windows, pieces and units, against one forward pass over the whole."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
+from linscale.evaluate import memory
 from linscale.evaluate import task as module
 from linscale.evaluate.text import TextLoss
 from linscale.models import CONFIGS, build_model
@@ -85,3 +87,42 @@ def test_what_makes_another_number_makes_another_version(path, tmp_path):
     assert len(versions) == 3
     with pytest.raises(UserError, match="stride = 30: expected 1 to window = 20"):
         TextLoss(path, window=20, stride=30)
+
+
+def test_a_text_without_a_word_is_refused_before_a_model_is_there(tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    with pytest.raises(UserError, match=r"blank\.txt: white space alone; expected a text with words"):
+        TextLoss(tmp_path / "blank.txt", window=20).version(BYTES)
+
+
+def test_a_window_whose_keys_and_values_do_not_fit_is_an_obstacle(path, model, monkeypatch):
+    task = TextLoss(path, window=10**9)  # the text bounds it
+    assert task.obstacle(model, BYTES) is None
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 30_000)
+    assert TextLoss(path, window=10).obstacle(model, BYTES) is None
+    found = task.obstacle(model, BYTES)
+    if model.config.arch == "llama":
+        assert f"for the keys and values of {len(WORDS)} tokens, cpu has 30kB free" in found
+        assert TextLoss(path, window=80).obstacle(model, BYTES).count("80 tokens") == 1
+    else:
+        assert found is None  # a state does not grow
+
+
+def test_the_folder_that_a_command_stands_in_has_a_name(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    assert TextLoss(Path("."), window=20).name == f"text-{path.parent.name}"
+    assert TextLoss(Path("builtin:tinyshakespeare"), window=20).name == "text-tinyshakespeare"
+
+
+def test_standard_errors_are_over_windows(path, model):
+    ids = [BYTES.eos_id, *BYTES.encode(WORDS)]
+    task, parts = values(TextLoss(path, window=20), model), []
+    for start in range(0, len(WORDS), 20):
+        parts.append(losses(model, [BYTES.eos_id, *ids[start + 1 : start + 21]]))
+    there = [part[3:7] for part in parts if len(part) > 3]
+    means = torch.stack([part.mean() for part in there])
+    assert len(there) < len(parts)  # the last window is too short
+    assert task["loss_from_4"].value == pytest.approx(torch.cat(there).mean().item())
+    assert task["loss_from_4"].se == pytest.approx(means.std().item() / len(means) ** 0.5)
+    assert task["loss_from_4"].count == sum(map(len, there))
+    assert values(TextLoss(path, window=1000), model)["loss_from_4"].se is None

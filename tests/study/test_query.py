@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -78,3 +79,30 @@ def test_the_command_writes_tables_json_csv_and_parquet(folder, tmp_path, capsys
     assert "needs a file; name one with --out" in capsys.readouterr().err
     assert main([*ask, "--format", "parquet", "--out", str(tmp_path / "best.parquet")]) == 0
     assert duckdb.read_parquet(str(tmp_path / "best.parquet")).fetchall() == [("a", 1.5), ("b's", 2.0)]
+
+
+def test_a_run_that_the_command_stands_in(folder, monkeypatch):
+    monkeypatch.chdir(folder / "study" / "a")
+    assert query(Path("."), "select folder, run, value from evaluations").fetchall() == [(".", "a", 9.0)]
+
+
+@pytest.mark.parametrize("how", [[], ["--format", "csv"], ["--json"], ["--format", "csv", "--out", "x.csv"]])
+def test_a_query_that_fails_on_what_it_meets_is_told_in_a_line(folder, how, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["results", "select cast(run as int) from runs", "--folder", ".", *how]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("linscale: query: Conversion Error: Could not convert string")
+    assert said.count("\n") == 1
+
+
+def test_an_answer_for_a_folder_that_is_not_there_is_told(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["results", "select 1", "--folder", ".", "--format", "csv", "--out", "none/x.csv"]) == 2
+    assert capsys.readouterr().err == "linscale: out = none/x.csv: no such folder; make none first\n"
+
+
+def test_json_has_what_json_has_alone(folder, capsys):
+    ask = "select 1.5 as a, 'nan'::double as b, [1.0, 'inf'::double] as c, date '2026-01-02' as d, true as e, null as f"
+    assert main(["results", ask, "--folder", str(folder), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"a": 1.5, "b": None, "c": [1.0, None], "d": "2026-01-02", "e": True, "f": None}
