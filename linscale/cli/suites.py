@@ -268,7 +268,10 @@ def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
     absent: set[Absent] = set()
     for name in names:
         build = SUITES[name] if name in SUITES else partial(harness, name.removeprefix(HARNESS))
-        for task in build(options):
+        found = build(options)
+        if not found:
+            raise UserError(f"suite {name}: its options leave nothing to measure, such as --modes without a name")
+        for task in found:
             if isinstance(task, Absent):
                 if task not in absent:
                     print_note(task.why)

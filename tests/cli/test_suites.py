@@ -49,6 +49,10 @@ def test_names_come_with_commas_with_spaces_and_again(words, names):
         ("--examples 0", "examples = 0: input should be greater than or equal to 1"),
         ("--window 0", "window = 0"),
         ("--limit 0", "limit = 0"),
+        (
+            "--suite needle --filler builtin:tinyshakespeare --modes",
+            "suite needle: its options leave nothing to measure",
+        ),
         ("--steps some", "steps = 'some': expected all, last, or numbers such as 1000,2000"),
     ],
 )
