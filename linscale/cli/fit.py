@@ -126,6 +126,8 @@ def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     starts, boot, objective = fitted["starts"], fitted["bootstrap"], fitted["objective"]
     yield f"{objective['name']}: {objective['value']:.6g}"
     yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
+    other = fitted["classical"]
+    yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
     if fitted["derived"]:

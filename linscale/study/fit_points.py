@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.classical import classical
 from linscale.study.laws import PFLOP_S_DAY, UNITS
 from linscale.study.points import Points
 from linscale.study.profile import Profile, profiles
-from linscale.study.surface_fit import Loss, Problem, Solution, Unit, fit, resample
+from linscale.study.surface_fit import AGREE, Loss, Problem, Solution, Unit, fit, resample
 from linscale.study.surface_warnings import warnings
 from linscale.study.surfaces import Array, Law, optimum
 
@@ -79,11 +80,13 @@ def _group(points: Points, name: str, settings: PointFit) -> dict[str, Any]:
     problem = Problem(
         law, settings.loss, np.array([_input(points, role)[kept] for role in law.inputs]), points.numbers["loss"][kept]
     )
-    solution = fit(problem)
+    labels = _labels(points, settings.by)[kept] if settings.bootstrap else np.empty(0)
+    solution, second = fit(problem), classical(problem)
+    if second.objective < solution.objective * (1 - AGREE):
+        solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     replicates, settled = np.empty((0, len(solution.vector))), np.empty(0, dtype=bool)
     units = 0
     if settings.bootstrap:
-        labels = _labels(points, settings.by)[kept]
         units = len(np.unique(labels))
         replicates, settled = resample(problem, solution.vector, labels, settings.bootstrap, settings.seed)
     verdicts = profiles(problem, solution)
@@ -98,6 +101,13 @@ def _group(points: Points, name: str, settings: PointFit) -> dict[str, Any]:
         "derived": derived,
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
+        "classical": {
+            "method": "L-BFGS-B",
+            "value": second.objective,
+            "tried": second.starts,
+            "agree": second.agree,
+            "settled": second.settled,
+        },
         "points_used": len(kept),
         "dropped": [
             {"row": int(points.rows[at]), "rule": f"drop: {':'.join(map(str, settings.drop))}"} for at in dropped

@@ -133,12 +133,12 @@ class Solution:
 def fit(problem: Problem) -> Solution:
     """Minimise from every point of the grid. Raises UserError when the points are too few for the law."""
     _enough(problem)
-    starts = _starts(problem)
-    vectors, objectives, settled = problem.solve(starts)
+    grid = starts(problem)
+    vectors, objectives, settled = problem.solve(grid)
     best = int(np.argmin(objectives))
     polished, lowest, _ = problem.solve(_to_bound(problem, vectors[best : best + 1]))
     agree = int((objectives <= lowest[0] * (1 + AGREE) + 1e-15).sum())
-    return Solution(polished[0], float(lowest[0]), len(starts), max(agree, 1), int(settled.sum()))
+    return Solution(polished[0], float(lowest[0]), len(grid), max(agree, 1), int(settled.sum()))
 
 
 def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
@@ -170,7 +170,7 @@ def _to_bound(problem: Problem, vectors: Array) -> Array:
     return np.where(gone[:, None] & (np.arange(vectors.shape[1]) == 0), floor, vectors)
 
 
-def _starts(problem: Problem) -> Array:
+def starts(problem: Problem) -> Array:
     """(P, p) centred vectors on a grid, with the coefficients that fit best there."""
     law, count = problem.law, len(problem.inputs)
     x = np.log(problem.inputs) - problem.centre
