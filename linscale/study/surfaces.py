@@ -1,0 +1,149 @@
+"""Laws of loss in model size, data and compute, as pure functions of arrays, and their logarithm with derivatives.
+
+    chinchilla  L = E + A / N^alpha + B / D^beta                Hoffmann et al. 2022, arXiv 2203.15556, approach 3
+    gamma       L = E + (A / N^alpha + B / D^beta)^gamma        the form with an interaction of both terms
+    power       L = l_coefficient * C^l_exponent                with `irreducible`: + E
+
+N parameters, D tokens, L nats per token, C in PFLOP/s-days as in `laws`.
+
+All are one family, log L = lse(log E, gamma * lse_k(log A_k - alpha_k log x_k)) with lse the logarithm of the sum of
+exponentials: no term overflows, and E, A and B stay positive without being told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def chinchilla(n: Array, d: Array, E: float, A: float, B: float, alpha: float, beta: float) -> Array:
+    """E + A / n^alpha + B / d^beta, in nats per token for n parameters and d tokens."""
+    return E + A / n**alpha + B / d**beta
+
+
+def gamma_form(n: Array, d: Array, E: float, A: float, B: float, alpha: float, beta: float, gamma: float) -> Array:
+    """E + (A / n^alpha + B / d^beta)^gamma, in nats per token for n parameters and d tokens."""
+    return E + (A / n**alpha + B / d**beta) ** gamma
+
+
+def power(c: Array, l_coefficient: float, l_exponent: float, E: float = 0.0) -> Array:
+    """E + l_coefficient * c^l_exponent, in nats per token at c PFLOP/s-days; the exponent carries its sign."""
+    return E + l_coefficient * c**l_exponent
+
+
+def optimum(A: Array, B: Array, alpha: Array, beta: Array) -> tuple[Array, Array, Array]:
+    """The cheapest (N, D) under 6 N D FLOPs, for the chinchilla and the gamma form alike.
+
+    Returns a = beta / (alpha + beta) and the logarithms of two factors: N = exp(first) * (FLOPs / 6)^a and
+    D = exp(second) * (FLOPs / 6)^(1 - a).
+    """
+    scale = (np.log(alpha) + np.log(A) - np.log(beta) - np.log(B)) / (alpha + beta)
+    return beta / (alpha + beta), scale, -scale
+
+
+@dataclass(frozen=True)
+class Law:
+    """A member of the family by what it reads and which of the family's parameters it frees.
+
+    Its vector is (log E, log A_1 .. log A_K, alpha_1 .. alpha_K, gamma), K the number of `inputs`.
+    """
+
+    name: str
+    formula: str
+    inputs: tuple[str, ...]
+    """Columns that the K terms read: "n", "d" or "c"."""
+    names: tuple[str, ...]
+    """Names of the entries of the vector."""
+    free: tuple[bool, ...]
+    """Entries that are fitted; log E is otherwise -inf and gamma 1."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what is fitted, in the order of the vector."""
+        return tuple(name for name, free in zip(self.names, self.free, strict=True) if free)
+
+    def natural(self, vectors: Array) -> Array:
+        """Vectors (..., p) as the numbers of the formula: E and coefficients themselves, an exponent of C signed."""
+        count = len(self.inputs)
+        values = vectors.copy()
+        values[..., : count + 1] = np.exp(np.minimum(vectors[..., : count + 1], 700.0))
+        if self.inputs == ("c",):
+            values[..., 2] = -vectors[..., 2]
+        return values
+
+
+_SURFACE = ("E", "A", "B", "alpha", "beta", "gamma")
+_POWER = ("E", "l_coefficient", "l_exponent", "gamma")
+LAWS: Mapping[str, Law] = {
+    "chinchilla": Law("chinchilla", "L = E + A / N^alpha + B / D^beta", ("n", "d"), _SURFACE, (True,) * 5 + (False,)),
+    "gamma": Law("gamma", "L = E + (A / N^alpha + B / D^beta)^gamma", ("n", "d"), _SURFACE, (True,) * 6),
+    "power": Law("power", "L = l_coefficient * C^l_exponent", ("c",), _POWER, (False, True, True, False)),
+    "power_irreducible": Law(
+        "power", "L = E + l_coefficient * C^l_exponent", ("c",), _POWER, (True, True, True, False)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """log L of P vectors at m points, with derivatives."""
+
+    value: Array
+    """(P, m)"""
+    gradient: Array
+    """(P, m, p)"""
+    _inner: Array  # (P, m, p), gradient of the inner lse
+    _outer: Array  # (P, m, p), gradient of gamma * inner minus that of log E
+    _share: Array  # (P, m), share of L that is not E
+    _spread: Array  # (P, m), gamma * s_1 * s_2 of the two inner terms; zeros for one term
+    _contrast: Array  # (m, 2K), gradient of the first inner term minus that of the second
+
+    def curvature(self, weights: Array) -> Array:
+        """Sum over points of weights (P, m) times the second derivatives of log L: (P, p, p)."""
+        size = self.gradient.shape[-1]
+        terms = self._contrast.shape[-1]
+        total = _outer_sum(self._outer, weights * self._share * (1 - self._share))
+        shared = weights * self._share
+        total[:, 1 : 1 + terms, 1 : 1 + terms] += np.einsum(
+            "pm,mi,mj->pij", shared * self._spread, self._contrast, self._contrast, optimize=True
+        )
+        cross = (shared[:, None, :] @ self._inner)[:, 0]
+        total[:, size - 1, :] += cross
+        total[:, :, size - 1] += cross
+        return total
+
+
+def evaluate(vectors: Array, x: Array) -> Evaluation:
+    """log L and its derivatives for vectors (P, p) at points whose K inputs have logarithms x (K, m)."""
+    count, points = x.shape
+    log_e, log_a = vectors[:, :1], vectors[:, 1 : 1 + count, None]
+    alpha, gamma = vectors[:, 1 + count : 1 + 2 * count, None], vectors[:, -1:]
+    terms = log_a - alpha * x  # (P, K, m)
+    inner = np.logaddexp.reduce(terms, axis=1)
+    parts = np.exp(terms - inner[:, None])
+    outer = gamma * inner
+    value = np.logaddexp(log_e, outer)
+    share = np.exp(outer - value)
+    inner_gradient = np.zeros((len(vectors), points, vectors.shape[1]))
+    inner_gradient[..., 1 : 1 + count] = parts.transpose(0, 2, 1)
+    inner_gradient[..., 1 + count : 1 + 2 * count] = -(parts * x).transpose(0, 2, 1)
+    difference = gamma[..., None] * inner_gradient
+    difference[..., -1] = inner
+    gradient = share[..., None] * difference
+    gradient[..., 0] = 1 - share
+    difference[..., 0] = -1.0
+    if count == 2:
+        contrast = np.stack([np.ones(points), -np.ones(points), -x[0], x[1]], axis=-1)
+        spread = gamma * parts[:, 0] * parts[:, 1]
+    else:
+        contrast, spread = np.zeros((points, 2 * count)), np.zeros_like(value)
+    return Evaluation(value, gradient, inner_gradient, difference, share, spread, contrast)
+
+
+def _outer_sum(vectors: Array, weights: Array) -> Array:
+    """Sum over m of weights (P, m) times the outer products of vectors (P, m, p): (P, p, p)."""
+    return (vectors * weights[..., None]).transpose(0, 2, 1) @ vectors
