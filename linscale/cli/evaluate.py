@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, ProgressBar, print_json, print_table
-from linscale.cli.suites import Options, build_tasks, suite_names
+from linscale.cli.suite_options import Options
+from linscale.cli.suites import build_tasks, suite_names
 from linscale.config import UserError
 from linscale.distributed import cores, follow_parent, limit_threads
 

@@ -38,7 +38,7 @@ class Outcome:
     known: int = 0
     "Pairs that had been measured before, or were by another process meanwhile."
     left_out: dict[str, str] = field(default_factory=dict)
-    "'run: task', or 'run', and why it was not measured."
+    "'run: task', 'run: step N', or 'run', and why it was not measured."
 
 
 @dataclass
@@ -76,8 +76,8 @@ def evaluate(
     """Measure every task on the checkpoints of every run where it has not been: all, the `last` one, or some `steps`.
 
     Comes back when all is recorded: what other processes have claimed is waited for, and taken over from one that dies.
-    `progress` is told the run, step and task that begin, how many are behind it and how many there are. Raises
-    UserError when a checkpoint is damaged.
+    `progress` is told the run, step and task that begin, how many are behind it and how many there are. What cannot be
+    measured, such as a damaged checkpoint, is left out with the reason.
     """
     job = Job(Outcome(), progress)
     paths = [(run, path) for run in runs for path in _checkpoints(run, last, steps)]
@@ -143,9 +143,14 @@ class Job:
             return mine
 
     def _measure(self, run: Measured, path: Path, step: int, missing: Sequence[tuple[Task, str]]) -> None:
-        model = checkpoint.load_model(path).to(run.device).eval() if missing else None
+        if not missing:
+            return
+        try:
+            model = checkpoint.load_model(path).to(run.device).eval()
+        except UserError as damage:
+            self.outcome.left_out[f"{run.records.run.name}: step {step}"] = str(damage)
+            return
         for task, version in missing:
-            assert model is not None
             if obstacle := task.obstacle(model, run.tokenizer):
                 self.outcome.left_out[f"{run.records.run.name}: {task.name}"] = obstacle
                 continue
@@ -169,4 +174,7 @@ def evaluate_validation(run: Path, dataset: TokenDataset | None = None) -> int:
             f"{dataset.folder}: holds data {dataset.fingerprint}, "
             f"but {run} was trained on {settings['data']['fingerprint']}; restore that data"
         )
-    return evaluate([run], [Validation(dataset, settings)]).done
+    outcome = evaluate([run], [Validation(dataset, settings)])
+    for why in outcome.left_out.values():
+        raise UserError(why)
+    return outcome.done

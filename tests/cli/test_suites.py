@@ -4,17 +4,8 @@ import pytest
 
 from linscale.cli import main
 from linscale.cli.evaluate import csr_means
-from linscale.cli.suites import (
-    CSR,
-    SINGLE,
-    SUITES,
-    Options,
-    RecallOptions,
-    SetOptions,
-    TextOptions,
-    build_tasks,
-    suite_names,
-)
+from linscale.cli.suite_options import Options, RecallOptions, SetOptions, TextOptions
+from linscale.cli.suites import CSR, SINGLE, SUITES, build_tasks, suite_names
 from linscale.config import UserError
 from linscale.evaluate import questions
 from linscale.evaluate.questions import FORMS

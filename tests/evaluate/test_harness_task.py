@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from linscale.cli import main
-from linscale.cli.suites import HarnessOptions, Options, SetOptions, build_tasks
+from linscale.cli.suite_options import HarnessOptions, Options, SetOptions
+from linscale.cli.suites import build_tasks
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
 from linscale.evaluate.harness_task import HarnessTask

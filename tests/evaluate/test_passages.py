@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from linscale.cli.suites import Options, SetOptions, TextOptions, build_tasks
+from linscale.cli.suite_options import Options, SetOptions, TextOptions
+from linscale.cli.suites import build_tasks
 from linscale.data.sets import find_set, read_set
 from linscale.data.tokenizer import load_tokenizer
 from linscale.evaluate import likelihood

@@ -150,6 +150,14 @@ def test_processes_share_a_study_and_measure_nothing_twice_though_some_are_kille
         assert sorted(found) == sorted((step, f"slow-{number}") for step in (1, 2) for number in range(5))
 
 
+def test_a_damaged_checkpoint_is_left_out_and_the_others_are_measured(runs: list[Path]) -> None:
+    (runs[0] / "checkpoints" / "step_00000001" / "model.safetensors").write_bytes(b"")
+    outcome = evaluate(runs, TASKS)
+    assert outcome.done == 3 * 2
+    assert list(outcome.left_out) == ["a: step 1"]
+    assert "step_00000001" in outcome.left_out["a: step 1"]
+
+
 def test_steps_are_chosen_and_a_folder_without_runs_is_refused(runs: list[Path], tmp_path: Path) -> None:
     assert evaluate(runs, TASKS, steps=[2, 77]).done == 4
     assert evaluate(runs, [Recall("mqar", 200)], last=True).left_out.keys() == {
