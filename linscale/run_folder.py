@@ -37,6 +37,8 @@ CONFIG, STATUS, METRICS, EVALUATIONS, CHECKPOINTS = (
 
 
 LOCK = ".lock"
+EVALUATION_KEYS = ("step", "task", "task_version", "metric")
+"""What tells the values of a run's evaluations apart."""
 
 
 @cache

@@ -178,13 +178,13 @@ def _results(runs: list[Path], tasks: list[Task]) -> list[dict[str, Any]]:
     from linscale.checkpoint import TOKENIZER
     from linscale.data.tokenizer import load_tokenizer
     from linscale.evaluate.task import tasks_of_run
-    from linscale.run_folder import CONFIG, EVALUATIONS, latest_records, read_json
+    from linscale.run_folder import CONFIG, EVALUATION_KEYS, EVALUATIONS, latest_records, read_json
 
-    keys, found = ("step", "task", "task_version", "metric"), []
+    found = []
     for run in runs:
         tokenizer = load_tokenizer(str(run / TOKENIZER))
         wanted = {(task.name, task.version(tokenizer)) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
-        records = latest_records(run / EVALUATIONS, keys)
+        records = latest_records(run / EVALUATIONS, EVALUATION_KEYS)
         found += [record for record in records if (record.get("task"), record.get("task_version")) in wanted]
     return found
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from linscale.cli.output import print_note
 from linscale.cli.suite_options import Options
 from linscale.config import UserError
+from linscale.evaluate import questions
 
 if TYPE_CHECKING:
     from linscale.evaluate.scrolls import Context
@@ -142,7 +143,7 @@ def harness(task: str, options: Options) -> Found:
     return [found]
 
 
-CSR = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+CSR = tuple(questions.CSR)
 SINGLE = (*CSR, "lambada_openai", "sciq", "commonsense_qa", "mmlu")
 SUITES: Mapping[str, Callable[[Options], Found]] = {
     "ppl": ppl,

@@ -18,11 +18,10 @@ import filelock
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.task import Result, Task
-from linscale.run_folder import EVALUATIONS, RecordWriter, code_version, disk_errors, parse_record
+from linscale.run_folder import EVALUATION_KEYS, EVALUATIONS, RecordWriter, code_version, disk_errors, parse_record
 
 CLAIMS, APPENDING = ".evaluating", ".evaluations.lock"
 APPEND_WAIT_S = 60.0
-KEYS = ("step", "task", "task_version", "metric")
 
 
 class Evaluations:
@@ -80,7 +79,7 @@ class Evaluations:
                     break
                 self._read += len(line)
                 if record := parse_record(line):
-                    self._found.add(tuple(record.get(key) for key in KEYS))
+                    self._found.add(tuple(record.get(key) for key in EVALUATION_KEYS))
 
     def _records(self, step: int, task: str, version: str, results: Iterable[Result]) -> Iterator[dict[str, Any]]:
         tokens = step * self.settings["train"]["batch_tokens"]

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from linscale.run_folder import EVALUATIONS, latest_records
+from linscale.evaluate.questions import CSR
+from linscale.run_folder import EVALUATION_KEYS, EVALUATIONS, latest_records
 from linscale.study.results import read_config, run_folders
-from linscale.study.suites import CSR, MMLU, SCROLLS, place_of, plain_name, suite_of
+from linscale.study.suites import MMLU, SCROLLS, place_of, plain_name, suite_of
 
 PLACES = re.compile(r"loss_from_(\d+)")
 LENGTH = re.compile(r"acc_(\d+)")
@@ -92,7 +93,7 @@ def read_evaluations(study: Path) -> Evaluations:
     found: list[Evaluation] = []
     unread: Counter[str] = Counter()
     for folder in run_folders(study):
-        records = latest_records(folder / EVALUATIONS, ("step", "task", "task_version", "metric"))
+        records = latest_records(folder / EVALUATIONS, EVALUATION_KEYS)
         records = [record for record in records if record.get("task") != "validation"]
         config = read_config(folder) if records else {}
         run = _run(config) if records else None

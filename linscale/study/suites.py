@@ -6,11 +6,8 @@ import re
 from functools import cache
 from typing import TypeAlias
 
-CSR = {
-    "boolq": "acc", "piqa": "acc", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc",
-    "arc_challenge": "acc_norm", "openbookqa": "acc_norm",
-}  # fmt: skip
-"""The seven tasks of CSR and the metric that its mean takes of each (arXiv 2406.16690)."""
+from linscale.evaluate.questions import CSR
+
 ROUGE = ("rouge1", "rouge2", "rougeL")
 SCROLLS = {
     "gov_report": ROUGE, "summ_screen_fd": ROUGE, "qmsum": ROUGE, "qasper": ("f1",), "narrative_qa": ("f1",),

@@ -9,10 +9,11 @@ from typing import TypeVar
 import pytest
 
 from linscale.config import UserError
+from linscale.evaluate.questions import CSR
 from linscale.run_folder import RecordWriter, write_json
 from linscale.study.comparison import comparisons
 from linscale.study.evaluations import latest, read_evaluations
-from linscale.study.suites import CSR, SCROLLS
+from linscale.study.suites import SCROLLS
 
 T = TypeVar("T")
 DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "evaluate.md"
