@@ -20,8 +20,8 @@ import numpy as np
 from ops_cpu import processor
 
 from linscale.run_folder import code_version
-from linscale.study.surface_fit import Array, Loss, Problem, fit, resample
-from linscale.study.surfaces import LAWS, chinchilla, gamma_form
+from linscale.study.table.surface_fit import Array, Loss, Problem, fit, resample
+from linscale.study.table.surfaces import LAWS, chinchilla, gamma_form
 
 CHINCHILLA = (1.69, 406.4, 410.7, 0.34, 0.28)
 GAMMA = (1.6, 2000.0, 3000.0, 0.45, 0.4, 0.8)

@@ -25,15 +25,16 @@ from linscale.evaluate.questions import CSR, FORMS
 from linscale.evaluate.scrolls import FORMS as SCROLLS
 from linscale.models import CONFIGS, SIZES
 from linscale.run_folder import read_json, read_records
-from linscale.study import fit, surface_warnings
+from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
-from linscale.study.fit_points import PointFit, fit_points
 from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
-from linscale.study.points import read_points
 from linscale.study.query import query as ask
 from linscale.study.results import Curve
-from linscale.study.surface_fit import Loss
-from linscale.study.surfaces import LAWS
+from linscale.study.table import fit as table_laws
+from linscale.study.table.fit import TABLE_LAWS, fit_points
+from linscale.study.table.group import PointFit
+from linscale.study.table.points import read_points
+from linscale.study.table.surface_fit import Loss
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.trainer import train
 
@@ -236,14 +237,15 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     lines += [f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28}" for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10, 1e11)]
     (tmp_path / "points.csv").write_text("\n".join(lines) + "\n")
     table = read_points(tmp_path / "points.csv", columns={}, needed=("n", "d", "loss"), where="params > 1")
-    result = {"source": "points.csv", **fit_points(table, PointFit(LAWS["chinchilla"], Loss(), bootstrap=5))}
-    keys = set(names(result, ("units", "columns", "parameters", "derived")))
+    result = {"source": "points.csv", **fit_points(table, PointFit("chinchilla", Loss(), bootstrap=5))}
+    keys = set(names(result, ("units", "columns", "parameters", "derived", "draws")))
     (group,) = result["groups"]
     keys |= set(group["derived"]) | {key for each in group["parameters"].values() for key in each}
     assert not missing(text, keys)
     written = set(re.findall(r"^\| `(\w+)` \|", text.split("## Warnings")[1], re.M))
-    assert written == set(re.findall(r"found\.append\(\s*\(\s*\"(\w+)\"", inspect.getsource(surface_warnings)))
+    sources = [path.read_text(encoding="utf-8") for path in Path(table_laws.__file__).parent.glob("*.py")]
+    assert written == {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
     options = {f"--{name}" for name in inspect.signature(fit_command).parameters if name != "points"}
     assert options <= set(re.findall(r"`(--\w+)`", text))
-    for name, law in LAWS.items():
-        assert f"`{law.name}`" in text, name
+    for law in TABLE_LAWS:
+        assert f"`{law.removesuffix('_irreducible')}`" in text, law

@@ -53,21 +53,21 @@ def fit(
         seed: Of the resamples.
         json: A file for the whole result; - for standard output, instead of the table.
     """
-    from linscale.study.fit_points import PointFit, default_unit, fit_points, parse_drop
-    from linscale.study.points import parse_columns, read_points
-    from linscale.study.surface_fit import Loss
-    from linscale.study.surfaces import LAWS
+    from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
+    from linscale.study.table.group import PointFit
+    from linscale.study.table.points import parse_columns, read_points
+    from linscale.study.table.surface_fit import Loss
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
     if irreducible and law != "power":
         raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    chosen = LAWS["power_irreducible" if irreducible else law]
+    chosen = "power_irreducible" if irreducible else law
     settings_loss = Loss.parse(loss, space)
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
     table = read_points(
-        points, columns=parse_columns(columns), needed=(*chosen.inputs, "loss"), group=names, where=where
+        points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
     )
     settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
     result = {"source": str(points), **fit_points(table, settings)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from linscale.cli import main
-from linscale.study.surfaces import chinchilla, power
+from linscale.study.table.surfaces import chinchilla, power
 
 
 @pytest.fixture

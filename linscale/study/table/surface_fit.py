@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.minimise import Residual, Space, least_absolute, minimise
-from linscale.study.surfaces import Array, Law, evaluate
+from linscale.study.table.minimise import Residual, Space, least_absolute, minimise
+from linscale.study.table.surfaces import Array, Law, evaluate
 
-Unit = Literal["run", "point", "budget"]
 Kind = Literal["huber", "l2", "lad"]
 GRID_E = (0.0, 0.3, 0.6, 0.9)  # of the lowest loss
 GRID_EXPONENT = (0.05, 0.2, 0.4, 0.8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from linscale.study.minimise import LAD_DELTAS, Residual
-from linscale.study.surface_fit import AGREE, Problem, Solution, starts
-from linscale.study.surfaces import Array, evaluate
+from linscale.study.table.minimise import LAD_DELTAS, Residual
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, starts
+from linscale.study.table.surfaces import Array, evaluate
 
 STARTS = 16  # of the grid, those with the lowest objective
 STEPS = 3000

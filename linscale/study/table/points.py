@@ -20,9 +20,23 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 READERS = {".csv": "read_csv", ".parquet": "read_parquet", ".jsonl": "read_json"}
-USUAL = {"n": "params", "d": "tokens", "c": "flops", "loss": "loss", "run": "run", "budget": "budget"}
+USUAL = {
+    "n": "params",
+    "d": "tokens",
+    "c": "flops",
+    "loss": "loss",
+    "unique": "unique_tokens",
+    "bpb": "bits_per_byte",
+    "error": "error",
+    "accuracy": "accuracy",
+    "weight": "weight",
+    "run": "run",
+    "budget": "budget",
+    "seed": "seed",
+    "schedule": "schedule",
+}
 """The roles, and the column that each is read from where nothing else is said."""
-NUMBERS = ("n", "d", "c", "loss")
+NUMBERS = ("n", "d", "c", "loss", "unique", "bpb", "error", "accuracy", "weight")
 DEFINITIONS = {"6nd": ("c", ("n", "d")), "c/6n": ("d", ("c", "n")), "c/6d": ("n", ("c", "d"))}
 """Definitions that may stand in the place of a column: the role they give, and those they take."""
 ROWS_SHOWN = 5

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from linscale.study.surfaces import Array, Evaluation, evaluate
+from linscale.study.table.surfaces import Array, Evaluation, evaluate
 
 Space = Literal["log", "linear"]
 MAX_STEPS = 1000

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
-from linscale.study.fit_points import PointFit, default_unit, fit_points, parse_drop
-from linscale.study.points import parse_columns, read_points
-from linscale.study.surface_fit import Loss
-from linscale.study.surfaces import LAWS, chinchilla
+from linscale.study.table.fit import default_unit, fit_points, parse_drop
+from linscale.study.table.group import PointFit
+from linscale.study.table.points import parse_columns, read_points
+from linscale.study.table.surface_fit import Loss
+from linscale.study.table.surfaces import chinchilla
 
 NEEDED = ("n", "d", "loss")
 
@@ -89,7 +90,7 @@ def test_rows_that_are_no_numbers_are_named(tmp_path):
 
 def test_groups_are_fitted_apart_and_the_file_is_plain_json(table):
     points = read_points(table, columns={"loss": "my loss"}, needed=NEEDED, group=("arch",))
-    result = fit_points(points, PointFit(LAWS["chinchilla"], Loss(), bootstrap=0))
+    result = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=0))
     assert [each["group"] for each in result["groups"]] == ["a", "b"]
     for group, level in zip(result["groups"], (1.7, 1.9), strict=True):
         assert group["parameters"]["E"]["value"] == pytest.approx(level, rel=1e-3)
@@ -108,7 +109,7 @@ def test_dropped_rows_warnings_and_refusals(table):
     with pytest.raises(UserError, match="outlier is not a positive number"):
         read_points(table, columns=columns, needed=NEEDED)
     points = read_points(table, columns={"loss": "my loss"}, needed=NEEDED, where="arch != 'b'", group=("arch",))
-    settings = PointFit(LAWS["chinchilla"], Loss.parse("l2", "log"), bootstrap=30, by="run")
+    settings = PointFit("chinchilla", Loss.parse("l2", "log"), bootstrap=30, by="run")
     result = fit_points(points, settings)
     assert result["refused"][0]["group"] == "c"
     assert "1 points" in result["refused"][0]["reason"]
@@ -117,7 +118,7 @@ def test_dropped_rows_warnings_and_refusals(table):
     assert names["high_loss"]["detail"] == "row 51"
     assert names["few_units"]["detail"] == "5"
     json.dumps(result, allow_nan=False)
-    dropped = fit_points(points, PointFit(LAWS["chinchilla"], Loss(), drop=parse_drop("highest:1"), bootstrap=0))
+    dropped = fit_points(points, PointFit("chinchilla", Loss(), drop=parse_drop("highest:1"), bootstrap=0))
     assert dropped["groups"][0]["dropped"] == [{"row": 51, "rule": "drop: highest:1"}]
     with pytest.raises(UserError, match="expected highest:COUNT"):
         parse_drop("highest")
@@ -131,8 +132,8 @@ def test_flops_in_other_units_are_noticed_and_budgets_are_told_apart(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("\n".join(lines))
     points = read_points(path, columns={"c": "flops"}, needed=NEEDED)
-    (group,) = fit_points(points, PointFit(LAWS["chinchilla"], Loss(), bootstrap=10, by="budget"))["groups"]
+    (group,) = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=10, by="budget"))["groups"]
     assert group["bootstrap"]["units"] == 4  # three budgets and the row in other units
     assert {each["name"]: each["detail"] for each in group["warnings"]}["flops_differ"] == "row 5"
     with pytest.raises(UserError, match="no column tells runs apart"):
-        fit_points(points, PointFit(LAWS["chinchilla"], Loss(), by="run"))
+        fit_points(points, PointFit("chinchilla", Loss(), by="run"))

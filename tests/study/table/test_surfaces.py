@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from linscale.study.minimise import Residual
-from linscale.study.surfaces import LAWS, chinchilla, evaluate, gamma_form, optimum, power
+from linscale.study.table.minimise import Residual
+from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, optimum, power
 
 N = np.array([1e7, 1e8, 3e9])
 D = np.array([1e9, 2e10, 1e11])

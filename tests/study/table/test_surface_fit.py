@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
-from linscale.study.classical import classical
-from linscale.study.profile import profiles
-from linscale.study.surface_fit import Loss, Problem, fit, resample
-from linscale.study.surfaces import LAWS, chinchilla, evaluate, gamma_form, power
+from linscale.study.table.classical import classical
+from linscale.study.table.profile import profiles
+from linscale.study.table.surface_fit import Loss, Problem, fit, resample
+from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, power
 
 ROOT = Path(__file__).parents[2]
 SCALING = next((p for at in (ROOT, ROOT.parent) if (p := at / "shared" / "data" / "scaling").is_dir()), Path("none"))

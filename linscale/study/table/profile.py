@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linscale.study.surface_fit import Problem, Solution
-from linscale.study.surfaces import Array
+from linscale.study.table.surface_fit import Problem, Solution
+from linscale.study.table.surfaces import Array
 
 CHI_SQUARED = 3.841  # 95% quantile with one degree of freedom
 STEPS = 14  # values tried on either side, denser near the estimate

@@ -1,0 +1,75 @@
+"""Fit a law to a table of points, group by group: the content of the JSON that `linscale fit` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from linscale.config import UserError
+from linscale.study.laws import UNITS
+from linscale.study.table.group import Group, PointFit, Unit, select
+from linscale.study.table.points import Points
+from linscale.study.table.surface import fit_surface
+
+
+@dataclass(frozen=True)
+class TableLaw:
+    """A law that a table can be fitted with."""
+
+    roles: tuple[str, ...]
+    """What a row must hold."""
+    fit: Callable[[Group, PointFit], dict[str, Any]]
+    """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+
+
+TABLE_LAWS: Mapping[str, TableLaw] = {
+    "chinchilla": TableLaw(("n", "d", "loss"), fit_surface),
+    "gamma": TableLaw(("n", "d", "loss"), fit_surface),
+    "power": TableLaw(("c", "loss"), fit_surface),
+    "power_irreducible": TableLaw(("c", "loss"), fit_surface),
+}
+"""By the name of --law; --irreducible makes power power_irreducible."""
+
+
+def parse_drop(text: str) -> tuple[str, int]:
+    """ "highest:5" or "lowest:2". Raises UserError for anything else."""
+    end, _, count = text.partition(":")
+    if end not in ("highest", "lowest") or not count.isdecimal():
+        raise UserError(f"drop = {text!r}: expected highest:COUNT or lowest:COUNT, as in highest:5")
+    return end, int(count)
+
+
+def default_unit(points: Points) -> Unit:
+    """What to resample by where nothing is said: runs where the table tells them apart, else points."""
+    return "run" if "run" in points.labels else "point"
+
+
+def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
+    """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
+    groups, refused = [], []
+    for name in sorted(set(points.groups.tolist())):
+        group, dropped = select(points, name, settings.drop)
+        try:
+            fitted = TABLE_LAWS[settings.law].fit(group, settings)
+        except UserError as error:
+            refused.append({"group": name, "reason": str(error)})
+        else:
+            groups.append({"group": name, **fitted, "dropped": dropped})
+    if not groups:
+        raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
+    return {
+        "version": 1,
+        "units": UNITS,
+        "columns": dict(points.columns),
+        "settings": {
+            "loss": str(settings.loss),
+            "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
+            "bootstrap": settings.bootstrap,
+            "by": settings.by,
+            "seed": settings.seed,
+        },
+        "dropped": [{"row": row, "rule": rule} for row, rule in points.dropped],
+        "groups": groups,
+        "refused": refused,
+    }

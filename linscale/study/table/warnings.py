@@ -1,0 +1,81 @@
+"""What a reader of a fitted law must know: named warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from linscale.study.table.group import Group, warning
+from linscale.study.table.points import ROWS_SHOWN
+from linscale.study.table.surface_fit import Solution
+from linscale.study.table.surfaces import Array
+
+FEW_UNITS = 10
+HIGHEST_LOSS = 14.0  # nats: ln of a vocabulary of 1.2 million
+FLOPS_RATIO = 10.0
+FEW_AGREE = 0.25
+
+
+def surface_warnings(
+    solution: Solution, parameters: Mapping[str, Mapping[str, Any]], settled: Array, units: int
+) -> list[dict[str, str]]:
+    """What a reader must know of a fitted surface."""
+    found = verdict_warnings(parameters)
+    if solution.agree < FEW_AGREE * solution.starts:
+        text = "few starts reach the best objective: the valley is flat, or has several floors"
+        found.append(warning("starts_disagree", text, [f"{solution.agree} of {solution.starts}"]))
+    return found + resampling_warnings(settled, units)
+
+
+def verdict_warnings(parameters: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Of parameters on a bound, and of those that the points do not determine."""
+    found = []
+    at_bound = [name for name, each in parameters.items() if each["at_bound"]]
+    if at_bound:
+        text = "a parameter is on its bound: the law has a term that the points do not show"
+        found.append(warning("at_bound", text, at_bound))
+    open_ended = [name for name, each in parameters.items() if not each["identified"] and not each["at_bound"]]
+    if open_ended:
+        text = "the points do not determine a parameter: its profile is open on a side"
+        found.append(warning("not_identified", text, open_ended))
+    return found
+
+
+def resampling_warnings(settled: Array, units: int) -> list[dict[str, str]]:
+    """Of few units, and of resamples (r,) that did not settle."""
+    found = []
+    if settled.size and 0 < units < FEW_UNITS:
+        text = "few units to resample: intervals from fewer than ten are rough and mostly too narrow"
+        found.append(warning("few_units", text, [str(units)]))
+    if settled.size and settled.mean() < 0.9:
+        text = "resamples whose fit had not come to rest are in the intervals"
+        found.append(warning("unstable", text, [f"{1 - settled.mean():.0%}"]))
+    return found
+
+
+def point_warnings(group: Group) -> list[dict[str, str]]:
+    """Of points that repeat, or whose units cannot be right."""
+    found = []
+    numbers, rows = group.numbers, group.rows
+    table = np.array(list(numbers.values())).T
+    _, first, counts = np.unique(table, axis=0, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        again = np.setdiff1d(np.arange(len(rows)), first)
+        found.append(warning("duplicates", "rows that repeat an earlier one count twice", _rows(rows[again])))
+    if "loss" in numbers and (numbers["loss"] > HIGHEST_LOSS).any():
+        text = "a loss above the logarithm of any vocabulary: not nats per token, or diverged"
+        found.append(warning("high_loss", text, _rows(rows[numbers["loss"] > HIGHEST_LOSS])))
+    if {"n", "d", "c"} <= set(numbers) and group.columns["c"] != "6nd":
+        ratio = numbers["c"] / (6 * numbers["n"] * numbers["d"])
+        far = np.abs(np.log(ratio)) > np.log(FLOPS_RATIO)
+        if far.any():
+            text = "c differs from 6 n d by more than a factor of ten: other units?"
+            found.append(warning("flops_differ", text, _rows(rows[far])))
+    return found
+
+
+def _rows(rows: Array) -> list[str]:
+    shown = [f"row {row}" for row in rows[:ROWS_SHOWN]]
+    return shown + ([f"{len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else [])
