@@ -15,7 +15,9 @@ import duckdb
 import numpy as np
 import pytest
 
+from linscale.cli.compare import compare as compare_command
 from linscale.cli.fit import fit as fit_command
+from linscale.cli.predict import predict as predict_command
 from linscale.config import parse, to_dict
 from linscale.data.build_sets import ESSAYS
 from linscale.data.hub_sets import HUB_SETS
@@ -28,6 +30,14 @@ from linscale.run_folder import read_json, read_records
 from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
 from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
+from linscale.study.prediction import multiplier
+from linscale.study.prediction.compute_law import paper_groups
+from linscale.study.prediction.contest import contest
+from linscale.study.prediction.fit_file import PARAMETERS as PREDICTED_LAWS
+from linscale.study.prediction.fit_file import groups_of
+from linscale.study.prediction.forecast import forecast_all
+from linscale.study.prediction.multiplier import At
+from linscale.study.prediction.question import Question
 from linscale.study.query import query as ask
 from linscale.study.results import Curve
 from linscale.study.table import fit as table_laws
@@ -229,6 +239,32 @@ def test_every_key_and_every_warning_of_the_fits() -> None:
     ]
     assert len(set(found)) == 8
     assert set(table(text, "Warnings")) == set(found)
+
+
+def test_every_key_every_warning_and_every_option_of_predictions_and_comparisons() -> None:
+    text = page("predict.md")
+    values = {"E": 1.8, "a": 120.0, "a_prime": 300.0, "b": -0.25, "E_error": 0.85, "k": 2.0, "g": 0.7}
+    entry = {"law": "overtrain", "parameters": {name: {"value": value} for name, value in values.items()}}
+    entry |= {"points": {"n": [1e8, 1e9], "d": [1e9, 1e10]}}
+    groups = groups_of({"version": 1, "groups": [entry | {"group": name} for name in "xy"]}, "f.json")
+    found = {
+        "version": 1,
+        **forecast_all(groups, Question(flops=1e21, loss=2.5), []),
+        **contest(groups, "", At(losses=(2.5,), flops=(1e21,))),
+        **contest([*paper_groups()], "", At()),
+    }
+    assert found["pairs"][0]["crossings"]
+    assert not missing(text, names(found))
+    sources = [path.read_text(encoding="utf-8") for path in Path(multiplier.__file__).parent.glob("*.py")]
+    made = {name for source in sources for name in re.findall(r"[^_]caution\(\s*\"(\w+)\"", source)}
+    assert made == set(table(text, "Warnings"))
+    verdicts = set(re.findall(r"\"([a-z ]+)\"", inspect.getsource(multiplier._verdict))) - {"value", "low", "high"}
+    assert not [verdict for verdict in verdicts if f"`{verdict}`" not in text]
+    for command, first in ((predict_command, "fit"), (compare_command, "fits")):
+        options = {f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters if name != first}
+        assert options <= set(re.findall(r"`(--[\w-]+)`", text))
+    for law in PREDICTED_LAWS:
+        assert f"`{law}`" in text, law
 
 
 def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> None:
