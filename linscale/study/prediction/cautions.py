@@ -39,9 +39,14 @@ def of_the_fit(fitted: Fitted | None) -> list[Caution]:
     return found
 
 
-def once(found: Iterable[Caution]) -> list[Caution]:
-    """Without those that are there already, word for word."""
-    return list({tuple(each.values()): each for each in found}.values())
+def merged(found: Iterable[Caution]) -> list[Caution]:
+    """One of each name and text, with the details of all."""
+    details: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        details.setdefault((each["name"], each["text"]), []).append(each["detail"])
+    return [
+        caution(name, text, "; ".join(dict.fromkeys(filter(None, listed)))) for (name, text), listed in details.items()
+    ]
 
 
 def resamples(fitted: Fitted) -> list[Caution]:

@@ -48,7 +48,7 @@ def forecast(fitted: Fitted, question: Question, downstream: Fitted | None = Non
         law, sigmoid = joined(fitted, downstream)
         found += answer_of_loss(law, question, answer, own_score(sigmoid))
         found += cautions.outside(downstream, [("bits per byte", "bpb", (answer["loss"] or {}).get("value"))])
-    answer["warnings"] = cautions.once(found + cautions.of_the_fit(fitted) + cautions.of_the_fit(downstream))
+    answer["warnings"] = cautions.merged(found + cautions.of_the_fit(fitted) + cautions.of_the_fit(downstream))
     return answer
 
 
@@ -113,5 +113,7 @@ def _sizes(fitted: Fitted, question: Question, answer: Answer) -> list[cautions.
         log_d = (np.log(question.flops / fitted.flops.coefficient) - p * log_k) / (1 + p * exponent)
     else:
         raise UserError(f"{fitted.name}: the pac law is of sizes, not of losses: give --tokens, --params or --flops")
-    answer["n_opt"], answer["d_opt"] = estimate(np.exp(log_k + exponent * log_d)), estimate(np.exp(log_d))
-    return cautions.outside(fitted, [("N", "n", answer["n_opt"]["value"]), ("D", "d", answer["d_opt"]["value"])])
+    n, d = np.exp(log_k + exponent * log_d), np.exp(log_d)
+    answer["d_opt"] = None if question.tokens is not None else estimate(d)
+    answer["n_opt"] = None if question.tokens is None and question.params is not None else estimate(n)
+    return cautions.outside(fitted, [("N", "n", float(n[0])), ("D", "d", float(d[0]))])
