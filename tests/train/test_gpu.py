@@ -39,7 +39,7 @@ def test_compiled_and_recomputed_blocks_train_as_eager_ones_do(make: Make, tmp_p
 
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_packed_documents_train_compiled_as_eager(make: Make, tmp_path: Path, arch: str) -> None:
-    """Their number differs from batch to batch. In fp32: steps of Adam spread the rounding of bf16 beyond any close bound."""
+    """Their number differs from batch to batch. In fp32: Adam spreads the rounding of bf16 too far."""
     for compiled in ("off", "on"):
         model = {"arch": arch, **SHAPE, "softmax_every": 3}
         config = make(model=model, device="cuda", compile=compiled, documents=True, lr=1e-3, precision="fp32")
