@@ -27,7 +27,7 @@ def fit(
     space: Literal["log", "linear"] = "log",
     irreducible: bool = False,
     bootstrap: int = 1000,
-    by: Literal["run", "point", "budget"] | None = None,
+    by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
@@ -49,7 +49,8 @@ def fit(
         space: Residuals of log L, or of L.
         irreducible: Give the power law a constant E.
         bootstrap: Resamples behind the intervals; 0 for none.
-        by: What is resampled. Runs where a column tells them apart, else points.
+        by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
+            the law with noise of the size that repeats of a configuration show.
         seed: Of the resamples.
         json: A file for the whole result; - for standard output, instead of the table.
     """
