@@ -12,7 +12,7 @@ from linscale.study.table.classical import classical
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, resample
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretch
 from linscale.study.table.surfaces import LAWS, Array, optimum
 from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
@@ -26,15 +26,8 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     solution, second = fit(problem), classical(problem)
     if second.objective < solution.objective * (1 - AGREE):
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
-    replicates, settled = np.empty((0, len(solution.vector))), np.empty(0, dtype=bool)
-    units = 0
-    if settings.bootstrap and settings.by == "seed":
-        replicates, settled = redraw(problem, solution.vector, repeats, settings.bootstrap, settings.seed)
-        units = len(np.unique(repeats.runs)) if repeats else 0
-    elif settings.bootstrap:
-        labels = group.units(settings.by)
-        units = len(np.unique(labels))
-        replicates, settled = resample(problem, solution.vector, labels, settings.bootstrap, settings.seed)
+    drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
+    replicates = spread(problem, solution.vector, drawn, factor)
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
     valley = find_valley(problem, solution.vector)
     noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
@@ -53,8 +46,14 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             "settled": second.settled,
         },
         "points_used": len(group.rows),
-        "bootstrap": {"replicates": len(replicates), "settled": int(settled.sum()), "units": units, "by": settings.by},
-        "draws": draws(law.parameters, problem.numbers(replicates)),
+        "bootstrap": {
+            "replicates": len(drawn),
+            "settled": int(settled.sum()),
+            "units": units,
+            "by": settings.by,
+            "prediction_stretch": factor,
+        },
+        "draws": draws(law.parameters, problem.numbers(drawn)),
         "points": listed_points(group, (*law.inputs, "loss"), problem.residuals(solution.vector)),
         "condition": valley.condition,
         "seed_noise": noise,
@@ -64,6 +63,20 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             *valley_warnings(valley, noise),
         ],
     }
+
+
+def _resampled(
+    problem: Problem, vector: Array, group: Group, repeats: Repeats | None, settings: PointFit
+) -> tuple[Array, Array, int, float]:
+    """Centred vectors of resamples, which of them settled, how many units there are, and how far to stretch."""
+    if not settings.bootstrap:
+        return np.empty((0, len(vector))), np.empty(0, dtype=bool), 0, 1.0
+    if settings.by == "seed":
+        drawn, settled = redraw(problem, vector, repeats, settings.bootstrap, settings.seed)
+        return drawn, settled, len(np.unique(repeats.runs)) if repeats else 0, 1.0
+    labels = group.units(settings.by)
+    drawn, settled = refit(problem, vector, labels, settings.bootstrap, settings.seed)
+    return drawn, settled, len(np.unique(labels)), stretch(problem, vector, labels)
 
 
 def _seed_noise(problem: Problem, vector: Array, repeats: Repeats) -> dict[str, float | None]:

@@ -181,10 +181,15 @@ def fit(problem: Problem) -> Solution:
 
 
 def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """As `refit`, with vectors stretched (see `stretch`): for intervals of parameters."""
+    vectors, settled = refit(problem, best, labels, count, seed)
+    return spread(problem, best, vectors, stretch(problem, best, labels)), settled
+
+
+def refit(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
     """Fit `count` resamples of the units that labels (m,) tell apart, drawn with replacement, from the vector `best`.
 
-    Returns centred vectors (count, p), stretched (see `stretch`), and whether each settled (count,). Raises UserError
-    for one unit.
+    Returns centred vectors (count, p) and whether each settled (count,). Raises UserError for one unit.
     """
     units, unit_of = np.unique(labels, return_inverse=True)
     if len(units) < 2:
@@ -192,7 +197,7 @@ def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=count)
     vectors, _, settled = problem.solve(np.tile(best, (count, 1)), counts=drawn[:, unit_of].astype(float))
-    return spread(problem, best, vectors, stretch(problem, best, labels)), settled
+    return vectors, settled
 
 
 def spread(problem: Problem, best: Array, vectors: Array, factor: float) -> Array:

@@ -8,6 +8,11 @@ from linscale.config import UserError
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.forecast import forecast, forecast_all
 from linscale.study.prediction.question import Question
+from linscale.study.table.fit import fit_points
+from linscale.study.table.group import PointFit
+from linscale.study.table.points import Points
+from linscale.study.table.surface_fit import Loss
+from linscale.study.table.surfaces import chinchilla
 
 DAY = 8.64e19
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
@@ -308,3 +313,19 @@ def test_groups_that_cannot_answer_are_refused_and_the_others_answer(make):
         forecast_all([sigmoid], Question(flops=1e20), [])
     with pytest.raises(UserError, match="law = chinchilla: expected the JSON of --law sigmoid"):
         forecast_all([law], Question(flops=1e20), [law])
+
+
+def test_resamples_of_a_short_ladder_are_fits_and_predict_as_such():
+    """16 runs leave E open. Vectors stretched along a straight line would miss the very points by 25%."""
+    truth = (0.5, 11.0, 60.0, 0.1955, 0.2565)
+    n, ratio = (each.ravel() for each in np.meshgrid([1.9e8, 3.7e8, 7.6e8, 1.28e9], [20, 40, 100, 200]))
+    loss = chinchilla(n, ratio * n, *truth) * np.exp(0.002 * np.random.default_rng(0).normal(size=16))
+    table = Points({"n": n, "d": ratio * n, "loss": loss}, {}, np.arange(16), np.full(16, "all"), {}, ())
+    (fitted,) = groups_of({"source": "t", **fit_points(table, PointFit("chinchilla", Loss("l2"), bootstrap=200))}, "f")
+    assert fitted.stretch > 1.1
+    p = {name: values[1:, None] for name, values in fitted.values.items()}
+    at_points = p["E"] + p["A"] / n ** p["alpha"] + p["B"] / (ratio * n) ** p["beta"]
+    assert np.abs(np.log(at_points / loss)).max() < 0.02
+    far = forecast(fitted, Question(params=1.32e10, tokens=5e12))["loss"]
+    assert far["low"] < chinchilla(1.32e10, 5e12, *truth) < far["high"]
+    assert np.log(far["high"] / far["low"]) < 0.15
