@@ -117,3 +117,20 @@ def test_numbers_as_people_write_them():
     for text in ("", "-1", "0", "B", "nan", "inf", "1e400", "7 x"):
         with pytest.raises(UserError, match=r"n = .*: expected a positive number"):
             amount(text, "n")
+
+
+def test_flops_of_the_table_are_those_of_the_best_size(tmp_path, capsys):
+    """C = 20 N D instead of 6 N D: 1e21 FLOPs are spent as 3e20 of the others would be."""
+    n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+    rows = zip(n, d, 20 * n * d, chinchilla(n, d, *TRUTH), strict=True)
+    (tmp_path / "p.csv").write_text("params,tokens,flops,loss\n" + "".join(f"{a},{b},{c},{e}\n" for a, b, c, e in rows))
+    found = {}
+    for c in ("flops", "6nd"):
+        out = str(tmp_path / f"{c}.json")
+        words = ["--columns", f"c={c}", "--loss", "l2", "--bootstrap", "0", "--json", out]
+        assert main(["fit", str(tmp_path / "p.csv"), *words]) == 0
+        capsys.readouterr()
+        (found[c],) = predicted(capsys, out, "--flops", {"flops": "1e21", "6nd": "3e20"}[c])
+    assert found["flops"]["flops_definition"] == "C = 20 N D"
+    for key in ("loss", "n_opt", "d_opt"):
+        assert found["flops"][key]["value"] == pytest.approx(found["6nd"][key]["value"], rel=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 from linscale.study.laws import PFLOP_S_DAY
 
 Array = np.ndarray
-SAME = 0.01  # relative: FLOPs this near to 6 N D are 6 N D
+SAME = 0.01  # relative: FLOPs this near to k N D are k N D
 ERROR = ("E_error", "k", "g")  # parameters of the overtrain law's second step
 ROUGH = 0.10  # root mean square of log FLOPs about k N^p D
 
@@ -104,7 +104,7 @@ class Fitted:
         log_n, log_each = np.log(seen["n"]), np.log(seen["c"] / seen["d"])
         if np.abs(log_each - log_n - np.log(6)).max() < SAME:
             return Flops()
-        if np.ptp(log_n) < np.log(1.5):
+        if np.ptp(log_n) < np.log(1.5) or np.ptp(log_each - log_n) < SAME:
             return Flops(float(np.exp((log_each - log_n).mean())), 1.0, float((log_each - log_n).std()))
         slope, intercept = np.polyfit(log_n, log_each, 1)
         rest = log_each - intercept - slope * log_n

@@ -28,6 +28,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
     replicates = spread(problem, solution.vector, drawn, factor)
+    flops = ("c",) if "c" in group.numbers and "c" not in law.inputs else ()  # predictions count compute by them
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
     valley = find_valley(problem, solution.vector)
     noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
@@ -54,7 +55,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             "prediction_stretch": factor,
         },
         "draws": draws(law.parameters, problem.numbers(drawn)),
-        "points": listed_points(group, (*law.inputs, "loss"), problem.residuals(solution.vector)),
+        "points": listed_points(group, (*law.inputs, *flops, "loss"), problem.residuals(solution.vector)),
         "condition": valley.condition,
         "seed_noise": noise,
         "warnings": [
