@@ -69,24 +69,30 @@ def _numbers(text: str, field: str) -> tuple[float, ...]:
 
 
 def _print_pair(pair: dict[str, Any]) -> None:
-    heads = ("", pair["group"], pair["baseline"], "multiplier", "95%", "")
-    print_table(
-        f"{pair['group']} against {pair['baseline']}: FLOPs to equal loss", heads, [_row(row) for row in pair["rows"]]
-    )
+    kinds = {row["at"] for row in pair["rows"]}
+    (kind,) = kinds if len(kinds) == 1 else ("",)
+    heads = (kind, "FLOPs", "baseline", "multiplier, 95%", "")
+    print_table(f"{pair['group']} against {pair['baseline']}", heads, [_row(row, kind) for row in pair["rows"]])
     sys.stdout.write("".join(f"{line}\n" for line in _lines(pair)))
 
 
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    multiplier, mark = row["multiplier"], " *" if row["outside"] else ""
-    words = (_shown(row["flops"]["value"]), _shown(row["baseline_flops"]["value"]), _shown(multiplier["value"], 3))
-    return (f"{row['at']} {row['value']:.4g}{mark}", *words, _interval(multiplier, 3), row["verdict"])
+def _row(row: dict[str, Any], kind: str) -> tuple[str, ...]:
+    multiplier, label = row["multiplier"], f"{row['value']:.4g}" if kind else f"{row['at']} {row['value']:.4g}"
+    interval = "" if multiplier["low"] is None else f" ({_interval(multiplier).replace('never', 'inf')})"
+    spent = [_shown(row[key]["value"]) for key in ("flops", "baseline_flops")]
+    return (
+        label + (" *" if row["outside"] else ""),
+        *spent,
+        _shown(multiplier["value"]).replace("never", "inf") + interval,
+        row["verdict"],
+    )
 
 
-def _shown(value: float | None, digits: int = 4) -> str:
+def _shown(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else "never" if value == float("inf") else f"{value:.{digits}g}"
 
 
-def _interval(each: dict[str, Any], digits: int = 4) -> str:
+def _interval(each: dict[str, Any], digits: int = 3) -> str:
     return "-" if each["low"] is None else f"{_shown(each['low'], digits)} to {_shown(each['high'], digits)}"
 
 
@@ -96,7 +102,7 @@ def _lines(pair: dict[str, Any]) -> Iterator[str]:
     for row in pair["rows"]:
         if row["difference"]:
             each = row["difference"]
-            yield f"at {row['value']:.4g} FLOPs the losses differ by {each['value']:+.3g} ({_interval(each, 3)})"
+            yield f"at {row['value']:.4g} FLOPs the losses differ by {each['value']:+.3g} ({_interval(each)})"
     for each in pair["crossings"]:
         yield _crossing(each)
     none = pair["no_crossing"]
@@ -114,6 +120,6 @@ def _crossing(each: dict[str, Any]) -> str:
         return f"{each['overtakes']} overtakes somewhere in {each['share']:.0%} of the resamples, though not in the fit"
     days = flops["value"] / PFLOP_S_DAY
     text = f"{each['overtakes']} overtakes at {flops['value']:.3g} FLOPs ({days:.3g} PFLOP/s-days)"
-    interval = "" if flops["low"] is None else f", 95% {_interval(flops, 3)}"
+    interval = "" if flops["low"] is None else f", 95% {_interval(flops)}"
     share = "" if each["share"] is None else f", in {each['share']:.0%} of the resamples"
     return text + interval + share + ("" if each["within"] else "; outside of the compute that was fitted")

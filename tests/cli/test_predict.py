@@ -68,7 +68,7 @@ def test_go_or_no_go(fit, capsys):
 def test_a_comparison_of_two_groups(fit, capsys):
     assert main(["compare", fit]) == 0
     shown = capsys.readouterr().out
-    assert "tnl against llama: FLOPs to equal loss" in shown
+    assert "tnl against llama" in shown
     assert "less compute" in shown
     assert main(["compare", fit, "--at-loss", "2.6", "--at-flops", "1e21", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -76,7 +76,7 @@ def test_a_comparison_of_two_groups(fit, capsys):
     assert [row["at"] for row in pair["rows"]] == ["loss", "flops"]
     assert pair["rows"][0]["multiplier"]["low"] > 1
     assert main(["compare", fit, "--paper", "--group", "tnl,paper:tnl", "--baseline", "paper:tnl"]) == 0
-    assert "tnl against paper:tnl: FLOPs to equal loss" in capsys.readouterr().out  # and no emoji for :tnl:
+    assert "tnl against paper:tnl" in capsys.readouterr().out  # and no emoji for :tnl:
 
 
 def test_the_published_laws_alone(capsys):

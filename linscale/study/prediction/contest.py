@@ -72,10 +72,17 @@ def _baseline(groups: Sequence[Fitted], name: str) -> Fitted:
 
 
 def _pairs(groups: Sequence[Fitted], against: Fitted) -> list[tuple[Fitted, Fitted]]:
-    pairs = [(each, against) for each in groups if each is not against]
+    """Each against the baseline, published laws against the published one of its name; then each beside its own."""
+    published = {each.name: each for each in groups if each.name.startswith(PAPER)}
+    pairs = []
     for each in groups:
-        published = [other for other in groups if other.name == PAPER + _plain(each.name) and other is not against]
-        pairs += [(each, other) for other in published if not each.name.startswith(PAPER) and other is not each]
+        theirs = published.get(PAPER + _plain(against.name), against)
+        other = theirs if each.name in published and against.name not in published else against
+        pairs += [(each, other)] if each is not other else []
+    for each in groups:
+        its = published.get(PAPER + _plain(each.name))
+        if its is not None and its is not against and each.name not in published:
+            pairs.append((each, its))
     return pairs
 
 
@@ -107,7 +114,14 @@ def _pair(fitted: Fitted, baseline: Fitted, at: At, sigmoids: Sequence[Fitted | 
 
 
 def _outside(compared: Sequence[Row]) -> list[cautions.Caution]:
-    places = [f"{row['at']} {row['value']:.4g}: {', '.join(row['outside'])}" for row in compared if row["outside"]]
+    """How far each of the two is compared outside of what it was fitted to, at most."""
+    places = []
+    for name in dict.fromkeys(name for row in compared for name in row["outside"]):
+        ratios = [row["outside"][name] for row in compared if name in row["outside"]]
+        if max(ratios) > 1:
+            places.append(f"{name} up to {cautions.times(max(ratios))} beyond the compute fitted")
+        if min(ratios) < 1:
+            places.append(f"{name} up to {cautions.times(1 / min(ratios))} below the compute fitted")
     return cautions.extrapolated(places)
 
 

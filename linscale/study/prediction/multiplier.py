@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.prediction.cautions import SLACK, times
+from linscale.study.prediction.cautions import SLACK
 from linscale.study.prediction.compute_law import ComputeLaw, compute_law, loss_range
 from linscale.study.prediction.estimate import estimate, share
 from linscale.study.prediction.fitted import Fitted
@@ -121,7 +121,7 @@ def _row(x: Side, y: Side, kind: str, value: float, loss_x: Array | float, loss_
         "undefined": share(np.isnan(multiplier)),
         "verdict": _verdict(found),
         "difference": None,
-        "outside": [*_outside(x, spent_x), *_outside(y, spent_y)],
+        "outside": _outside(x, spent_x) | _outside(y, spent_y),
     }
 
 
@@ -136,13 +136,12 @@ def _verdict(multiplier: dict[str, Any]) -> str:
     return "less compute" if low > 1 else "more compute" if high < 1 else "not distinguished"
 
 
-def _outside(side: Side, spent: Array) -> list[str]:
-    """How far the compute of the fit itself lies outside of what was fitted."""
+def _outside(side: Side, spent: Array) -> dict[str, float]:
+    """By name, the compute of the fit itself over the most that was fitted where it is more, else over the least."""
     (low, high), value = side.known, float(spent[0])
     if not 0 < value < np.inf or low / SLACK <= value <= high * SLACK:
-        return []
-    far = f"{times(value / high)} beyond" if value > high else f"{times(low / value)} below"
-    return [f"{side.fitted.name} {far}"]
+        return {}
+    return {side.fitted.name: value / high if value > high else value / low}
 
 
 def _spaced(low: float, high: float, count: int) -> tuple[float, ...]:

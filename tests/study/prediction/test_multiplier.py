@@ -37,7 +37,7 @@ def test_the_papers_laws_against_the_papers_llama():
         assert not meeting["within"]
         (row,) = pair["rows"]
         assert row["verdict"] == "no interval"
-        assert row["outside"] == []
+        assert row["outside"] == {}
         assert not pair["warnings"]
     tnl = next(pair for pair in result["pairs"] if pair["group"] == "paper:tnl")["rows"][0]["multiplier"]["value"]
     assert tnl == pytest.approx((3.0 / 3.7087) ** (1 / -0.0798) / (3.0 / 3.5391) ** (1 / -0.0768))
@@ -155,12 +155,14 @@ def test_losses_lie_in_what_both_were_fitted_to(make):
     rows = contest([x, y], "y", At())["pairs"][0]["rows"]
     low, high = compute_law(x).loss(10 * DAY)[0], compute_law(y).loss(DAY)[0]
     assert len(rows) == 5
-    assert all(low < row["value"] < high and row["outside"] == [] for row in rows)
+    assert all(low < row["value"] < high and row["outside"] == {} for row in rows)
     far = power(make, "y", 1.0, -0.1)
     pair = contest([x, far], "y", At())["pairs"][0]
     assert {"no_common_losses", "extrapolation"} <= {each["name"] for each in pair["warnings"]}
     outside = contest([x, y], "y", At(losses=(1.5,)))["pairs"][0]
-    assert outside["rows"][0]["outside"] == ["x 102x beyond", "y 1.4x beyond"]
+    assert outside["rows"][0]["outside"] == pytest.approx({"x": 102.4, "y": 1.42}, rel=0.01)
+    (caution,) = [each for each in outside["warnings"] if each["name"] == "extrapolation"]
+    assert caution["detail"] == "x up to 102x beyond the compute fitted; y up to 1.4x beyond the compute fitted"
 
 
 def test_losses_that_one_or_neither_reaches(make):
@@ -213,6 +215,8 @@ def test_names_baselines_and_the_paper_beside(make):
     assert ("tnl", "llama") in pairs
     assert ("tnl", "paper:tnl") in pairs
     assert ("llama", "paper:llama") in pairs
+    assert ("paper:hgrn2", "paper:llama") in pairs
+    assert len(pairs) == 1 + 3 + 2
     beside = result["pairs"][pairs.index(("tnl", "paper:tnl"))]
     assert "different_tables" in [each["name"] for each in beside["warnings"]]
     assert contest([tnl, llama], "tnl", At(losses=(3.0,)))["pairs"][0]["group"] == "llama"
