@@ -78,22 +78,18 @@ def _print_pair(pair: dict[str, Any]) -> None:
 
 def _row(row: dict[str, Any], kind: str) -> tuple[str, ...]:
     multiplier, label = row["multiplier"], f"{row['value']:.4g}" if kind else f"{row['at']} {row['value']:.4g}"
-    interval = "" if multiplier["low"] is None else f" ({_interval(multiplier).replace('never', 'inf')})"
+    interval = "" if multiplier["low"] is None else f" ({_interval(multiplier, 'inf')})"
     spent = [_shown(row[key]["value"]) for key in ("flops", "baseline_flops")]
-    return (
-        label + (" *" if row["outside"] else ""),
-        *spent,
-        _shown(multiplier["value"]).replace("never", "inf") + interval,
-        row["verdict"],
-    )
+    mark = " *" if row["outside"] else ""
+    return label + mark, *spent, _shown(multiplier["value"], "inf") + interval, row["verdict"]
 
 
-def _shown(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else "never" if value == float("inf") else f"{value:.{digits}g}"
+def _shown(value: float | None, endless: str = "never") -> str:
+    return "-" if value is None else endless if value == float("inf") else f"{value:.3g}"
 
 
-def _interval(each: dict[str, Any], digits: int = 3) -> str:
-    return "-" if each["low"] is None else f"{_shown(each['low'], digits)} to {_shown(each['high'], digits)}"
+def _interval(each: dict[str, Any], endless: str = "never") -> str:
+    return "-" if each["low"] is None else f"{_shown(each['low'], endless)} to {_shown(each['high'], endless)}"
 
 
 def _lines(pair: dict[str, Any]) -> Iterator[str]:
@@ -102,7 +98,7 @@ def _lines(pair: dict[str, Any]) -> Iterator[str]:
     for row in pair["rows"]:
         if row["difference"]:
             each = row["difference"]
-            yield f"at {row['value']:.4g} FLOPs the losses differ by {each['value']:+.3g} ({_interval(each)})"
+            yield f"at {row['value']:.4g} FLOPs the losses differ by {_shown(each['value'])} ({_interval(each)})"
     for each in pair["crossings"]:
         yield _crossing(each)
     none = pair["no_crossing"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from linscale.study.prediction.fitted import ROUGH, Fitted
 
 FEW = 200  # resamples: the 2.5 percentile of fewer rests on less than five of them
 SLACK = 1.05  # that little beyond is not worth a word
 NOT_REPEATED = ("extrapolated_coefficient", "duplicates")  # of the fit: not about predictions
 
+Array = np.ndarray
 Caution = dict[str, str]
 
 
@@ -129,8 +132,11 @@ def allocation_ignored() -> Caution:
     return caution("allocation_ignored", text)
 
 
-def undefined(without: float | None) -> list[Caution]:
-    """Of the share of resamples in which the prediction does not exist."""
+def undefined(losses: Array) -> list[Caution]:
+    """Of losses (1 + r,) that do not exist, in the fit or in some resamples."""
+    if np.isnan(losses[0]):
+        return [caution("no_best_use", "an exponent of the fit is 0: compute has no best use; give N and D")]
+    without = float(np.isnan(losses[1:]).mean()) if len(losses) > 1 else 0.0
     if not without:
         return []
     text = "resamples in which an exponent is 0, and compute has no best use, are left out"

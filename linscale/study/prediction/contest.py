@@ -135,5 +135,9 @@ def _about(fitted: Fitted) -> dict[str, Any]:
         "resamples": fitted.resamples,
         "compute_range": fitted.ranges.get("c"),
         "loss_range": None if law is None else loss_range(law, fitted),
-        "warnings": cautions.resamples(fitted) + cautions.of_the_fit(fitted),
+        "warnings": [
+            *cautions.resamples(fitted),
+            *([] if law is None else cautions.undefined(law.above[0])),
+            *cautions.of_the_fit(fitted),
+        ],
     }

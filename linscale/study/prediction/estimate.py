@@ -14,10 +14,13 @@ def estimate(values: Array) -> dict[str, Any]:
     """`values` (1 + r,), of the fit and of its r resamples: `value`, and the 2.5 and 97.5 percentiles `low`, `high`.
 
     NaN stands for resamples in which the number does not exist, and they are left out. Infinity counts as the largest
-    number: an interval may end there. `low` and `high` are None without resamples.
+    number: an interval may end there. `low` and `high` are None without resamples, and all three where the
+    fit itself has no such number.
     """
+    if np.isnan(values[0]):
+        return {"value": None, "low": None, "high": None}
     low, high = interval(values[1:])
-    return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}
+    return {"value": float(values[0]), "low": low, "high": high}
 
 
 def interval(replicates: Array) -> tuple[float | None, float | None]:

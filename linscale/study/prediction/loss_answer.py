@@ -43,7 +43,7 @@ def answer_of_loss(fitted: Fitted, question: Question, answer: Answer, score: Sc
         spread = scattered(fitted, losses)
         answer["loss"] = estimate(losses) | ends(spread)
         answer["score"] = None if score is None else _score(score, losses, spread)
-        found += cautions.undefined(share(np.isnan(losses)))
+        found += cautions.undefined(losses)
     if question.loss is not None:
         answer["target"] = target = _target(fitted, law, question, losses, spread)
         found += cautions.unreachable(target)

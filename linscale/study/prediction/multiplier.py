@@ -91,7 +91,10 @@ def common(x: Side, y: Side) -> tuple[At, bool]:
     ranges = [loss_range(side.law, side.fitted) for side in (x, y)]
     if None in ranges:
         name = (x if ranges[0] is None else y).fitted.name
-        raise UserError(f"{name}: no losses that its law was fitted to are known: name some with --at-loss")
+        raise UserError(
+            f"{name}: its law gives no losses of the compute fitted (no points in the file, or an exponent of 0): "
+            "name some with --at-loss"
+        )
     low, high = max(each[0] for each in ranges if each), min(each[1] for each in ranges if each)
     losses = _spaced(min(low, high), max(low, high), ROWS)
     scores: tuple[float, ...] = ()

@@ -13,12 +13,13 @@ SEED = 0
 
 
 def scattered(fitted: Fitted, values: Array) -> Array:
-    """(r * REPEATS,) what single runs may show of `values` (1 + r,); empty where the file keeps no residuals.
+    """(r * REPEATS,) what single runs may show of `values` (1 + r,); empty where the file keeps no residuals
+    or the fit itself has no value.
 
     Residuals are prediction minus observation, drawn with replacement. They hold what the law does not explain of the
     points fitted: noise of seeds, and misfit.
     """
-    if not fitted.residuals.size or len(values) < 2:
+    if not fitted.residuals.size or len(values) < 2 or np.isnan(values[0]):
         return np.empty(0)
     drawn = np.random.default_rng(SEED).choice(fitted.residuals, size=(len(values) - 1, REPEATS))
     spread = values[1:, None] * np.exp(-drawn) if fitted.space == "log" else values[1:, None] - drawn

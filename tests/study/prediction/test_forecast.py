@@ -166,6 +166,7 @@ def test_exponents_of_nothing_have_no_best_size(make):
     flat = one(make("chinchilla", values), flops=1e21)
     assert flat["loss"]["value"] is None
     assert flat["n_opt"]["value"] is None
+    assert "no_best_use" in warned(flat)
     some = one(make("chinchilla", CHINCHILLA, draws), flops=1e21)
     assert some["loss"]["low"] == pytest.approx(some["loss"]["value"])
     (caution,) = [each for each in some["warnings"] if each["name"] == "undefined_resamples"]

@@ -181,7 +181,7 @@ def test_equal_downstream_scores(make):
     losses = [-np.log(0.25 / k) / 0.7 for k in (2.0, 2.2)]
     expected = laws[1].compute(losses[1])[0] / laws[0].compute(losses[0])[0]
     assert row["multiplier"]["value"] == pytest.approx(expected)
-    with pytest.raises(UserError, match="x: no losses that its law was fitted to are known: name some with --at-loss"):
+    with pytest.raises(UserError, match="x: its law gives no losses of the compute fitted"):
         contest([x, y], "y", At())
     (sigmoid,) = groups_of(make("sigmoid", {"low": 0.25, "span": 0.6, "slope": 6.0, "midpoint": 2.6}), "s")
     chained = contest([power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)], "y", At(scores=(0.5,)), [sigmoid])
@@ -197,6 +197,18 @@ def test_equal_downstream_scores(make):
     assert kinds == ["loss"] * 5 + ["score"] * 3
     with pytest.raises(UserError, match="x: at-score: its fit has no score: give --downstream"):
         contest([power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)], "y", At(scores=(0.5,)))
+
+
+def test_a_law_without_a_best_use_of_compute(make):
+    flat = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.0}
+    points = {"n": [1e8, 1e9], "d": [1e9, 1e10]}
+    (x,) = groups_of(make("chinchilla", flat, group="x", points=points), "x")
+    y = power(make, "y", 3.0, -0.1)
+    with pytest.raises(UserError, match=r"x: its law gives no losses of the compute fitted .* or an exponent of 0"):
+        contest([x, y], "y", At())
+    pair = contest([x, y], "y", At(losses=(2.5,), flops=(DAY,)))["pairs"][0]
+    assert [row["verdict"] for row in pair["rows"]] == ["undefined", "undefined"]
+    assert pair["crossings"] == []
 
 
 def test_scores_that_no_loss_reaches(make):
