@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from linscale.study.prediction.fit_file import groups_of
+from linscale.study.prediction.fitted import Fitted
+
 Content = dict[str, Any]
 
 
@@ -28,3 +31,16 @@ def content(law: str, values: dict[str, float], draws: dict[str, Any] | None = N
 @pytest.fixture
 def make() -> Callable[..., Content]:
     return content
+
+
+@pytest.fixture
+def power() -> Callable[..., Fitted]:
+    """A group with a power law of compute, fitted from 0.1 to 100 PFLOP/s-days unless `points` says otherwise."""
+
+    def made(name: str, coefficient: float, exponent: float, E: float = 0.0, draws: Any = None, **entry: Any) -> Fitted:
+        values = {"E": E, "l_coefficient": coefficient, "l_exponent": exponent}
+        entry.setdefault("points", {"c": [0.1 * 8.64e19, 100 * 8.64e19]})
+        (group,) = groups_of(content("power", values, draws, group=name, **entry), f"{name}.json")
+        return group
+
+    return made

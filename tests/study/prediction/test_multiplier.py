@@ -9,7 +9,6 @@ from linscale.study.prediction.compute_law import compute_law, paper_groups
 from linscale.study.prediction.contest import contest, labelled
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.multiplier import At
-from linscale.study.prediction.pairing import paired
 from linscale.study.table.fit import fit_points
 from linscale.study.table.group import PointFit
 from linscale.study.table.points import Points
@@ -17,13 +16,6 @@ from linscale.study.table.surface_fit import Loss
 
 DAY = 8.64e19
 SPEC_CROSSINGS = {"cosformer2": 2.7e3, "hgrn2": 1.5e6, "tnl": 6e6}  # PFLOP/s-days, where LLaMA overtakes
-
-
-def power(make, name, coefficient, exponent, E=0.0, draws=None, **entry):
-    values = {"E": E, "l_coefficient": coefficient, "l_exponent": exponent}
-    entry.setdefault("points", {"c": [0.1 * DAY, 100 * DAY]})
-    (group,) = groups_of(make("power", values, draws, group=name, **entry), f"{name}.json")
-    return group
 
 
 def test_the_papers_laws_against_the_papers_llama():
@@ -43,8 +35,8 @@ def test_the_papers_laws_against_the_papers_llama():
     assert tnl == pytest.approx((3.0 / 3.7087) ** (1 / -0.0798) / (3.0 / 3.5391) ** (1 / -0.0768))
 
 
-def test_a_multiplier_is_the_ratio_of_the_compute_to_one_loss(make):
-    x, y = power(make, "x", 2.0, -0.2, 1.5), power(make, "llama", 2.4, -0.25, 1.4)
+def test_a_multiplier_is_the_ratio_of_the_compute_to_one_loss(power):
+    x, y = power("x", 2.0, -0.2, 1.5), power("llama", 2.4, -0.25, 1.4)
     result = contest([x, y], "", At(losses=(2.5,), flops=(3 * DAY,)))
     at_loss, at_flops = result["pairs"][0]["rows"]
 
@@ -60,49 +52,7 @@ def test_a_multiplier_is_the_ratio_of_the_compute_to_one_loss(make):
     assert at_flops["baseline_flops"]["value"] == pytest.approx(3 * DAY)
 
 
-def test_laws_with_constants_cross_twice_once_or_never(make):
-    """L_x - L_y = 0.1 + 2 C^-0.3 - 2.09 C^-0.2: positive, negative, positive."""
-    x, y = power(make, "x", 2.0, -0.3, 1.6), power(make, "llama", 2.09, -0.2, 1.5)
-
-    def difference(t):
-        return 0.1 + 2 * np.exp(-0.3 * t) - 2.09 * np.exp(-0.2 * t)
-
-    falls, rises = brentq(difference, -5, 2), brentq(difference, 5, 30)
-    found = {each["overtakes"]: each for each in contest([x, y], "", At(losses=(2.5,)))["pairs"][0]["crossings"]}
-    assert found["x"]["flops"]["value"] == pytest.approx(np.exp(falls) * DAY, rel=1e-9)
-    assert found["llama"]["flops"]["value"] == pytest.approx(np.exp(rises) * DAY, rel=1e-9)
-    assert found["x"]["within"]
-    assert not found["llama"]["within"]
-    assert found["x"]["share"] is None
-    parallel = contest([power(make, "x", 2.0, -0.2), power(make, "llama", 2.5, -0.2)], "", At(losses=(2.5,)))["pairs"][
-        0
-    ]
-    assert parallel["crossings"] == []
-    assert parallel["no_crossing"] == 1.0
-    same = contest([power(make, "x", 2.0, -0.2), power(make, "y", 2.0, -0.2)], "y", At(losses=(2.5,)))["pairs"][0]
-    assert same["crossings"] == []
-    assert same["rows"][0]["multiplier"]["value"] == pytest.approx(1)
-
-
-def test_crossings_have_intervals_and_a_share_without(make):
-    """Of 1000 resamples the 200 whose slope is the baseline's do not cross."""
-    exponent = np.where(np.arange(1000) < 200, -0.08, -0.1)
-    scatter = np.random.default_rng(0).normal(size=1000)
-    draws = {"E": np.zeros(1000), "l_coefficient": 3.2 * np.exp(0.001 * scatter), "l_exponent": exponent}
-    x, y = power(make, "x", 3.2, -0.1, draws=draws), power(make, "llama", 3.0, -0.08)
-    pair = contest([x, y], "", At(losses=(2.8,)))["pairs"][0]
-    (meeting,) = pair["crossings"]
-    assert meeting["overtakes"] == "x"
-    centre = np.log(3.2 / 3.0) / 0.02
-    assert np.log(meeting["flops"]["value"] / DAY) == pytest.approx(centre)
-    width = np.log(meeting["flops"]["high"] / meeting["flops"]["low"])
-    assert width == pytest.approx(2 * 1.96 * 0.001 / 0.02, rel=0.1)
-    assert meeting["share"] == pytest.approx(0.8)
-    assert pair["no_crossing"] == pytest.approx(0.2)
-    assert "exact_reference" in [each["name"] for each in pair["warnings"]]
-
-
-def test_an_interval_that_holds_one_tells_nothing_apart(make):
+def test_an_interval_that_holds_one_tells_nothing_apart(power):
     scatter = np.random.default_rng(0).normal(size=400)
 
     def at(name, coefficient):
@@ -111,7 +61,7 @@ def test_an_interval_that_holds_one_tells_nothing_apart(make):
             "l_coefficient": coefficient * np.exp(0.01 * scatter),
             "l_exponent": np.full(400, -0.1),
         }
-        return power(make, name, coefficient, -0.1, draws=draws)
+        return power(name, coefficient, -0.1, draws=draws)
 
     def verdict(coefficient):
         result = contest([at("x", coefficient), at("llama", 3.0)], "", At(losses=(2.8,)))
@@ -122,41 +72,14 @@ def test_an_interval_that_holds_one_tells_nothing_apart(make):
     ]  # fmt: skip
 
 
-def test_groups_are_paired_at_random_and_laws_of_the_same_rows_by_number(make):
-    """The same deviates in both: by number they cancel, at random the variance is twice one's."""
-    deviates = np.exp(0.01 * np.random.default_rng(0).normal(size=2000))
-    draws = {"E": np.zeros(2000), "l_coefficient": 3.0 * deviates, "l_exponent": np.full(2000, -0.1)}
-
-    def pair(**entry):
-        x, y = (power(make, name, 3.0, -0.1, draws=draws, **entry) for name in ("x", "y"))
-        return contest([x, y], "y", At(losses=(2.8,)))["pairs"][0]
-
-    apart, same = pair(), pair(points={"row": [1, 2], "c": [DAY, 9 * DAY]})
-    assert (apart["paired"], same["paired"]) == ("at random", "same rows")
-    width = np.log(apart["rows"][0]["multiplier"]["high"] / apart["rows"][0]["multiplier"]["low"])
-    assert width == pytest.approx(2 * 1.96 * np.sqrt(2) * 0.01 / 0.1, rel=0.07)
-    assert same["rows"][0]["multiplier"]["high"] == pytest.approx(1)
-
-
-def test_fits_of_unequal_resamples_are_joined(make):
-    few = power(make, "x", 3, -0.1, draws={"E": [0.0] * 5, "l_coefficient": range(5), "l_exponent": [-0.1] * 5})
-    many = power(make, "y", 3, -0.1, draws={"E": [0.0] * 50, "l_coefficient": range(50), "l_exponent": [-0.1] * 50})
-    none = power(make, "z", 7, -0.1)
-    joined = paired([few, many, none])
-    assert [each.resamples for each in joined] == [50, 50, 50]
-    assert set(joined[0].values["l_coefficient"][1:]) == set(range(5))
-    assert sorted(joined[1].values["l_coefficient"][1:]) == list(range(50))
-    assert set(joined[2].values["l_coefficient"]) == {7.0}
-
-
-def test_losses_lie_in_what_both_were_fitted_to(make):
-    x = power(make, "x", 3.0, -0.1, points={"c": [0.1 * DAY, 10 * DAY]})
-    y = power(make, "y", 3.1, -0.1, points={"c": [1 * DAY, 1000 * DAY]})
+def test_losses_lie_in_what_both_were_fitted_to(power):
+    x = power("x", 3.0, -0.1, points={"c": [0.1 * DAY, 10 * DAY]})
+    y = power("y", 3.1, -0.1, points={"c": [1 * DAY, 1000 * DAY]})
     rows = contest([x, y], "y", At())["pairs"][0]["rows"]
     low, high = compute_law(x).loss(10 * DAY)[0], compute_law(y).loss(DAY)[0]
     assert len(rows) == 5
     assert all(low < row["value"] < high and row["outside"] == {} for row in rows)
-    far = power(make, "y", 1.0, -0.1)
+    far = power("y", 1.0, -0.1)
     pair = contest([x, far], "y", At())["pairs"][0]
     assert {"no_common_losses", "extrapolation"} <= {each["name"] for each in pair["warnings"]}
     outside = contest([x, y], "y", At(losses=(1.5,)))["pairs"][0]
@@ -165,14 +88,14 @@ def test_losses_lie_in_what_both_were_fitted_to(make):
     assert caution["detail"] == "x up to 102x beyond the compute fitted; y up to 1.4x beyond the compute fitted"
 
 
-def test_losses_that_one_or_neither_reaches(make):
-    x, y = power(make, "x", 2.0, -0.1, 2.0), power(make, "y", 2.0, -0.1, 1.0)
+def test_losses_that_one_or_neither_reaches(power):
+    x, y = power("x", 2.0, -0.1, 2.0), power("y", 2.0, -0.1, 1.0)
     rows = contest([x, y], "y", At(losses=(1.5, 0.5)))["pairs"][0]["rows"]
     assert [row["verdict"] for row in rows] == ["not reached", "undefined"]
     assert contest([y, x], "x", At(losses=(1.5,)))["pairs"][0]["rows"][0]["verdict"] == "baseline not reached"
 
 
-def test_equal_downstream_scores(make):
+def test_equal_downstream_scores(make, power):
     values = {"E": 1.8, "a": 120.0, "a_prime": 300.0, "b": -0.25, "E_error": 0.85, "k": 2.0, "g": 0.7}
     (x,) = groups_of(make("overtrain", values, group="x"), "x")
     (y,) = groups_of(make("overtrain", values | {"k": 2.2, "a": 100.0}, group="y"), "y")
@@ -184,26 +107,24 @@ def test_equal_downstream_scores(make):
     with pytest.raises(UserError, match="x: its law gives no losses of the compute fitted"):
         contest([x, y], "y", At())
     (sigmoid,) = groups_of(make("sigmoid", {"low": 0.25, "span": 0.6, "slope": 6.0, "midpoint": 2.6}), "s")
-    chained = contest([power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)], "y", At(scores=(0.5,)), [sigmoid])
+    chained = contest([power("x", 3.0, -0.1), power("y", 3.1, -0.1)], "y", At(scores=(0.5,)), [sigmoid])
     loss = 2.6 + np.log(0.6 / 0.25 - 1) / 6
     assert chained["pairs"][0]["rows"][0]["multiplier"]["value"] == pytest.approx((3.1 / 3.0) ** 10)
     assert chained["pairs"][0]["rows"][0]["flops"]["value"] == pytest.approx((loss / 3.0) ** -10 * DAY)
     kinds = [
         row["at"]
-        for row in contest([power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)], "y", At(), [sigmoid])["pairs"][
-            0
-        ]["rows"]
+        for row in contest([power("x", 3.0, -0.1), power("y", 3.1, -0.1)], "y", At(), [sigmoid])["pairs"][0]["rows"]
     ]
     assert kinds == ["loss"] * 5 + ["score"] * 3
     with pytest.raises(UserError, match="x: at-score: its fit has no score: give --downstream"):
-        contest([power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)], "y", At(scores=(0.5,)))
+        contest([power("x", 3.0, -0.1), power("y", 3.1, -0.1)], "y", At(scores=(0.5,)))
 
 
-def test_a_law_without_a_best_use_of_compute(make):
+def test_a_law_without_a_best_use_of_compute(make, power):
     flat = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.0}
     points = {"n": [1e8, 1e9], "d": [1e9, 1e10]}
     (x,) = groups_of(make("chinchilla", flat, group="x", points=points), "x")
-    y = power(make, "y", 3.0, -0.1)
+    y = power("y", 3.0, -0.1)
     with pytest.raises(UserError, match=r"x: its law gives no losses of the compute fitted .* or an exponent of 0"):
         contest([x, y], "y", At())
     pair = contest([x, y], "y", At(losses=(2.5,), flops=(DAY,)))["pairs"][0]
@@ -211,16 +132,16 @@ def test_a_law_without_a_best_use_of_compute(make):
     assert pair["crossings"] == []
 
 
-def test_scores_that_no_loss_reaches(make):
+def test_scores_that_no_loss_reaches(make, power):
     (sigmoid,) = groups_of(make("sigmoid", {"low": 0.25, "span": 0.6, "slope": 6.0, "midpoint": 2.6}), "s")
-    x, y = power(make, "x", 3.0, -0.1), power(make, "y", 3.1, -0.1)
+    x, y = power("x", 3.0, -0.1), power("y", 3.1, -0.1)
     rows = contest([x, y], "y", At(scores=(0.9, 0.2)), [sigmoid])["pairs"][0]["rows"]
     assert [row["flops"]["value"] for row in rows] == [np.inf, 0.0]
     assert [row["verdict"] for row in rows] == ["undefined", "undefined"]
 
 
-def test_names_baselines_and_the_paper_beside(make):
-    tnl, llama = power(make, "tnl", 3.4, -0.08), power(make, "llama", 3.6, -0.08)
+def test_names_baselines_and_the_paper_beside(make, power):
+    tnl, llama = power("tnl", 3.4, -0.08), power("llama", 3.6, -0.08)
     result = contest([tnl, llama, *paper_groups()], "", At(losses=(3.0,)))
     assert result["baseline"] == "llama"
     pairs = [(pair["group"], pair["baseline"]) for pair in result["pairs"]]
