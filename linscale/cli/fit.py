@@ -18,14 +18,16 @@ ROWS_SHOWN = 20
 def fit(
     points: Annotated[Path, tyro.conf.Positional],
     *,
-    law: Literal["chinchilla", "gamma", "power"] = "chinchilla",
+    law: Literal["chinchilla", "gamma", "power", "overtrain", "repeat", "sigmoid"] = "chinchilla",
     columns: str = "",
     group: str = "",
     where: str = "",
     drop: str = "",
-    loss: str = "huber:1e-3",
-    space: Literal["log", "linear"] = "log",
+    loss: str | None = None,
+    space: Literal["log", "linear"] | None = None,
     irreducible: bool = False,
+    excess: bool = True,
+    chance: float | None = None,
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget"] | None = None,
     seed: int = 0,
@@ -34,20 +36,25 @@ def fit(
     """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
-    L = l_coefficient C^l_exponent, C in PFLOP/s-days.
+    L = l_coefficient C^l_exponent, C in PFLOP/s-days. overtrain: L = E + a N^b + a_prime 6^(b/2) D^b, and where there
+    is a column `error`, error = E_error - k exp(-g L). repeat: the chinchilla law of tokens that are worth less when
+    repeated. sigmoid: accuracy from bits per byte.
 
     Args:
         points: The table.
         law: The law.
         columns: Which column holds what, as in n=params,d=tokens,c=flops,loss=loss,run=name. n is parameters, d tokens,
-            c FLOPs, loss nats per token; run and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
+            c FLOPs, loss nats per token, unique distinct tokens, error and accuracy fractions, bpb bits per byte; run
+            and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
             Columns called params, tokens, flops, loss, run and budget are found without.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
-        loss: How residuals count: huber:DELTA, l2 or lad (absolute values).
-        space: Residuals of log L, or of L.
+        loss: How residuals count: huber:DELTA, l2 or lad (absolute values). huber:1e-3, and l2 for the sigmoid.
+        space: Residuals of the logarithm, or of the value itself. log, and linear for the sigmoid.
         irreducible: Give the power law a constant E.
+        excess: Parameters beyond the cheapest for the unique tokens are worth less in the law of repeated data.
+        chance: What the sigmoid's lowest accuracy is held to, as in 0.25. Fitted otherwise.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled. Runs where a column tells them apart, else points.
         seed: Of the resamples.
@@ -62,14 +69,24 @@ def fit(
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
     if irreducible and law != "power":
         raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    chosen = "power_irreducible" if irreducible else law
-    settings_loss = Loss.parse(loss, space)
+    if not excess and law != "repeat":
+        raise UserError(f"no-excess: an option of --law repeat, not of {law}")
+    if chance is not None and (law != "sigmoid" or not 0 <= chance < 1):
+        raise UserError(f"chance = {chance:g}: expected a fraction below 1, as in 0.25, with --law sigmoid")
+    chosen = "power_irreducible" if irreducible else law if excess else "repeat_no_excess"
+    entry = TABLE_LAWS[chosen]
+    settings_loss = Loss.parse(loss or entry.loss, space or entry.space)
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
     table = read_points(
-        points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
+        points,
+        columns=parse_columns(columns),
+        needed=entry.roles,
+        optional=entry.optional,
+        group=names,
+        where=where,
     )
-    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
+    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, chance)
     result = {"source": str(points), **fit_points(table, settings)}
     if json == Path("-"):
         print_json(result)
@@ -130,7 +147,7 @@ def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if fitted["derived"]:
+    if "n_opt_exponent" in fitted["derived"]:
         yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
     yield f"{fitted['points_used']} points"
     yield from _left_out(fitted["dropped"])

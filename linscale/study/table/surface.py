@@ -71,13 +71,20 @@ def _parameters(
 
 
 def _derived(problem: Problem, vector: Array, replicates: Array) -> dict[str, dict[str, Any]]:
-    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
     names = problem.law.parameters
     both = problem.numbers(np.vstack([vector, replicates]))
-    if min(both[0, names.index("alpha")], both[0, names.index("beta")]) <= 0:
+    return allocation(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
+
+
+def allocation(A: Array, B: Array, alpha: Array, beta: Array) -> dict[str, dict[str, Any]]:
+    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day.
+
+    Each argument is (1 + r,): the estimate, then its resamples. Empty for an exponent of nothing.
+    """
+    if min(alpha[0], beta[0]) <= 0:
         return {}
     with np.errstate(all="ignore"):
-        a, log_n, log_d = optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
+        a, log_n, log_d = optimum(A, B, alpha, beta)
         day = np.log(PFLOP_S_DAY / 6)
         values = {
             "a": a,

@@ -15,6 +15,7 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.table.minimise import Residual, Space, least_absolute, minimise
+from linscale.study.table.resampling import drawn_weights, stretch
 from linscale.study.table.surfaces import Array, Law, evaluate
 
 Kind = Literal["huber", "l2", "lad"]
@@ -143,22 +144,15 @@ def fit(problem: Problem) -> Solution:
 def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
     """Fit `count` resamples of the units that labels (m,) tell apart, drawn with replacement, from the vector `best`.
 
-    Returns centred vectors (count, p) and whether each settled (count,). A fit eats p of the freedom of m points, and
-    resamples vary too little: their distance from `best` is stretched by sqrt(u / (u - 1) * (m - 1) / (m - p)) for u
-    units, the usual correction of clustered standard errors, where bounds allow. Raises UserError for one unit.
+    Returns centred vectors (count, p), their distance from `best` stretched where bounds allow, and whether each
+    settled (count,). Raises UserError for one unit.
     """
-    units, unit_of = np.unique(labels, return_inverse=True)
-    if len(units) < 2:
-        raise UserError("all points are of one unit: there is nothing to resample; use --by point or --bootstrap 0")
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=count)
-    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), weights=drawn[:, unit_of].astype(float))
-    points, used, u = labels.size, len(problem.law.parameters), len(units)
-    stretch = np.sqrt(u / (u - 1) * (points - 1) / (points - used))
+    weights = drawn_weights(labels, count, seed)
+    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), weights=weights)
     free = list(problem.law.free)
-    stretched = best[free] + (vectors[:, free] - best[free]) * stretch
+    far = stretch(len(np.unique(labels)), labels.size, len(problem.law.parameters))
     inside = vectors.copy()
-    inside[:, free] = np.clip(stretched, *problem.bounds[:, free])
+    inside[:, free] = np.clip(best[free] + (vectors[:, free] - best[free]) * far, *problem.bounds[:, free])
     return inside, settled
 
 
