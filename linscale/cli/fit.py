@@ -104,7 +104,10 @@ def _print(result: dict[str, Any]) -> None:
         print_table(
             f"{fitted['group']}: {fitted['formula']}",
             ("", "value", "se", "95% low", "high", "verdict"),
-            [*_rows(fitted["parameters"]), *_rows(fitted["derived"])],
+            [
+                *_rows(fitted["parameters"]),
+                *_rows({name: each for name, each in fitted["derived"].items() if name != "a"}),
+            ],
         )
         sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
     for item in result["refused"]:
@@ -113,8 +116,6 @@ def _print(result: dict[str, Any]) -> None:
 
 def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, each in table.items():
-        if name == "a":
-            continue  # the same number as n_opt_exponent
         verdict = ""
         if "at_bound" in each:
             verdict = "on its bound" if each["at_bound"] else "" if each["identified"] else "not identified"

@@ -10,7 +10,7 @@ import numpy as np
 from linscale.study.table.form import FormProblem
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.minimise import LAD_DELTAS, Space
-from linscale.study.table.profile import STEPS, Profile, crossing, unit_of_rise
+from linscale.study.table.profile import CHI_SQUARED, STEPS, Profile, crossing, unit_of_rise
 from linscale.study.table.resampling import drawn_weights, stretch
 from linscale.study.table.surface_fit import AGREE, Solution
 from linscale.study.table.surfaces import Array
@@ -18,6 +18,7 @@ from linscale.study.table.warnings import point_warnings, surface_warnings
 
 KEPT = 48  # starts of a grid that are minimised: those with the lowest objective
 OPINIONS = 16  # of them, those that L-BFGS-B starts from
+FINER = 6  # parts that a profile's step across the quantile is cut into
 ON_BOUND = 1e-6  # relative rise of the objective for which an entry is put on its bound
 
 
@@ -117,19 +118,30 @@ def profiles(problem: FormProblem, solution: Solution) -> dict[str, Profile]:
     """The profile of each parameter, by name, as `profile` has it for surfaces."""
     form = problem.form
     unit = unit_of_rise(problem.residuals(solution.vector), problem.loss, len(form.parameters))
-    share, entries = np.geomspace(1e-4, 1, STEPS), np.arange(len(form.parameters))
-    start = form.readings @ solution.vector
-    edges = np.array([problem.range_of(entry) for entry in entries])  # (p, 2)
-    values = start[:, None, None] + (edges - start[:, None])[..., None] * share  # (p, 2, STEPS)
-    objectives = problem.solve_held(solution.vector, np.repeat(entries, 2 * STEPS), values.ravel())
-    rise = 2 * (objectives.reshape(values.shape) - solution.objective) / unit
-    found = {}
-    for entry, name in enumerate(form.parameters):
-        sides = [crossing(float(start[entry]), *side) for side in zip(values[entry], rise[entry], strict=True)]
-        found[name] = Profile(
-            *(None if side is None else float(np.exp(side)) if form.logs[entry] else side for side in sides)
-        )
-    return found
+    entries = np.repeat(np.arange(len(form.parameters)), 2)  # one a side
+    start = (form.readings @ solution.vector)[entries]
+    edges = np.array([problem.range_of(entry) for entry in range(len(form.parameters))]).ravel()
+
+    def rise(values: Array) -> Array:
+        objectives = problem.solve_held(solution.vector, np.repeat(entries, values.shape[1]), values.ravel())
+        return 2 * (objectives.reshape(values.shape) - solution.objective) / unit
+
+    values = start[:, None] + (edges - start)[:, None] * np.geomspace(1e-4, 1, STEPS)  # (2 p, STEPS)
+    heights = rise(values)
+    first = np.argmax(heights > CHI_SQUARED, axis=1)  # 0 as well where none is: then the finer ones are of no use
+    side = np.arange(len(entries))
+    inner = np.where(first > 0, values[side, first - 1], start)
+    finer = inner[:, None] + (values[side, first] - inner)[:, None] * np.arange(1, FINER) / FINER
+    order = np.argsort(np.abs(np.hstack([values, finer]) - start[:, None]), axis=1, kind="stable")
+    values, heights = (
+        np.take_along_axis(np.hstack(pair), order, axis=1) for pair in ((values, finer), (heights, rise(finer)))
+    )
+    found = [crossing(float(start[each]), values[each], heights[each]) for each in side]
+    ends = [
+        None if end is None else float(np.exp(end)) if form.logs[entry] else end
+        for end, entry in zip(found, entries, strict=True)
+    ]
+    return {name: Profile(*ends[2 * at : 2 * at + 2]) for at, name in enumerate(form.parameters)}
 
 
 def parameters_of(fitted: Fitted) -> dict[str, dict[str, Any]]:

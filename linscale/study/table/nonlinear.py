@@ -19,9 +19,9 @@ Predict = Callable[[Array], tuple[Array, Array]]
 """Vectors (P, p) -> predictions (P, m) and their gradients (P, m, p)."""
 MAX_STEPS = 300
 MAJORISED = 8  # first steps, with the parabola above rho; later every fourth
-CURVED_FROM = 24  # steps: what is not at rest by then is worth the price of the law's curvature
+CURVED_FROM = 24  # steps: what is not at rest by then gets the law's curvature, at a price, every fourth
 DIFFERENCE = 1e-6
-SMALLEST = 1e-300  # a prediction whose logarithm is taken
+SMALLEST = 1e-9  # of the lowest target: what a prediction is held above where its logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Regression:
     def residuals(self, predictions: Array) -> Array:
         """Residuals (..., m) from predictions (..., m)."""
         if self.space == "log":
-            return np.log(np.maximum(predictions, SMALLEST)) - np.log(self.target)
+            return np.log(np.maximum(predictions, SMALLEST * self.target.min())) - np.log(self.target)
         return predictions - self.target
 
     def objective(self, predictions: Array, weights: Array) -> Array:
@@ -50,7 +50,7 @@ class Regression:
     def jacobian(self, predictions: Array, gradients: Array) -> Array:
         """Gradients (P, m, p) of the residuals."""
         if self.space == "log":
-            return gradients / np.maximum(predictions, SMALLEST)[..., None]
+            return gradients / np.maximum(predictions, SMALLEST * self.target.min())[..., None]
         return gradients
 
     def derivatives(
@@ -127,8 +127,8 @@ def _descend(
         here, (low, high) = vectors[active], bounds[:, active]
         part = weights if len(weights) == 1 else weights[active]
         at = (value[active], gradients[active])
-        majorise = count < MAJORISED or count % 4 == 0
-        gradient, second = problem.derivatives(here, at, part, majorise, count >= CURVED_FROM and not majorise)
+        majorise, curved = count < MAJORISED or count % 4 == 0, count >= CURVED_FROM and count % 4 == 2
+        gradient, second = problem.derivatives(here, at, part, majorise, curved)
         outward = ((here <= low) & (gradient > 0)) | ((here >= high) & (gradient < 0))
         step = damped_step(gradient, second, free[active] & ~outward, damping[active])
         there = np.where(free[active], np.clip(here + step, low, high), here)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.checks import check_distinct, check_fractions
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import (
     Fitted,
@@ -24,7 +25,6 @@ from linscale.study.table.form_fit import (
     projected,
     resampled,
 )
-from linscale.study.table.fractions import check_fractions
 from linscale.study.table.group import Group, PointFit, draws, rounded, summary, warning
 from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import EXPONENT_BOUNDS, GRID_E, NOTHING, Loss
@@ -50,9 +50,10 @@ def downstream(loss: Array, E_error: float, k: float, g: float) -> Array:
 def fit_overtrain(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group. Raises UserError when the points are too few or an error is not within 0 and 1."""
     n, d, loss = (group.numbers[role] for role in ("n", "d", "loss"))
+    check_distinct("overtrain", group.numbers, {"n": 2, "d": 3})
     weights, labels = resampled(group, settings)
     problem = FormProblem(overtrain_form(n, d, loss), settings.loss, loss)
-    fitted = fit_form(problem, _starts(problem, n, d), weights, len(np.unique(labels)))
+    fitted = fit_form(problem, overtrain_starts(problem, n, d), weights, len(np.unique(labels)))
     result = group_entry(group, settings, fitted, len(np.unique(labels)), ("n", "d", "loss"))
     result["derived"] = _derived(fitted)
     if "error" in group.numbers:
@@ -85,7 +86,7 @@ def overtrain_form(n: Array, d: Array, loss: Array) -> Form:
     )
 
 
-def _starts(problem: FormProblem, n: Array, d: Array) -> Array:
+def overtrain_starts(problem: FormProblem, n: Array, d: Array) -> Array:
     """(P, 4): at every exponent of a grid, the coefficients that fit best, E free or a share of the lowest loss."""
     x_n, x_d = (np.log(each) - np.log(each).mean() for each in (n, d))
     loss, space, rows = problem.target, problem.loss.space, []
@@ -107,6 +108,7 @@ def _derived(fitted: Fitted) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         ratio = (a_prime / a) ** (-1 / b) / np.sqrt(6)
     found = allocation(a, a_prime * 6 ** (b / 2), -b, -b)
+    found.pop("a", None)  # one half, and the name of a parameter here
     return found | {"tokens_per_parameter": summary(ratio[0], ratio[1:])}
 
 
@@ -124,7 +126,7 @@ def _add_error(result: dict[str, Any], group: Group, weights: Array, labels: Arr
     if weights.size and units < 2:
         raise UserError("all rows with an error are of one unit: use --by point or --bootstrap 0")
     problem = FormProblem(error_form(loss), Loss("l2", space="linear"), error[rows])
-    fitted = fit_form(problem, _error_starts(problem, loss), weights[:, rows], units)
+    fitted = fit_form(problem, error_starts(problem, loss), weights[:, rows], units)
     parameters = parameters_of(fitted)
     result["parameters"] |= parameters
     result["draws"] |= draws(ERROR_PARAMETERS, problem.form.numbers(fitted.replicates))
@@ -160,7 +162,7 @@ def error_form(loss: Array) -> Form:
     )
 
 
-def _error_starts(problem: FormProblem, loss: Array) -> Array:
+def error_starts(problem: FormProblem, loss: Array) -> Array:
     """(P, 3): at every rate of a grid, E_error and k by linear least squares within their bounds."""
     from scipy.optimize import lsq_linear
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.checks import check_distinct
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import fit_form, group_entry, projected, resampled
 from linscale.study.table.group import Group, PointFit, warning
@@ -29,7 +30,7 @@ DECAY_BOUNDS = (1e-2, 1e4)  # of r_d and r_n: nothing gained from the first repe
 GRID_SHARE = (0.0, 0.6)  # of the lowest loss, for E
 GRID_EXPONENT = (0.15, 0.3, 0.5)
 GRID_DECAY = (1.0, 5.0, 30.0)
-FARTHEST = 60.0  # log of N cheapest for U_D over the mean N
+FARTHEST = 20.0  # log of the mean N over N cheapest for U_D
 ROUNDING = 1.001  # unique tokens over tokens, beyond which the table says that more were unique than were seen
 NAMES = ("E", "A", "B", "alpha", "beta", "r_d", "r_n")
 
@@ -53,11 +54,12 @@ def fit_repeat(group: Group, settings: PointFit) -> dict[str, Any]:
         raise UserError(
             "unique: no row has more tokens than unique tokens, so that nothing is repeated; use --law chinchilla"
         )
+    check_distinct("repeat", group.numbers, {"n": 3, "d": 3})
     weights, labels = resampled(group, settings)
     excess = settings.law == "repeat"
     problem = FormProblem(repeat_form(n, d, unique, loss, excess), settings.loss, loss)
     units = len(np.unique(labels))
-    fitted = fit_form(problem, _starts(problem, n, d, unique, excess), weights, units)
+    fitted = fit_form(problem, repeat_starts(problem, n, d, unique, excess), weights, units)
     result = group_entry(group, settings, fitted, units, ("n", "d", "unique", "loss"))
     numbers = problem.form.numbers(np.vstack([fitted.solution.vector, fitted.replicates]))
     result["derived"] = allocation(*numbers[:, 1:5].T)
@@ -132,7 +134,7 @@ def _size(vectors: Array, x_n: Array, x_u: Array) -> tuple[Array, Array]:
     return base + np.log1p(gained), np.stack(moved, axis=-1)
 
 
-def _starts(problem: FormProblem, n: Array, d: Array, unique: Array, excess: bool) -> Array:
+def repeat_starts(problem: FormProblem, n: Array, d: Array, unique: Array, excess: bool) -> Array:
     """(P, p) on a grid of exponents and decays, with the coefficients that fit best there while excess has no decay."""
     log_n, log_u = np.log(n), np.log(np.minimum(unique, d))
     x_n, x_u, repeats = log_n - log_n.mean(), log_u - log_u.mean(), np.exp(np.log(d) - log_u) - 1

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.checks import check_distinct, check_fractions
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import fit_form, group_entry, resampled
-from linscale.study.table.fractions import check_fractions
 from linscale.study.table.group import Group, PointFit, summary
 from linscale.study.table.surfaces import Array
 
@@ -37,27 +37,29 @@ def fit_sigmoid(group: Group, settings: PointFit) -> dict[str, Any]:
     zero = group.rows[accuracy <= 0]
     if settings.loss.space == "log" and zero.size:
         raise UserError(f"accuracy is 0 in row {zero[0]}, which has no logarithm: use --space linear")
-    if len(np.unique(bpb)) < 3:
-        raise UserError(f"bpb has {len(np.unique(bpb))} distinct values: the sigmoid law needs at least 3")
+    check_distinct("sigmoid", group.numbers, {"bpb": 3})
     if np.polyfit(bpb, accuracy, 1)[0] >= 0:
         raise UserError("accuracy does not fall with bits per byte: are bpb and accuracy the right columns?")
     weights, labels = resampled(group, settings)
     problem = FormProblem(sigmoid_form(bpb, settings.chance), settings.loss, accuracy)
     units = len(np.unique(labels))
-    fitted = fit_form(problem, _starts(problem, bpb, settings.chance), weights, units)
+    fitted = fit_form(problem, sigmoid_starts(problem, bpb, settings.chance), weights, units)
     result = group_entry(group, settings, fitted, units, ("bpb", "accuracy"))
     if settings.chance is not None:
         given = np.full(len(weights), settings.chance)
-        low = summary(settings.chance, given) | {
-            "at_bound": False,
-            "identified": True,
-            "profile": [settings.chance] * 2,
-        }
+        edges = [settings.chance] * 2
+        low: dict[str, Any] = {"value": settings.chance, "se": None, "low": None, "high": None}
+        if given.size:
+            low |= {"se": 0.0, "low": settings.chance, "high": settings.chance}
+        low |= {"at_bound": False, "identified": True, "profile": edges}
         result["parameters"] = {"low": low} | result["parameters"]
         result["draws"] = {"low": given.tolist()} | result["draws"]
     vectors = np.vstack([fitted.solution.vector, fitted.replicates])
     high = vectors[:, 0] + settings.chance if settings.chance is not None else vectors[:, 1]
     result["derived"] = {"high": summary(high[0], high[1:])}
+    for found in result["warnings"]:
+        if found["name"] == "at_bound" and result["parameters"]["span"]["at_bound"]:
+            found["detail"] = found["detail"].replace("span", "span: low + span is 1")
     return result
 
 
@@ -98,7 +100,7 @@ def _falling(x: Array) -> Array:
     return 0.5 * (1 - np.tanh(0.5 * x))
 
 
-def _starts(problem: FormProblem, bpb: Array, chance: float | None) -> Array:
+def sigmoid_starts(problem: FormProblem, bpb: Array, chance: float | None) -> Array:
     """(P, p): at every slope and midpoint of a grid, the levels by linear least squares within their bounds."""
     from scipy.optimize import lsq_linear
 
