@@ -29,7 +29,7 @@ def fit(
     excess: bool = True,
     chance: float | None = None,
     bootstrap: int = 1000,
-    by: Literal["run", "point", "budget"] | None = None,
+    by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
@@ -56,7 +56,8 @@ def fit(
         excess: Parameters beyond the cheapest for the unique tokens are worth less in the law of repeated data.
         chance: What the sigmoid's lowest accuracy is held to, as in 0.25. Fitted otherwise.
         bootstrap: Resamples behind the intervals; 0 for none.
-        by: What is resampled. Runs where a column tells them apart, else points.
+        by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
+            the law with noise of the size that repeats of a configuration show.
         seed: Of the resamples.
         json: A file for the whole result; - for standard output, instead of the table.
     """
@@ -67,13 +68,7 @@ def fit(
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
-    if irreducible and law != "power":
-        raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    if not excess and law != "repeat":
-        raise UserError(f"no-excess: an option of --law repeat, not of {law}")
-    if chance is not None and (law != "sigmoid" or not 0 <= chance < 1):
-        raise UserError(f"chance = {chance:g}: expected a fraction below 1, as in 0.25, with --law sigmoid")
-    chosen = "power_irreducible" if irreducible else law if excess else "repeat_no_excess"
+    chosen = _chosen(law, irreducible, excess, chance)
     entry = TABLE_LAWS[chosen]
     settings_loss = Loss.parse(loss or entry.loss, space or entry.space)
     rule = parse_drop(drop) if drop else ("highest", 0)
@@ -96,6 +91,20 @@ def fit(
 
         write_json(json, result)
     _print(result)
+
+
+def _chosen(law: str, irreducible: bool, excess: bool, chance: float | None) -> str:
+    """The key of TABLE_LAWS. Raises UserError for an option of another law."""
+    if irreducible and law != "power":
+        why = "has E already" if law != "sigmoid" else "has no E"
+        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power")
+    if not excess and law != "repeat":
+        raise UserError(f"no-excess: an option of --law repeat, not of {law}")
+    if chance is not None and law != "sigmoid":
+        raise UserError(f"chance: an option of --law sigmoid, not of {law}")
+    if chance is not None and not 0 <= chance < 1:
+        raise UserError(f"chance = {chance:g}: expected a fraction below 1, as in 0.25")
+    return "power_irreducible" if irreducible else law if excess else "repeat_no_excess"
 
 
 def _print(result: dict[str, Any]) -> None:

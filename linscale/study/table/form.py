@@ -47,11 +47,18 @@ class FormProblem:
     loss: Loss
     target: Array
     """(m,) losses, errors or accuracies."""
+    weights: Array | None = None
+    """(m,) what each point counts, such as the inverse of its variance; all alike without."""
 
-    def solve(self, starts: Array, *, weights: Array | None = None) -> tuple[Array, Array, Array]:
-        """Minimise from starts (P, p), by default with every point once: vectors, objectives, settled."""
+    @property
+    def weight(self) -> Array:
+        """(m,) weights with a mean of one."""
+        return np.ones(self.target.size) if self.weights is None else self.weights / self.weights.mean()
+
+    def solve(self, starts: Array, *, counts: Array | None = None) -> tuple[Array, Array, Array]:
+        """Minimise from starts (P, p): vectors, objectives, settled. counts (P, m) is how often each point counts."""
         free = np.ones(starts.shape, dtype=bool)
-        return self._solve(self.form.predict, starts, weights, free, self.form.bounds)
+        return self._solve(self.form.predict, starts, counts, free, self.form.bounds)
 
     def solve_held(self, best: Array, parameters: Array, values: Array) -> Array:
         """(q,) objectives with one of the parameters (q,) held at values (q,) of its reading, from the vector `best`.
@@ -93,11 +100,11 @@ class FormProblem:
         return float(edges.min(0).sum()), float(edges.max(0).sum())
 
     def _solve(
-        self, predict: Predict, starts: Array, weights: Array | None, free: Array, bounds: Array
+        self, predict: Predict, starts: Array, counts: Array | None, free: Array, bounds: Array
     ) -> tuple[Array, Array, Array]:
         problem = self.regression(predict)
         method = regress_absolute if self.loss.kind == "lad" else regress
-        weights = np.ones((1, self.target.size)) if weights is None else weights
+        weights = self.weight[None] if counts is None else self.weight * counts
         return method(problem, starts, weights=weights, free=free, bounds=bounds)
 
     def regression(self, predict: Predict) -> Regression:

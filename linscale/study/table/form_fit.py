@@ -11,10 +11,10 @@ from linscale.study.table.form import FormProblem
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.minimise import LAD_DELTAS, Space
 from linscale.study.table.profile import CHI_SQUARED, STEPS, Profile, crossing, unit_of_rise
-from linscale.study.table.resampling import drawn_weights, stretch
-from linscale.study.table.surface_fit import AGREE, Solution
+from linscale.study.table.resampling import drawn_counts, stretch
+from linscale.study.table.surface_fit import AGREE, ROUNDING, Solution, Valley
 from linscale.study.table.surfaces import Array
-from linscale.study.table.warnings import point_warnings, surface_warnings
+from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
 KEPT = 48  # starts of a grid that are minimised: those with the lowest objective
 OPINIONS = 16  # of them, those that L-BFGS-B starts from
@@ -36,8 +36,8 @@ class Fitted:
     profiles: dict[str, Profile]
 
 
-def fit_form(problem: FormProblem, grid: Array, weights: Array, units: int) -> Fitted:
-    """Fit from a grid of vectors (P, p), and again with every row of weights (r, m), of resamples of so many units.
+def fit_form(problem: FormProblem, grid: Array, counts: Array, labels: Array) -> Fitted:
+    """Fit from a grid of vectors (P, p), and again with every row of counts (r, m), resamples of the units of labels.
 
     Raises UserError when the points are too few for the law.
     """
@@ -48,9 +48,9 @@ def fit_form(problem: FormProblem, grid: Array, weights: Array, units: int) -> F
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     best = solution.vector
     replicates, settled = np.empty((0, best.size)), np.empty(0, dtype=bool)
-    if len(weights):
-        replicates, _, settled = problem.solve(np.tile(best, (len(weights), 1)), weights=weights)
-        far = stretch(units, problem.target.size, best.size)
+    if len(counts):
+        replicates, _, settled = problem.solve(np.tile(best, (len(counts), 1)), counts=counts)
+        far = stretch(problem.residuals(best), labels, best.size)
         replicates = np.clip(best + (replicates - best) * far, *problem.form.bounds)
     return Fitted(problem, solution, second, replicates, settled, profiles(problem, solution))
 
@@ -59,7 +59,7 @@ def minimum(problem: FormProblem, grid: Array) -> Solution:
     """The best of the starts (P, p), and how many agree with it."""
     vectors, objectives, settled = problem.solve(grid)
     best, lowest = _to_bound(problem, vectors[int(np.argmin(objectives))])
-    agree = int((objectives <= lowest * (1 + AGREE) + 1e-15).sum())
+    agree = int((objectives <= lowest * (1 + AGREE) + ROUNDING * problem.target.size).sum())
     return Solution(best, lowest, len(grid), max(agree, 1), int(settled.sum()))
 
 
@@ -85,7 +85,7 @@ def classical(problem: FormProblem, grid: Array) -> Solution:
     if problem.loss.kind == "lad":
         target = np.log(problem.target) if problem.loss.space == "log" else problem.target
         goal = replace(goal, delta=LAD_DELTAS[-1] * (float(np.std(target)) or 1.0))
-    ones = np.ones((1, problem.target.size))
+    ones = problem.weight[None]
     found = []
     for start in grid[:OPINIONS]:
         start = np.clip(start, *problem.form.bounds)
@@ -109,15 +109,15 @@ def _heights(problem: FormProblem, vectors: Array) -> Array:
     goal = problem.regression(problem.form.predict)
     values = goal.predict(np.clip(vectors, *problem.form.bounds))[0]
     if problem.loss.kind == "lad":
-        heights: Array = np.abs(goal.residuals(values)).sum(-1)
+        heights: Array = (problem.weight * np.abs(goal.residuals(values))).sum(-1)
         return heights
-    return goal.objective(values, np.ones((1, problem.target.size)))
+    return goal.objective(values, problem.weight[None])
 
 
 def profiles(problem: FormProblem, solution: Solution) -> dict[str, Profile]:
     """The profile of each parameter, by name, as `profile` has it for surfaces."""
     form = problem.form
-    unit = unit_of_rise(problem.residuals(solution.vector), problem.loss, len(form.parameters))
+    unit = unit_of_rise(problem.residuals(solution.vector), problem.weight, problem.loss, len(form.parameters))
     entries = np.repeat(np.arange(len(form.parameters)), 2)  # one a side
     start = (form.readings @ solution.vector)[entries]
     edges = np.array([problem.range_of(entry) for entry in range(len(form.parameters))]).ravel()
@@ -142,6 +142,21 @@ def profiles(problem: FormProblem, solution: Solution) -> dict[str, Profile]:
         for end, entry in zip(found, entries, strict=True)
     ]
     return {name: Profile(*ends[2 * at : 2 * at + 2]) for at, name in enumerate(form.parameters)}
+
+
+def find_valley(fitted: Fitted) -> Valley:
+    """How flat the objective is in its flattest direction, over the entries that are not on a bound."""
+    problem, vector = fitted.problem, fitted.solution.vector
+    free = ~problem.form.at_bound(vector)
+    goal = problem.regression(problem.form.predict)
+    columns = goal.jacobian(*goal.predict(vector[None]))[0][:, free] * np.sqrt(problem.weight)[:, None]
+    lengths = np.linalg.norm(columns, axis=0)
+    _, singular, directions = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+    names = np.array(problem.form.parameters)[free]
+    if not len(names):
+        return Valley(1.0, ())
+    along = tuple(str(name) for name in names[np.abs(directions[-1]) > 0.3])
+    return Valley(float(singular[0] / max(singular[-1], 1e-16)), along)
 
 
 def parameters_of(fitted: Fitted) -> dict[str, dict[str, Any]]:
@@ -176,17 +191,17 @@ def minimum_of(fitted: Fitted, of: str) -> dict[str, Any]:
 
 
 def resampled(group: Group, settings: PointFit) -> tuple[Array, Array]:
-    """Weights (r, m) of the resamples, and what tells the units apart (m,); none of both without a bootstrap."""
+    """How often each point is in each resample (r, m), and what tells units apart (m,); both empty for no bootstrap."""
     if not settings.bootstrap:
         return np.empty((0, len(group.rows))), np.empty(0)
     labels = group.units(settings.by)
-    return drawn_weights(labels, settings.bootstrap, settings.seed), labels
+    return drawn_counts(labels, settings.bootstrap, settings.seed), labels
 
 
 def group_entry(group: Group, settings: PointFit, fitted: Fitted, units: int, roles: tuple[str, ...]) -> dict[str, Any]:
     """The entry of one group in the JSON; the last of `roles`, which are what the law reads, is what it predicts."""
-    form, parameters = fitted.problem.form, parameters_of(fitted)
-    settled = fitted.settled
+    form, parameters, settled = fitted.problem.form, parameters_of(fitted), fitted.settled
+    valley = find_valley(fitted)
     return {
         "law": form.name,
         "formula": form.formula,
@@ -197,7 +212,12 @@ def group_entry(group: Group, settings: PointFit, fitted: Fitted, units: int, ro
         "bootstrap": {"replicates": len(settled), "settled": int(settled.sum()), "units": units, "by": settings.by},
         "draws": draws(form.parameters, form.numbers(fitted.replicates)),
         "points": listed_points(group, roles, fitted.problem.residuals(fitted.solution.vector)),
-        "warnings": point_warnings(group) + surface_warnings(fitted.solution, parameters, settled, units),
+        "condition": valley.condition,
+        "warnings": [
+            *point_warnings(group),
+            *surface_warnings(fitted.solution, parameters, settled, units),
+            *valley_warnings(valley, None),
+        ],
     }
 
 

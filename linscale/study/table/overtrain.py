@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.table.checks import check_distinct, check_fractions
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import (
     Fitted,
@@ -29,6 +28,7 @@ from linscale.study.table.group import Group, PointFit, draws, rounded, summary,
 from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import EXPONENT_BOUNDS, GRID_E, NOTHING, Loss
 from linscale.study.table.surfaces import Array
+from linscale.study.table.unfit import check_distinct, check_fractions
 from linscale.study.table.warnings import resampling_warnings, verdict_warnings
 
 GRID_EXPONENT = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.8)
@@ -51,13 +51,13 @@ def fit_overtrain(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group. Raises UserError when the points are too few or an error is not within 0 and 1."""
     n, d, loss = (group.numbers[role] for role in ("n", "d", "loss"))
     check_distinct("overtrain", group.numbers, {"n": 2, "d": 3})
-    weights, labels = resampled(group, settings)
-    problem = FormProblem(overtrain_form(n, d, loss), settings.loss, loss)
-    fitted = fit_form(problem, overtrain_starts(problem, n, d), weights, len(np.unique(labels)))
+    counts, labels = resampled(group, settings)
+    problem = FormProblem(overtrain_form(n, d, loss), settings.loss, loss, group.numbers.get("weight"))
+    fitted = fit_form(problem, overtrain_starts(problem, n, d), counts, labels)
     result = group_entry(group, settings, fitted, len(np.unique(labels)), ("n", "d", "loss"))
     result["derived"] = _derived(fitted)
     if "error" in group.numbers:
-        _add_error(result, group, weights, labels)
+        _add_error(result, group, counts, labels)
     return result
 
 
@@ -112,7 +112,7 @@ def _derived(fitted: Fitted) -> dict[str, Any]:
     return found | {"tokens_per_parameter": summary(ratio[0], ratio[1:])}
 
 
-def _add_error(result: dict[str, Any], group: Group, weights: Array, labels: Array) -> None:
+def _add_error(result: dict[str, Any], group: Group, counts: Array, labels: Array) -> None:
     """The law of errors in the same group, of the rows that have one and the same resamples."""
     error = group.numbers["error"]
     rows = np.isfinite(error)
@@ -123,10 +123,10 @@ def _add_error(result: dict[str, Any], group: Group, weights: Array, labels: Arr
         result["warnings"].append(warning("few_errors", text, [str(rows.sum())]))
         return
     loss, units = group.numbers["loss"][rows], len(np.unique(labels[rows])) if labels.size else 0
-    if weights.size and units < 2:
+    if counts.size and units < 2:
         raise UserError("all rows with an error are of one unit: use --by point or --bootstrap 0")
     problem = FormProblem(error_form(loss), Loss("l2", space="linear"), error[rows])
-    fitted = fit_form(problem, error_starts(problem, loss), weights[:, rows], units)
+    fitted = fit_form(problem, error_starts(problem, loss), counts[:, rows], labels[rows] if labels.size else labels)
     parameters = parameters_of(fitted)
     result["parameters"] |= parameters
     result["draws"] |= draws(ERROR_PARAMETERS, problem.form.numbers(fitted.replicates))

@@ -38,7 +38,7 @@ class Profile:
 def profiles(problem: Problem, solution: Solution) -> dict[str, Profile]:
     """The profile of each parameter of the law, by name."""
     law = problem.law
-    unit = unit_of_rise(problem.residuals(solution.vector), problem.loss, len(law.parameters))
+    unit = unit_of_rise(problem.residuals(solution.vector), problem.weight, problem.loss, len(law.parameters))
     found = {}
     for entry in np.flatnonzero(law.free):
         coefficient = 1 <= entry <= len(problem.inputs)
@@ -81,15 +81,20 @@ def crossing(start: float, values: Array, rise: Array) -> float | None:
     return float(inner + reach * (values[at] - inner))
 
 
-def unit_of_rise(residuals: Array, loss: Loss, parameters: int) -> float:
-    """mean(psi^2) / mean(rho''), the mean over the degrees of freedom that are left; not nothing for exact points."""
+def unit_of_rise(residuals: Array, weights: Array, loss: Loss, parameters: int) -> float:
+    """mean(psi^2) / mean(rho''), the mean over the degrees of freedom that are left; not nothing for exact points.
+
+    weights (m,) have a mean of one.
+    """
     residuals = np.abs(residuals)
     count, freedom = residuals.size, max(residuals.size - parameters, 1)
     if loss.kind == "l2":
-        return max(float((residuals**2).sum() / freedom), EXACT**2)
+        return max(float((weights * residuals**2).sum() / freedom), EXACT**2)
     delta = loss.delta if loss.kind == "huber" else 0.0
     width = max(delta, 0.5 * float(np.median(residuals)), EXACT)  # wide enough to hold points
-    density = max(int((residuals < width).sum()), 1) / count / width  # of residuals near 0, both sides together
+    near = max(float(weights[residuals < width].sum()), 1.0)
+    density = near / count / width  # of residuals near 0, both sides together
     if loss.kind == "lad":
-        return count / freedom / density
-    return max(float((np.minimum(residuals, delta) ** 2).sum() / freedom / (density * delta)), EXACT**2)
+        return float((weights**2).sum()) / freedom / density
+    slopes = weights * np.minimum(residuals, delta)
+    return max(float(slopes @ slopes) / freedom / (density * delta), EXACT**2)

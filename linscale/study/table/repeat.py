@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.table.checks import check_distinct
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import fit_form, group_entry, projected, resampled
 from linscale.study.table.group import Group, PointFit, warning
@@ -24,6 +23,7 @@ from linscale.study.table.points import ROWS_SHOWN
 from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import NOTHING
 from linscale.study.table.surfaces import Array
+from linscale.study.table.unfit import check_distinct
 
 EXPONENT_BOUNDS = (0.01, 4.0)  # of N and D; N cheapest for U_D has an exponent of 1 / alpha
 DECAY_BOUNDS = (1e-2, 1e4)  # of r_d and r_n: nothing gained from the first repetition, and nothing lost in any table
@@ -55,11 +55,11 @@ def fit_repeat(group: Group, settings: PointFit) -> dict[str, Any]:
             "unique: no row has more tokens than unique tokens, so that nothing is repeated; use --law chinchilla"
         )
     check_distinct("repeat", group.numbers, {"n": 3, "d": 3})
-    weights, labels = resampled(group, settings)
+    counts, labels = resampled(group, settings)
     excess = settings.law == "repeat"
-    problem = FormProblem(repeat_form(n, d, unique, loss, excess), settings.loss, loss)
+    problem = FormProblem(repeat_form(n, d, unique, loss, excess), settings.loss, loss, group.numbers.get("weight"))
     units = len(np.unique(labels))
-    fitted = fit_form(problem, repeat_starts(problem, n, d, unique, excess), weights, units)
+    fitted = fit_form(problem, repeat_starts(problem, n, d, unique, excess), counts, labels)
     result = group_entry(group, settings, fitted, units, ("n", "d", "unique", "loss"))
     numbers = problem.form.numbers(np.vstack([fitted.solution.vector, fitted.replicates]))
     result["derived"] = allocation(*numbers[:, 1:5].T)

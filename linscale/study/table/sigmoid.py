@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.table.checks import check_distinct, check_fractions
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import fit_form, group_entry, resampled
 from linscale.study.table.group import Group, PointFit, summary
 from linscale.study.table.surfaces import Array
+from linscale.study.table.unfit import check_distinct, check_fractions
 
 GRID_SLOPE = (2.0, 5.0, 12.0, 30.0)  # over the range of bits per byte
 GRID_MIDPOINT = (-0.5, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3)  # from the lowest to the highest bits per byte
@@ -40,13 +40,13 @@ def fit_sigmoid(group: Group, settings: PointFit) -> dict[str, Any]:
     check_distinct("sigmoid", group.numbers, {"bpb": 3})
     if np.polyfit(bpb, accuracy, 1)[0] >= 0:
         raise UserError("accuracy does not fall with bits per byte: are bpb and accuracy the right columns?")
-    weights, labels = resampled(group, settings)
-    problem = FormProblem(sigmoid_form(bpb, settings.chance), settings.loss, accuracy)
+    counts, labels = resampled(group, settings)
+    problem = FormProblem(sigmoid_form(bpb, settings.chance), settings.loss, accuracy, group.numbers.get("weight"))
     units = len(np.unique(labels))
-    fitted = fit_form(problem, sigmoid_starts(problem, bpb, settings.chance), weights, units)
+    fitted = fit_form(problem, sigmoid_starts(problem, bpb, settings.chance), counts, labels)
     result = group_entry(group, settings, fitted, units, ("bpb", "accuracy"))
     if settings.chance is not None:
-        given = np.full(len(weights), settings.chance)
+        given = np.full(len(counts), settings.chance)
         edges = [settings.chance] * 2
         low: dict[str, Any] = {"value": settings.chance, "se": None, "low": None, "high": None}
         if given.size:

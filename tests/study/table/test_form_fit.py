@@ -19,7 +19,7 @@ from linscale.study.table.overtrain import (
     overtrain_starts,
 )
 from linscale.study.table.repeat import repeat, repeat_form, repeat_starts
-from linscale.study.table.resampling import drawn_weights, stretch
+from linscale.study.table.resampling import drawn_counts, stretch
 from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss
 
@@ -172,8 +172,8 @@ def test_intervals_hold_a_planted_law_as_often_as_they_say(name):
     tables, hits = 10, 0.0
     for seed in range(tables):
         problem, starts, each = problem_of(name, Loss("l2"), 0.003, seed)
-        weights = drawn_weights(np.arange(N.size), 120, 0)
-        fitted = fit_form(problem, starts[:3], weights, N.size)
+        weights = drawn_counts(np.arange(N.size), 120, 0)
+        fitted = fit_form(problem, starts[:3], weights, np.arange(N.size))
         low, high = np.percentile(problem.form.numbers(fitted.replicates), [2.5, 97.5], axis=0)
         hits += ((low < each.truth) & (high > each.truth)).mean()
         assert fitted.settled.mean() > 0.95
@@ -184,18 +184,19 @@ def test_intervals_hold_a_planted_law_as_often_as_they_say(name):
 def test_resamples_start_from_the_best_and_are_stretched():
     problem, starts, _ = problem_of("sigmoid", Loss("l2", space="linear"), 0.02)
     labels = np.repeat(np.arange(16), 4)
-    weights = drawn_weights(labels, 30, 3)
-    np.testing.assert_array_equal(weights, drawn_weights(labels, 30, 3))
+    weights = drawn_counts(labels, 30, 3)
+    np.testing.assert_array_equal(weights, drawn_counts(labels, 30, 3))
     assert (weights.reshape(30, 16, 4).std(-1) == 0).all()  # whole units
     np.testing.assert_array_equal(weights.sum(1), 64)
-    fitted = fit_form(problem, starts, weights, 16)
+    fitted = fit_form(problem, starts, weights, labels)
     best = fitted.solution.vector
-    alone, _, _ = problem.solve(best[None], weights=weights[:1])
-    assert stretch(16, 64, 4) == pytest.approx(np.sqrt(16 / 15 * 63 / 60))
-    np.testing.assert_allclose(fitted.replicates[0] - best, (alone[0] - best) * stretch(16, 64, 4), rtol=1e-3)
+    alone, _, _ = problem.solve(best[None], counts=weights[:1])
+    factor = stretch(problem.residuals(best), labels, 4)
+    assert factor > np.sqrt(16 / 15 * 63 / 60)
+    np.testing.assert_allclose(fitted.replicates[0] - best, (alone[0] - best) * factor, rtol=1e-3)
     assert fitted.solution.starts == len(starts) <= KEPT
     with pytest.raises(UserError, match="one unit"):
-        drawn_weights(np.zeros(5), 3, 0)
+        drawn_counts(np.zeros(5), 3, 0)
 
 
 def test_what_goes_to_nothing_is_on_its_bound():
