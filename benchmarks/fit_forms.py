@@ -1,6 +1,6 @@
 """How fast the laws of over-training, repeated data and accuracy are fitted, and how often 95% intervals hold. No GPU.
 
-    python benchmarks/fit_forms.py [--tables 60] [--resamples 300] [--out RESULT.json]
+    python benchmarks/fit_forms.py [--tables 100] [--resamples 200] [--out RESULT.json]
 
 Speed: 200 points with 0.3% noise (accuracy: 0.01); the whole fit of the 48 starts, second opinion and profiles, and
 1000 resamples of points. Coverage: tables of 64 independent points of a planted law, 8 sizes by 8 lengths, 1 to 60
@@ -23,7 +23,7 @@ from ops_cpu import processor
 
 from linscale.run_folder import code_version
 from linscale.study.table.form import Form, FormProblem
-from linscale.study.table.form_fit import fit_form
+from linscale.study.table.form_fit import fit_form, minimum, refit
 from linscale.study.table.overtrain import (
     downstream,
     error_form,
@@ -47,8 +47,8 @@ LOSSES = ("huber:1e-3", "l2", "lad")
 def main() -> None:
     """Print both tables, and write them where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=int, default=60)
-    parser.add_argument("--resamples", type=int, default=300)
+    parser.add_argument("--tables", type=int, default=100)
+    parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     speeds = [speed(law, loss) for law in LAWS for loss in (("l2",) if law in LINEAR else LOSSES)]
@@ -135,9 +135,10 @@ def coverage(law: str, loss: str, by_run: bool, tables: int, resamples: int) -> 
     for number in range(tables):
         values = table(law, exact, random, run)
         problem = FormProblem(form(values), Loss.parse(loss, "linear" if law in LINEAR else "log"), values)
-        grid = starts(problem)[:: 12 if law == "repeat" else 4]
-        fitted = fit_form(problem, grid, drawn_counts(labels, resamples, number), labels)
-        low, high = np.percentile(problem.form.numbers(fitted.replicates), [2.5, 97.5], axis=0)
+        grid = starts(problem)[:: 20 if law == "repeat" else 5]
+        best = minimum(problem, grid).vector
+        replicates, _ = refit(problem, best, drawn_counts(labels, resamples, number), labels)
+        low, high = np.percentile(problem.form.numbers(replicates), [2.5, 97.5], axis=0)
         hits += (low <= truth) & (truth <= high)
     held = dict(zip(problem.form.parameters, (hits / tables).tolist(), strict=True))
     row = {"law": law, "loss": loss, "by": "run" if by_run else "point, independent", "tables": tables, "held": held}

@@ -46,13 +46,17 @@ def fit_form(problem: FormProblem, grid: Array, counts: Array, labels: Array) ->
     solution, second = minimum(problem, grid), classical(problem, grid)
     if second.objective < solution.objective * (1 - AGREE):
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
-    best = solution.vector
-    replicates, settled = np.empty((0, best.size)), np.empty(0, dtype=bool)
-    if len(counts):
-        replicates, _, settled = problem.solve(np.tile(best, (len(counts), 1)), counts=counts)
-        far = stretch(problem.residuals(best), labels, best.size)
-        replicates = np.clip(best + (replicates - best) * far, *problem.form.bounds)
+    replicates, settled = refit(problem, solution.vector, counts, labels)
     return Fitted(problem, solution, second, replicates, settled, profiles(problem, solution))
+
+
+def refit(problem: FormProblem, best: Array, counts: Array, labels: Array) -> tuple[Array, Array]:
+    """Minimise from `best` for every row of counts (r, m): vectors (r, p), stretched within bounds, and settled (r,)."""
+    if not len(counts):
+        return np.empty((0, best.size)), np.empty(0, dtype=bool)
+    vectors, _, settled = problem.solve(np.tile(best, (len(counts), 1)), counts=counts)
+    far = stretch(problem.residuals(best), labels, best.size)
+    return np.clip(best + (vectors - best) * far, *problem.form.bounds), settled
 
 
 def minimum(problem: FormProblem, grid: Array) -> Solution:
