@@ -53,8 +53,8 @@ def fit(
         loss: How residuals count: huber:DELTA, l2 or lad (absolute values). huber:1e-3, and l2 for the sigmoid.
         space: Residuals of the logarithm, or of the value itself. log, and linear for the sigmoid.
         irreducible: Give the power law a constant E.
-        excess: Parameters beyond the cheapest for the unique tokens are worth less in the law of repeated data.
-        chance: What the sigmoid's lowest accuracy is held to, as in 0.25. Fitted otherwise.
+        excess: repeat: whether parameters beyond the cheapest for the unique tokens are worth less; else N' = N.
+        chance: sigmoid: what the lowest accuracy is held to, as in 0.25. Fitted otherwise.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
             the law with noise of the size that repeats of a configuration show.

@@ -51,7 +51,7 @@ def fit_form(problem: FormProblem, grid: Array, counts: Array, labels: Array) ->
 
 
 def refit(problem: FormProblem, best: Array, counts: Array, labels: Array) -> tuple[Array, Array]:
-    """Minimise from `best` for every row of counts (r, m): vectors (r, p), stretched within bounds, and settled (r,)."""
+    """Minimise from `best` for every row of counts (r, m): vectors (r, p), stretched in bounds, and settled (r,)."""
     if not len(counts):
         return np.empty((0, best.size)), np.empty(0, dtype=bool)
     vectors, _, settled = problem.solve(np.tile(best, (len(counts), 1)), counts=counts)

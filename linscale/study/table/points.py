@@ -88,12 +88,19 @@ def read_points(
 ) -> Points:
     """Read a table. `needed` roles must be there; those of `optional` and of `columns` are read where they are.
 
+    A column that only carries the usual name of an optional role, and holds no number at all, is not taken for it.
+
     Raises UserError for a file or a condition that DuckDB cannot read, and, naming rows, for what is not a positive
     number in a column that is needed.
     """
     connection = _open(path)
     names = [row[0] for row in connection.execute("describe points").fetchall() if row[0] != "_row"]
     chosen = _choose(path, names, columns, needed, optional)
+    for role in set(optional) & set(chosen) - set(columns):
+        if not connection.execute(f"select count(try_cast({_quoted(chosen[role])} as double)) from points").fetchall()[
+            0
+        ][0]:
+            del chosen[role]
     for name in group:
         _known(path, names, name, "group")
     dropped = _select(connection, where)

@@ -199,6 +199,21 @@ def test_resamples_start_from_the_best_and_are_stretched():
         drawn_counts(np.zeros(5), 3, 0)
 
 
+@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+def test_a_point_of_weight_two_is_two_points(kind):
+    values = overtrain(N, D, 1.84, 166.0, 367.0, -0.27) * np.exp(0.01 * np.random.default_rng(0).normal(size=N.size))
+    weights = np.where(np.arange(N.size) < 9, 2.0, 1.0)
+    times = weights.astype(int)
+    once = FormProblem(overtrain_form(N, D, values), Loss.parse(kind, "log"), values, weights)
+    n, d, repeated = (np.repeat(each, times) for each in (N, D, values))
+    twice = FormProblem(overtrain_form(n, d, repeated), Loss.parse(kind, "log"), repeated)
+    one, two = minimum(once, overtrain_starts(once, N, D)), minimum(twice, overtrain_starts(twice, n, d))
+    numbers = once.form.numbers(one.vector), twice.form.numbers(two.vector)
+    np.testing.assert_allclose(*numbers, rtol=1e-3 if kind != "lad" else 3e-2)
+    assert one.objective * weights.mean() == pytest.approx(two.objective, rel=1e-5)
+    assert one.objective <= classical(once, overtrain_starts(once, N, D)).objective * (1 + 1e-6)
+
+
 def test_what_goes_to_nothing_is_on_its_bound():
     values = overtrain(N, D, 0.0, 166.0, 367.0, -0.27) * np.exp(-0.001 * np.log(N / 1e9) ** 2)
     problem = FormProblem(overtrain_form(N, D, values), Loss("l2"), values)

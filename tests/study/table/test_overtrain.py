@@ -63,6 +63,10 @@ def test_losses_and_errors_of_one_table(tmp_path):
 
 def test_tables_without_errors_and_with_too_few(tmp_path):
     assert list(fit(write(tmp_path / "p.csv", None))["parameters"]) == ["E", "a", "a_prime", "b"]
+    texts = write(tmp_path / "t.csv", 30)
+    lines = [line.rsplit(",", 1)[0] for line in texts.read_text().splitlines()[1:]]
+    texts.write_text("run,params,tokens,loss,error\n" + "".join(f"{line},out of memory\n" for line in lines))
+    assert list(fit(texts)["parameters"]) == ["E", "a", "a_prime", "b"]
     group = fit(write(tmp_path / "q.csv", 3))
     assert list(group["parameters"]) == ["E", "a", "a_prime", "b"]
     assert {each["name"]: each["detail"] for each in group["warnings"]} == {"few_errors": "3"}
