@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
 import random
 import re
 import shutil
@@ -267,6 +268,26 @@ def test_every_key_every_warning_and_every_option_of_predictions_and_comparisons
         assert f"`{law}`" in text, law
 
 
+def keys_of_other_laws(folder: Path) -> set[str]:
+    """Keys of a group and of its points and derived numbers, by the laws of over-training, repetition and accuracy."""
+    path, keys = folder / "others.csv", set()
+    lines = ["params,tokens,unique_tokens,loss,error,bits_per_byte,accuracy"]
+    for n in (1e7, 1e8, 1e9):
+        for d in (1e9, 1e10, 1e11):
+            loss = 1.8 + 166 / n**0.27 + 270 / d**0.27
+            error = 0.86 - 2.2 * math.exp(-0.7 * loss)
+            lines.append(f"{n},{d},{d / 9},{loss},{error},{loss / 3},{1 - error}")
+    path.write_text("\n".join(lines) + "\n")
+    for law in ("overtrain", "repeat_no_excess", "sigmoid"):
+        entry = TABLE_LAWS[law]
+        points = read_points(path, columns={}, needed=entry.roles, optional=entry.optional)
+        loss = Loss.parse(entry.loss, entry.space)
+        result = fit_points(points, PointFit(law, loss, bootstrap=5))
+        (group,) = result["groups"]
+        keys |= set(names(result, ("units", "columns", "parameters", "derived", "draws"))) | set(group["derived"])
+    return keys
+
+
 def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> None:
     text = page("fit.md")
     lines = ["params,tokens,loss"]
@@ -278,10 +299,11 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     (group,) = result["groups"]
     keys |= set(group["derived"]) | {key for each in group["parameters"].values() for key in each}
     assert not missing(text, keys)
+    assert not missing(text, keys_of_other_laws(tmp_path))
     written = set(re.findall(r"^\| `(\w+)` \|", text.split("## Warnings")[1], re.M))
     sources = [path.read_text(encoding="utf-8") for path in Path(table_laws.__file__).parent.glob("*.py")]
     assert written == {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
     options = {f"--{name}" for name in inspect.signature(fit_command).parameters if name != "points"}
     assert options <= set(re.findall(r"`(--\w+)`", text))
     for law in TABLE_LAWS:
-        assert f"`{law.removesuffix('_irreducible')}`" in text, law
+        assert f"`{law.split('_')[0]}`" in text, law

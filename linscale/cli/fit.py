@@ -18,14 +18,16 @@ ROWS_SHOWN = 20
 def fit(
     points: Annotated[Path, tyro.conf.Positional],
     *,
-    law: Literal["chinchilla", "gamma", "power"] = "chinchilla",
+    law: Literal["chinchilla", "gamma", "power", "overtrain", "repeat", "sigmoid"] = "chinchilla",
     columns: str = "",
     group: str = "",
     where: str = "",
     drop: str = "",
-    loss: str = "huber:1e-3",
-    space: Literal["log", "linear"] = "log",
+    loss: str | None = None,
+    space: Literal["log", "linear"] | None = None,
     irreducible: bool = False,
+    excess: bool = True,
+    chance: float | None = None,
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
@@ -34,20 +36,25 @@ def fit(
     """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
-    L = l_coefficient C^l_exponent, C in PFLOP/s-days.
+    L = l_coefficient C^l_exponent, C in PFLOP/s-days. overtrain: L = E + a N^b + a_prime 6^(b/2) D^b, and where there
+    is a column `error`, error = E_error - k exp(-g L). repeat: the chinchilla law of tokens that are worth less when
+    repeated. sigmoid: accuracy from bits per byte.
 
     Args:
         points: The table.
         law: The law.
         columns: Which column holds what, as in n=params,d=tokens,c=flops,loss=loss,run=name. n is parameters, d tokens,
-            c FLOPs, loss nats per token; run and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
+            c FLOPs, loss nats per token, unique distinct tokens, error and accuracy fractions, bpb bits per byte; run
+            and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
             Columns called params, tokens, flops, loss, run and budget are found without.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
-        loss: How residuals count: huber:DELTA, l2 or lad (absolute values).
-        space: Residuals of log L, or of L.
+        loss: How residuals count: huber:DELTA, l2 or lad (absolute values). huber:1e-3, and l2 for the sigmoid.
+        space: Residuals of the logarithm, or of the value itself. log, and linear for the sigmoid.
         irreducible: Give the power law a constant E.
+        excess: repeat: whether parameters beyond the cheapest for the unique tokens are worth less; else N' = N.
+        chance: sigmoid: what the lowest accuracy is held to, as in 0.25. Fitted otherwise.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
             the law with noise of the size that repeats of a configuration show.
@@ -61,16 +68,20 @@ def fit(
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
-    if irreducible and law != "power":
-        raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    chosen = "power_irreducible" if irreducible else law
-    settings_loss = Loss.parse(loss, space)
+    chosen = _chosen(law, irreducible, excess, chance)
+    entry = TABLE_LAWS[chosen]
+    settings_loss = Loss.parse(loss or entry.loss, space or entry.space)
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
     table = read_points(
-        points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
+        points,
+        columns=parse_columns(columns),
+        needed=entry.roles,
+        optional=entry.optional,
+        group=names,
+        where=where,
     )
-    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
+    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, chance)
     result = {"source": str(points), **fit_points(table, settings)}
     if json == Path("-"):
         print_json(result)
@@ -82,13 +93,30 @@ def fit(
     _print(result)
 
 
+def _chosen(law: str, irreducible: bool, excess: bool, chance: float | None) -> str:
+    """The key of TABLE_LAWS. Raises UserError for an option of another law."""
+    if irreducible and law != "power":
+        why = "has E already" if law != "sigmoid" else "has no E"
+        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power")
+    if not excess and law != "repeat":
+        raise UserError(f"no-excess: an option of --law repeat, not of {law}")
+    if chance is not None and law != "sigmoid":
+        raise UserError(f"chance: an option of --law sigmoid, not of {law}")
+    if chance is not None and not 0 <= chance < 1:
+        raise UserError(f"chance = {chance:g}: expected a fraction below 1, as in 0.25")
+    return "power_irreducible" if irreducible else law if excess else "repeat_no_excess"
+
+
 def _print(result: dict[str, Any]) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in _head(result)))
     for fitted in result["groups"]:
         print_table(
             f"{fitted['group']}: {fitted['formula']}",
             ("", "value", "se", "95% low", "high", "verdict"),
-            [*_rows(fitted["parameters"]), *_rows(fitted["derived"])],
+            [
+                *_rows(fitted["parameters"]),
+                *_rows({name: each for name, each in fitted["derived"].items() if name != "a"}),
+            ],
         )
         sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
     for item in result["refused"]:
@@ -97,8 +125,6 @@ def _print(result: dict[str, Any]) -> None:
 
 def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, each in table.items():
-        if name == "a":
-            continue  # the same number as n_opt_exponent
         verdict = ""
         if "at_bound" in each:
             verdict = "on its bound" if each["at_bound"] else "" if each["identified"] else "not identified"
@@ -131,7 +157,7 @@ def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if fitted["derived"]:
+    if "n_opt_exponent" in fitted["derived"]:
         yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
     yield f"{fitted['points_used']} points"
     yield from _left_out(fitted["dropped"])

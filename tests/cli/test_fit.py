@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from linscale.cli import main
+from linscale.study.table.overtrain import downstream, overtrain
 from linscale.study.table.surfaces import chinchilla, power
 
 
@@ -70,6 +71,11 @@ def test_a_power_law_of_derived_compute_in_the_units_of_the_study(tmp_path, caps
         ([], "no column for n; name it with --columns n=NAME"),
         (["--columns", "n=size", "--drop", "highest:31"], "5 points: the chinchilla law has 5 parameters"),
         (["--columns", "n=size", "--irreducible"], "irreducible: the chinchilla law has E already"),
+        (["--columns", "n=size", "--no-excess"], "no-excess: an option of --law repeat, not of chinchilla"),
+        (["--columns", "n=size", "--chance", "0.25"], "chance: an option of --law sigmoid, not of chinchilla"),
+        (["--law", "sigmoid", "--chance", "25"], "chance = 25: expected a fraction below 1, as in 0.25"),
+        (["--law", "sigmoid", "--columns", "bpb=loss"], "no column for accuracy"),
+        (["--law", "repeat", "--columns", "n=size"], "no column for unique; name it with --columns unique=NAME"),
         (["--columns", "n=size", "--bootstrap", "-1"], "expected numbers that are not negative"),
         (["--columns", "n=size", "--by", "run"], "no column tells runs apart"),
         (["--columns", "n=size", "--loss", "huber:0"], "loss = 'huber:0': expected huber:DELTA"),
@@ -85,3 +91,25 @@ def test_bad_input_is_one_line(table, capsys, words, message):
 def test_a_file_that_is_not_there(capsys):
     assert main(["fit", "nope.csv"]) == 2
     assert "nope.csv: no such file" in capsys.readouterr().err
+
+
+def test_every_parameter_of_every_law_is_shown(tmp_path, capsys):
+    """Also `a`, which is a derived number of other laws and the same there as n_opt_exponent."""
+    lines = ["params,tokens,unique_tokens,loss,error,bits_per_byte,accuracy"]
+    for n in np.geomspace(1e7, 1e10, 5):
+        for d in np.geomspace(1e9, 1e12, 5):
+            loss = overtrain(n, d, 1.8, 166, 367, -0.27)
+            error = downstream(loss, 0.86, 2.2, 0.7)
+            lines.append(f"{n},{d},{d / 8},{loss},{error},{loss / 3},{1 - error}")
+    path = tmp_path / "p.csv"
+    path.write_text("\n".join(lines))
+    for words, names, formula in (
+        (["overtrain"], "E a a_prime b E_error k g tokens_per_parameter", "error = E_error - k exp(-g L)"),
+        (["repeat", "--no-excess"], "E A B alpha beta r_d n_opt_exponent", "N' = N"),
+        (["sigmoid", "--chance", "0.1"], "low span slope midpoint high", "low = 0.1"),
+    ):
+        assert main(["fit", str(path), "--bootstrap", "0", "--law", *words]) == 0
+        shown = capsys.readouterr().out
+        for name in names.split():
+            assert f"\n  {name} " in shown or f"\n   {name} " in shown or f" {name} " in shown, name
+        assert formula in " ".join(shown.split())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from linscale.study.prediction.compute_law import best_spent
-from linscale.study.prediction.estimate import widened
 from linscale.study.prediction.fitted import Fitted
 from linscale.study.prediction.surface import effective, surface
+from linscale.study.table.resampling import widened
 
 Array = np.ndarray
 REACH = 6.0  # in log N, on either side of the best size for new tokens

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY
-from linscale.study.prediction.estimate import widened
 from linscale.study.prediction.fitted import Fitted, Flops
 from linscale.study.prediction.surface import SURFACES, Surface, surface
+from linscale.study.table.resampling import widened
 
 Array = np.ndarray
 COMPUTE_LAWS = ("power", "envelope", "isoflop")

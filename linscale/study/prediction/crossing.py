@@ -13,7 +13,8 @@ import numpy as np
 
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.prediction.compute_law import ComputeLaw
-from linscale.study.prediction.estimate import estimate, share, widened
+from linscale.study.prediction.estimate import estimate, share
+from linscale.study.table.resampling import widened
 
 Array = np.ndarray
 REACH = 1e9  # a crossing farther than this factor from the compute that was fitted is none

@@ -43,18 +43,6 @@ def _quantile(ordered: Array, share: float) -> float:
     return float(first if share < 0.5 else second)
 
 
-def widened(values: Array, factor: float) -> Array:
-    """(1 + r, ...) positive numbers with the distance of their logarithms from that of the fit times a factor.
-
-    Infinite ones and nothing stay.
-    """
-    if factor == 1.0:
-        return values
-    with np.errstate(all="ignore"):
-        moved = values[:1] * np.exp(factor * np.log(values / values[:1]))
-    return np.where(np.isfinite(moved) & (values > 0), moved, values)
-
-
 def share(true: Array) -> float | None:
     """The share of resamples for which something holds, of (1 + r,) values with the fit first; None for none."""
     return float(true[1:].mean()) if len(true) > 1 else None

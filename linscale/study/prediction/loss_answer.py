@@ -10,12 +10,13 @@ from linscale.config import UserError
 from linscale.study.prediction import cautions
 from linscale.study.prediction.best_repeated import best_repeated, repeated_loss
 from linscale.study.prediction.compute_law import ComputeLaw, compute_law
-from linscale.study.prediction.estimate import estimate, share, widened
+from linscale.study.prediction.estimate import estimate, share
 from linscale.study.prediction.fitted import Fitted
 from linscale.study.prediction.new_run import REPEATS, SEED, ends, scattered
 from linscale.study.prediction.question import Question
 from linscale.study.prediction.score import Score
 from linscale.study.prediction.surface import SURFACES, surface
+from linscale.study.table.resampling import widened
 
 Array = np.ndarray
 Answer = dict[str, Any]

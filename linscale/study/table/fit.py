@@ -9,7 +9,11 @@ from typing import Any
 from linscale.config import UserError
 from linscale.study.laws import UNITS
 from linscale.study.table.group import Group, PointFit, Unit, select
+from linscale.study.table.minimise import Space
+from linscale.study.table.overtrain import fit_overtrain
 from linscale.study.table.points import Points
+from linscale.study.table.repeat import fit_repeat
+from linscale.study.table.sigmoid import fit_sigmoid
 from linscale.study.table.surface import fit_surface
 
 
@@ -21,6 +25,12 @@ class TableLaw:
     """What a row must hold."""
     fit: Callable[[Group, PointFit], dict[str, Any]]
     """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+    optional: tuple[str, ...] = ()
+    """What it reads too where there is a column for it."""
+    loss: str = "huber:1e-3"
+    """Of residuals, where nothing else is said."""
+    space: Space = "log"
+    """The same."""
 
 
 TABLE_LAWS: Mapping[str, TableLaw] = {
@@ -28,8 +38,12 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
     "gamma": TableLaw(("n", "d", "loss"), fit_surface),
     "power": TableLaw(("c", "loss"), fit_surface),
     "power_irreducible": TableLaw(("c", "loss"), fit_surface),
+    "overtrain": TableLaw(("n", "d", "loss"), fit_overtrain, ("error",)),
+    "repeat": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
+    "repeat_no_excess": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
+    "sigmoid": TableLaw(("bpb", "accuracy"), fit_sigmoid, loss="l2", space="linear"),
 }
-"""By the name of --law; --irreducible makes power power_irreducible."""
+"""By the name of --law; --irreducible makes power power_irreducible, --no-excess makes repeat repeat_no_excess."""
 
 
 def parse_drop(text: str) -> tuple[str, int]:
@@ -68,6 +82,7 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
             "bootstrap": settings.bootstrap,
             "by": settings.by,
             "seed": settings.seed,
+            "chance": settings.chance,
         },
         "dropped": [{"row": row, "rule": rule} for row, rule in points.dropped],
         "groups": groups,

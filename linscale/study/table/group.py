@@ -31,6 +31,8 @@ class PointFit:
     bootstrap: int = 1000
     by: Unit = "point"
     seed: int = 0
+    chance: float | None = None
+    """What the sigmoid law's accuracy is held to at the low end; fitted where it is not given."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def select(points: Points, name: str, rule: tuple[str, int]) -> tuple[Group, lis
     kept, gone = members, members[:0]
     end, count = rule
     if count:
+        if "loss" not in points.numbers:
+            raise UserError(f"drop = {end}:{count}: the law reads no loss to rank by; leave rows out with --where")
         loss = points.numbers["loss"][members]
         order = np.argsort(-loss if end == "lowest" else loss, kind="stable")
         cut = max(len(members) - count, 0)

@@ -107,7 +107,7 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
         majorise = count < 12 or count % 4 == 0
         gradient, second = own.derivatives(evaluate(here, problem.x), part, majorise)
         outward = ((here <= bounds[0]) & (gradient > 0)) | ((here >= bounds[1]) & (gradient < 0))
-        step = _step(gradient, second, free[active] & ~outward, damping[active])
+        step = damped_step(gradient, second, free[active] & ~outward, damping[active])
         there = np.where(free[active], np.clip(here + step, *bounds), here)
         after = own.objective(own.residuals(evaluate(there, problem.x).value), part)
         better = after <= objective[active]
@@ -120,7 +120,7 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
     return vectors, objective, quiet >= 2
 
 
-def _step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
+def damped_step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
     """-(|second| + damping)^-1 gradient over the free entries, in units in which the diagonal is one."""
     mask = free.astype(float)
     diagonal = np.abs(np.diagonal(second, axis1=1, axis2=2)) * mask

@@ -37,6 +37,10 @@ USUAL = {
 }
 """The roles, and the column that each is read from where nothing else is said."""
 NUMBERS = ("n", "d", "c", "loss", "unique", "bpb", "error", "accuracy", "weight")
+FROM_ZERO = ("error", "accuracy")
+"""Of them, those that may be 0."""
+GAPS = ("error",)
+"""Of them, those that a row may lack: nan there."""
 DEFINITIONS = {"6nd": ("c", ("n", "d")), "c/6n": ("d", ("c", "n")), "c/6d": ("n", ("c", "d"))}
 """Definitions that may stand in the place of a column: the role they give, and those they take."""
 ROWS_SHOWN = 5
@@ -47,7 +51,7 @@ class Points:
     """The rows that were selected, and those that were not."""
 
     numbers: Mapping[str, Array]
-    """By role, each (m,), finite and positive."""
+    """By role, each (m,), finite and positive, but for what FROM_ZERO and GAPS say."""
     labels: Mapping[str, Array]
     """By role, "run" and "budget" where there is such a column: (m,) texts."""
     rows: Array
@@ -74,16 +78,29 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def read_points(
-    path: Path, *, columns: Mapping[str, str], needed: tuple[str, ...], group: tuple[str, ...] = (), where: str = ""
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    needed: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    group: tuple[str, ...] = (),
+    where: str = "",
 ) -> Points:
-    """Read a table. `needed` roles must be there; others are read where they are.
+    """Read a table. `needed` roles must be there; those of `optional` and of `columns` are read where they are.
+
+    A column that only carries the usual name of an optional role, and holds no number at all, is not taken for it.
 
     Raises UserError for a file or a condition that DuckDB cannot read, and, naming rows, for what is not a positive
     number in a column that is needed.
     """
     connection = _open(path)
     names = [row[0] for row in connection.execute("describe points").fetchall() if row[0] != "_row"]
-    chosen = _choose(path, names, columns, needed)
+    chosen = _choose(path, names, columns, needed, optional)
+    for role in set(optional) & set(chosen) - set(columns):
+        if not connection.execute(f"select count(try_cast({_quoted(chosen[role])} as double)) from points").fetchall()[
+            0
+        ][0]:
+            del chosen[role]
     for name in group:
         _known(path, names, name, "group")
     dropped = _select(connection, where)
@@ -91,7 +108,7 @@ def read_points(
     if not rows.size:
         raise UserError(f"{path}: no rows" + (f" where {where}" if where else ""))
     numbers = {
-        role: _numbers(connection, path, name)
+        role: _numbers(connection, path, name, role)
         for role, name in chosen.items()
         if role in NUMBERS and name not in DEFINITIONS
     }
@@ -121,7 +138,9 @@ def _open(path: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _choose(path: Path, names: list[str], columns: Mapping[str, str], needed: tuple[str, ...]) -> dict[str, str]:
+def _choose(
+    path: Path, names: list[str], columns: Mapping[str, str], needed: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, str]:
     """The column or definition of every role that is needed or there."""
     chosen = {role: name for role, name in USUAL.items() if name in names} | dict(columns)
     for role, name in columns.items():
@@ -141,7 +160,7 @@ def _choose(path: Path, names: list[str], columns: Mapping[str, str], needed: tu
                 f"{path}: no column for {role}; name it with --columns {role}=NAME{hint} (the file has {_list(names)})"
             )
     used = set(needed).union(*(DEFINITIONS[name][1] for name in chosen.values() if name in DEFINITIONS))
-    wanted = used | set(columns) | {role for role in chosen if role not in NUMBERS}
+    wanted = used | set(columns) | set(optional) | {role for role in chosen if role not in NUMBERS}
     return {role: name for role, name in chosen.items() if role in wanted}
 
 
@@ -169,17 +188,24 @@ def _select(connection: duckdb.DuckDBPyConnection, where: str) -> list[int]:
     return rows
 
 
-def _numbers(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> Array:
+def _numbers(connection: duckdb.DuckDBPyConnection, path: Path, name: str, role: str) -> Array:
     column = _quoted(name)
     pairs: list[tuple[Any, ...]] = connection.execute(
         f"select _row, {column}, try_cast({column} as double) from points order by _row"
     ).fetchall()
-    wrong = [(row, raw) for row, raw, value in pairs if value is None or not 0 < value < float("inf")]
+    wrong = [(row, raw) for row, raw, value in pairs if not _right(raw, value, role)]
     if wrong:
         shown = ", ".join(f"row {row} ({'empty' if raw is None else raw})" for row, raw in wrong[:ROWS_SHOWN])
         more = f" and {len(wrong) - ROWS_SHOWN} more" if len(wrong) > ROWS_SHOWN else ""
-        raise UserError(f"{path}: {name} is not a positive number in {shown}{more}; leave such rows out with --where")
-    return np.array([value for _, _, value in pairs], dtype=float)
+        what = "a number from 0" if role in FROM_ZERO else "a positive number"
+        raise UserError(f"{path}: {name} is not {what} in {shown}{more}; leave such rows out with --where")
+    return np.array([np.nan if value is None else value for _, _, value in pairs], dtype=float)
+
+
+def _right(raw: Any, value: float | None, role: str) -> bool:
+    if role in GAPS and (raw is None or raw == ""):
+        return True
+    return value is not None and (0 < value < float("inf") or (role in FROM_ZERO and value == 0))
 
 
 def _derived(definition: str, numbers: Mapping[str, Array]) -> Array:

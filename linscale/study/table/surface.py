@@ -12,7 +12,8 @@ from linscale.study.table.classical import classical
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretch
+from linscale.study.table.resampling import widened
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretching
 from linscale.study.table.surfaces import LAWS, Array, optimum
 from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
@@ -36,7 +37,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         "law": law.name,
         "formula": law.formula,
         "parameters": parameters,
-        "derived": _derived(problem, solution.vector, replicates) if "d" in law.inputs else {},
+        "derived": _derived(problem, solution.vector, drawn, factor) if "d" in law.inputs else {},
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
         "classical": {
@@ -77,7 +78,7 @@ def _resampled(
         return drawn, settled, len(np.unique(repeats.runs)) if repeats else 0, 1.0
     labels = group.units(settings.by)
     drawn, settled = refit(problem, vector, labels, settings.bootstrap, settings.seed)
-    return drawn, settled, len(np.unique(labels)), stretch(problem, vector, labels)
+    return drawn, settled, len(np.unique(labels)), stretching(problem, vector, labels, drawn)
 
 
 def _seed_noise(problem: Problem, vector: Array, repeats: Repeats) -> dict[str, float | None]:
@@ -102,14 +103,21 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vector: Array, replicates: Array) -> dict[str, dict[str, Any]]:
-    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
+def _derived(problem: Problem, vector: Array, drawn: Array, factor: float) -> dict[str, dict[str, Any]]:
     names = problem.law.parameters
-    both = problem.numbers(np.vstack([vector, replicates]))
-    if min(both[0, names.index("alpha")], both[0, names.index("beta")]) <= 0:
+    both = problem.numbers(np.vstack([vector, drawn]))
+    return allocation(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")), factor=factor)
+
+
+def allocation(A: Array, B: Array, alpha: Array, beta: Array, *, factor: float) -> dict[str, dict[str, Any]]:
+    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day.
+
+    Each array is (1 + r,): the estimate, then its resamples, stretched by `factor`. Empty for an exponent of nothing.
+    """
+    if min(alpha[0], beta[0]) <= 0:
         return {}
     with np.errstate(all="ignore"):
-        a, log_n, log_d = optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
+        a, log_n, log_d = optimum(A, B, alpha, beta)
         day = np.log(PFLOP_S_DAY / 6)
         values = {
             "a": a,
@@ -118,4 +126,4 @@ def _derived(problem: Problem, vector: Array, replicates: Array) -> dict[str, di
             "d_opt_coefficient": np.exp(log_d + (1 - a) * day),
             "d_opt_exponent": 1 - a,
         }
-    return {name: summary(each[0], each[1:]) for name, each in values.items()}
+    return {name: summary(each[0], widened(each, factor)[1:]) for name, each in values.items()}
