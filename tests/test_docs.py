@@ -224,7 +224,7 @@ def test_every_key_and_every_warning_of_the_fits() -> None:
     assert not missing(text, {item["rule"] for item in fits["groups"][0]["dropped"]})
     found = [
         node.elts[0].value
-        for node in ast.walk(ast.parse(inspect.getsource(fit._warnings)))
+        for node in ast.walk(ast.parse(inspect.getsource(fit.envelope_warnings)))
         if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
     ]
     assert len(set(found)) == 8

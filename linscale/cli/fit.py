@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from linscale.cli.fit_minima import law_lines, print_minima
 from linscale.cli.output import print_json, print_note, print_table
 from linscale.config import UserError
 
@@ -18,7 +19,7 @@ ROWS_SHOWN = 20
 def fit(
     points: Annotated[Path, tyro.conf.Positional],
     *,
-    law: Literal["chinchilla", "gamma", "power"] = "chinchilla",
+    law: Literal["chinchilla", "gamma", "power", "isoflop", "envelope", "pac"] = "chinchilla",
     columns: str = "",
     group: str = "",
     where: str = "",
@@ -26,6 +27,10 @@ def fit(
     loss: str = "huber:1e-3",
     space: Literal["log", "linear"] = "log",
     irreducible: bool = False,
+    minimum: Literal["parabola", "akima", "cubic-log"] | None = None,
+    abscissa: Literal["nominal", "achieved"] | None = None,
+    seed_noise: float | None = None,
+    tolerance: str | None = None,
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget"] | None = None,
     seed: int = 0,
@@ -34,7 +39,9 @@ def fit(
     """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
-    L = l_coefficient C^l_exponent, C in PFLOP/s-days.
+    L = l_coefficient C^l_exponent, C in PFLOP/s-days. isoflop: the best size of each compute budget, and L, N_opt and
+    D_opt as powers of C. envelope: the same three laws from whole curves, a row a checkpoint. pac: the smallest size
+    that is good enough for each amount of data, N = coefficient D^exponent.
 
     Args:
         points: The table.
@@ -47,7 +54,12 @@ def fit(
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
         loss: How residuals count: huber:DELTA, l2 or lad (absolute values).
         space: Residuals of log L, or of L.
-        irreducible: Give the power law a constant E.
+        irreducible: Give the loss law of power or isoflop a constant E.
+        minimum: isoflop: how the minimum of a budget is found; parabola by default.
+        abscissa: isoflop: the compute of a minimum is the budget's, or that which its points achieved there.
+        seed_noise: isoflop, envelope, pac: standard deviation of log loss between seeds, where the table does not
+            measure it; 0.003 by default.
+        tolerance: pac: what is good enough, nats above the best loss as in 0.02 (the default), or 1% of it.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled. Runs where a column tells them apart, else points.
         seed: Of the resamples.
@@ -55,21 +67,26 @@ def fit(
     """
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
+    from linscale.study.table.options import parse_options
     from linscale.study.table.points import parse_columns, read_points
     from linscale.study.table.surface_fit import Loss
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
-    if irreducible and law != "power":
-        raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    chosen = "power_irreducible" if irreducible else law
+    chosen = f"{law}_irreducible" if irreducible else law
+    if chosen not in TABLE_LAWS:
+        why = "has E already" if law in ("chinchilla", "gamma") else "has no form with E"
+        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power and isoflop")
     settings_loss = Loss.parse(loss, space)
+    if not TABLE_LAWS[chosen].reads_loss and settings_loss != Loss():
+        raise UserError(f"loss: the {law} law is fitted by least squares of logarithms; leave --loss and --space out")
+    options = parse_options(law, minimum=minimum, abscissa=abscissa, seed_noise=seed_noise, tolerance=tolerance)
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
     table = read_points(
         points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
     )
-    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
+    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, options)
     result = {"source": str(points), **fit_points(table, settings)}
     if json == Path("-"):
         print_json(result)
@@ -89,6 +106,7 @@ def _print(result: dict[str, Any]) -> None:
             ("", "value", "se", "95% low", "high", "verdict"),
             [*_rows(fitted["parameters"]), *_rows(fitted["derived"])],
         )
+        print_minima(fitted)
         sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
     for item in result["refused"]:
         print_note(f"{item['group']} is not fitted: {item['reason']}")
@@ -124,14 +142,18 @@ def _left_out(dropped: list[dict[str, Any]]) -> Iterator[str]:
 
 def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     starts, boot, objective = fitted["starts"], fitted["bootstrap"], fitted["objective"]
-    yield f"{objective['name']}: {objective['value']:.6g}"
-    yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
-    other = fitted["classical"]
-    yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
+    values = objective["value"] if isinstance(objective["value"], list) else [objective["value"]]
+    yield f"{objective['name']}: {', '.join(f'{value:.6g}' for value in values)}"
+    if starts:
+        yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
+    if other := fitted["classical"]:
+        yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
+    yield from law_lines(fitted)
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if fitted["derived"]:
-        yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
+    if "n_opt_exponent" in fitted["derived"] | fitted["parameters"]:
+        compute = "C = 6 N D" if fitted["derived"] else "C"
+        yield f"N_opt and D_opt: coefficient C^exponent, {compute} in PFLOP/s-days of 8.64e19 FLOPs"
     yield f"{fitted['points_used']} points"
     yield from _left_out(fitted["dropped"])
     for warning in fitted["warnings"]:

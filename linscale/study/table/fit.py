@@ -8,7 +8,9 @@ from typing import Any
 
 from linscale.config import UserError
 from linscale.study.laws import UNITS
+from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
+from linscale.study.table.isoflop import fit_isoflop
 from linscale.study.table.points import Points
 from linscale.study.table.surface import fit_surface
 
@@ -21,6 +23,8 @@ class TableLaw:
     """What a row must hold."""
     fit: Callable[[Group, PointFit], dict[str, Any]]
     """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+    reads_loss: bool = True
+    """Whether residuals count as --loss and --space say; else by least squares of logarithms."""
 
 
 TABLE_LAWS: Mapping[str, TableLaw] = {
@@ -28,8 +32,11 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
     "gamma": TableLaw(("n", "d", "loss"), fit_surface),
     "power": TableLaw(("c", "loss"), fit_surface),
     "power_irreducible": TableLaw(("c", "loss"), fit_surface),
+    "isoflop": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
+    "envelope": TableLaw(("n", "d", "c", "loss"), fit_envelope, reads_loss=False),
+    "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
 }
-"""By the name of --law; --irreducible makes power power_irreducible."""
+"""By the name of --law; --irreducible makes power power_irreducible, and so on."""
 
 
 def parse_drop(text: str) -> tuple[str, int]:
@@ -47,15 +54,15 @@ def default_unit(points: Points) -> Unit:
 
 def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
     """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
-    groups, refused = [], []
+    law, groups, refused = TABLE_LAWS[settings.law], [], []
     for name in sorted(set(points.groups.tolist())):
         group, dropped = select(points, name, settings.drop)
         try:
-            fitted = TABLE_LAWS[settings.law].fit(group, settings)
+            fitted = law.fit(group, settings)
         except UserError as error:
             refused.append({"group": name, "reason": str(error)})
         else:
-            groups.append({"group": name, **fitted, "dropped": dropped})
+            groups.append({"group": name, **fitted, "dropped": dropped + fitted.get("dropped", [])})
     if not groups:
         raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
     return {
@@ -63,11 +70,12 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
         "units": UNITS,
         "columns": dict(points.columns),
         "settings": {
-            "loss": str(settings.loss),
+            "loss": str(settings.loss) if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
             "bootstrap": settings.bootstrap,
             "by": settings.by,
             "seed": settings.seed,
+            **settings.options.listed(settings.law),
         },
         "dropped": [{"row": row, "rule": rule} for row, rule in points.dropped],
         "groups": groups,
