@@ -21,12 +21,12 @@ Array = np.ndarray
 
 def fit_envelope(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group. Raises UserError where rows are no curves, and as `envelope_fit.estimate` does."""
+    labels = run_labels(group)
     if settings.bootstrap and settings.by != "run":
         raise UserError(f"by = {settings.by}: an envelope resamples runs within their size; use --by run")
     config = FitConfig(
         loss="validation", bootstrap=settings.bootstrap, seed=settings.seed, seed_noise=settings.options.seed_noise
     )
-    labels = run_labels(group)
     found = estimate(curves(group, labels), config)
     dropped = _dropped(group, labels, config.discard)
     gone = {item["row"] for item in dropped}

@@ -11,6 +11,7 @@ from linscale.study.laws import UNITS
 from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
 from linscale.study.table.isoflop import fit_isoflop
+from linscale.study.table.pac import fit_pac
 from linscale.study.table.points import Points
 from linscale.study.table.surface import fit_surface
 
@@ -34,6 +35,7 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
     "power_irreducible": TableLaw(("c", "loss"), fit_surface),
     "isoflop": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
     "envelope": TableLaw(("n", "d", "c", "loss"), fit_envelope, reads_loss=False),
+    "pac": TableLaw(("n", "d", "loss"), fit_pac, reads_loss=False),
     "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
 }
 """By the name of --law; --irreducible makes power power_irreducible, and so on."""

@@ -8,6 +8,7 @@ points -> budgets -> per budget the minimum of log loss over log N (valley.py)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ def fit_isoflop(group: Group, settings: PointFit) -> dict[str, Any]:
     parameters = parameter_table(law, fitted, irreducible)
     sensitivity = [_under(method, found, abscissa, irreducible) for method in METHODS]
     members = np.sort(np.concatenate([each.members for each in used]))
+    units = len(used) if settings.by == "budget" else len(np.unique(group.units(settings.by)[members]))
     return {
         "law": "isoflop",
         "formula": WITH_E if irreducible else FORMULA,
@@ -63,14 +65,7 @@ def fit_isoflop(group: Group, settings: PointFit) -> dict[str, Any]:
         "starts": None,
         "classical": None,
         "points_used": len(members),
-        "bootstrap": {
-            "replicates": len(replicates),
-            "settled": len(fitted),
-            "units": len(used) if settings.by == "budget" else len(np.unique(group.units(settings.by)[members])),
-            "by": settings.by,
-            "seed_noise": noise.total,
-            "seed_noise_source": "measured" if noise.measured else "assumed",
-        },
+        "bootstrap": noise.entry(settled, units, settings.by),
         "dropped": _dropped(group, found, rules),
         "draws": draws(names(irreducible), fitted),
         "abscissa": abscissa,
@@ -102,10 +97,12 @@ def _scatter(minima: Minima, moved: Minima, seen: Array, settings: PointFit) -> 
 def _enough(found: Sequence[Budget], rules: Sequence[str | None], irreducible: bool) -> None:
     used, needed = sum(rule is None for rule in rules), 4 if irreducible else 2
     if used < needed:
-        why = [f"{each.name} {rule.removeprefix('budget: ')}" for each, rule in zip(found, rules, strict=True) if rule]
+        counts = Counter(rule.removeprefix("budget: ") for rule in rules if rule)
+        why = ", ".join(f"{rule}: {count}" for rule, count in counts.items())
         raise UserError(
             f"{used} budget(s) with a minimum between their sizes: an isoFLOP law{' with E' if irreducible else ''} "
-            f"needs {needed}" + (f" ({', '.join(why)})" if why else "; add runs at other FLOPs")
+            f"needs {needed}; add runs at other FLOPs, or name the budgets with --columns budget=NAME"
+            + (f" ({why})" if why else "")
         )
 
 

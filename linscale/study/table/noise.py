@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,17 @@ class Noise:
     def total(self) -> float:
         """Of one point of one run."""
         return float(np.hypot(self.point, self.run))
+
+    def entry(self, settled: Array, units: int, by: str) -> dict[str, Any]:
+        """`bootstrap` of the JSON, for replicates of which `settled` (r,) could be fitted."""
+        return {
+            "replicates": len(settled),
+            "settled": int(settled.sum()),
+            "units": units,
+            "by": by,
+            "seed_noise": self.total,
+            "seed_noise_source": "measured" if self.measured else "assumed",
+        }
 
     def draw(self, run_of: Array, count: int, generator: np.random.Generator) -> Array:
         """(count, m) draws for points whose runs are numbered run_of (m,)."""
