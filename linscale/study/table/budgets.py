@@ -43,6 +43,13 @@ class Budget:
         return len(np.unique(self.log_n))
 
     @property
+    def lowest_at_end(self) -> bool:
+        """Whether the smallest or the largest size has the lowest mean loss, even if a curve has a minimum."""
+        _, which = np.unique(self.log_n, return_inverse=True)
+        means = np.bincount(which, self.log_loss) / np.bincount(which)
+        return int(means.argmin()) in (0, len(means) - 1)
+
+    @property
     def spread(self) -> float:
         """Largest over least FLOPs of its points."""
         return float(np.exp(np.ptp(self.log_c)))

@@ -31,7 +31,7 @@ def fit_laws(log_compute: Array, log_values: Array, kept: Array, irreducible: bo
     masks = np.broadcast_to(kept[:, None], log_values.shape)
     coefficients, exponents = fit_power_laws(log_compute[:, None], log_values, masks)
     with np.errstate(over="ignore"):
-        laws = np.stack([np.exp(coefficients), exponents], axis=-1).reshape(len(log_values), -1)
+        laws = np.stack([np.exp(coefficients), exponents], axis=-1).reshape(len(log_values), len(PARAMETERS))
     if not irreducible:
         return laws
     curved = _with_constant(np.broadcast_to(log_compute, kept.shape), log_values[:, 0], kept)
@@ -51,12 +51,22 @@ def parameter_table(law: Array, replicates: Array, irreducible: bool) -> dict[st
     that of a coefficient spans less than a factor of ten."""
     table = {}
     for at, name in enumerate(names(irreducible)):
-        row = summary(law[at], replicates[:, at])
+        row = middling(law[at], replicates[:, at])
         low, high = row["low"], row["high"]
         known = low is not None and (high < 10 * low if name.endswith("coefficient") else low * high > 0)
         at_bound = name == "E" and bool(law[at] == 0)
         table[name] = row | {"at_bound": at_bound, "identified": bool(known and not at_bound), "profile": None}
     return table
+
+
+def middling(value: float, replicates: Array) -> dict[str, Any]:
+    """As `summary`, with half the width of the middle 68% as standard error: from few degrees of freedom replicates
+    are spread like Student's t, whose standard deviation a few of the farthest decide."""
+    row = summary(value, replicates)
+    if row["se"] is not None:
+        low, high = np.percentile(replicates, [15.87, 84.13])
+        row["se"] = float(high - low) / 2
+    return row
 
 
 def objective(left: Array) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from linscale.study.table.compute_laws import (
     parameter_table,
 )
 from linscale.study.table.group import Group, PointFit, draws, listed_points, part, rounded
-from linscale.study.table.isoflop_warnings import isoflop_warnings, scatter_warning
+from linscale.study.table.isoflop_warnings import isoflop_warnings, scatter_warning, shared_runs_warning
 from linscale.study.table.minima import Minima, find_minima, measured_noise, replicate, root_mean_squares, rule_of
 from linscale.study.table.options import Abscissa, Method
 from linscale.study.table.valley import NEEDED, drawn_curve
@@ -80,6 +80,7 @@ def fit_isoflop(group: Group, settings: PointFit) -> dict[str, Any]:
         "warnings": point_warnings(group)
         + bound_warnings(parameters)
         + isoflop_warnings(found, rules, settings, noise, minima.z[0], sensitivity)
+        + shared_runs_warning(group, [each.members for each in used], settings)
         + _scatter(minima, moved, left[0], settings)
         + resampling_warnings(settled, 0),
     }

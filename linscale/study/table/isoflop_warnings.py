@@ -10,7 +10,7 @@ import numpy as np
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.budgets import Budget
 from linscale.study.table.compute_laws import range_warnings
-from linscale.study.table.group import PointFit, warning
+from linscale.study.table.group import Group, PointFit, warning
 from linscale.study.table.noise import Noise
 from linscale.study.table.valley import design
 
@@ -56,6 +56,16 @@ def assumed_warning(settings: PointFit, noise: Noise) -> list[dict[str, str]]:
         return []
     text = "the points leave no freedom to measure their noise: intervals assume it; train several seeds, or more sizes"
     return [warning("assumed_noise", text, [f"{100 * noise.total:.2g}% of the loss"])]
+
+
+def shared_runs_warning(group: Group, parts: Sequence[Array], settings: PointFit) -> list[dict[str, str]]:
+    """Of runs with points in several of `parts`, positions in the group, where intervals take these as independent."""
+    if not settings.bootstrap or settings.by == "run" or "run" not in group.labels:
+        return []
+    seen = [run for members in parts for run in np.unique(group.labels["run"][members])]
+    shared = len(seen) - len(set(seen))
+    text = "runs have points in several budgets, which then err together: intervals are too narrow; take --by run"
+    return [warning("shared_runs", text, [f"{shared} of {len(seen)} times"])] if shared else []
 
 
 def scatter_warning(seen: Array, expected: Array) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def rule_of(budget: Budget, method: Method) -> str | None:
     minimum = find_minimum(method, budget.axis, budget.log_loss[None])
     if np.isnan(minimum.z[0]):
         return "budget: no minimum"
-    return None if minimum.inside[0] else "budget: minimum at an edge"
+    return None if minimum.inside[0] and not budget.lowest_at_end else "budget: minimum at an edge"
 
 
 def find_minima(
@@ -86,6 +86,9 @@ def replicate(
 ) -> Minima:
     """Minima of replicates: as many as asked for, or none for fewer than three budgets."""
     count = settings.bootstrap if len(used) >= FOR_INTERVALS else 0
+    if not count:
+        nothing = np.empty((0, len(used)))
+        return Minima(nothing, np.empty((0, 3, len(used))), nothing.astype(bool), nothing)
     generator = np.random.default_rng(settings.seed)
     if settings.by == "budget":
         return _by_budget(minima, count, settings.law.endswith("_irreducible"), generator)

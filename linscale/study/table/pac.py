@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.compute_laws import middling
 from linscale.study.table.efficient import (
     MIN_SETS,
     MIN_SIZES,
@@ -26,6 +27,7 @@ from linscale.study.table.efficient import (
     smallest,
 )
 from linscale.study.table.group import Group, PointFit, draws, listed_points, part, rounded, summary
+from linscale.study.table.isoflop_warnings import shared_runs_warning
 from linscale.study.table.options import Tolerance
 from linscale.study.table.pac_warnings import BAND, compared, pac_warnings, verdict
 from linscale.study.table.warnings import point_warnings, resampling_warnings
@@ -49,7 +51,7 @@ def fit_pac(group: Group, settings: PointFit) -> dict[str, Any]:
     replicates = replicate(group, kept, settings, noise, log_n)
     settled = np.isfinite(replicates).all(1)
     fitted = replicates[settled]
-    exponent = summary(law[1], fitted[:, 1])
+    exponent = middling(law[1], fitted[:, 1])
     parameters = {name: _row(name, law[at], fitted[:, at]) for at, name in enumerate(("coefficient", "exponent"))}
     members = np.concatenate([each.members for each in kept])
     units = len(kept) if settings.by == "budget" else len(np.unique(group.units(settings.by)[members]))
@@ -83,6 +85,7 @@ def fit_pac(group: Group, settings: PointFit) -> dict[str, Any]:
         "points": listed_points(part(group, members), ("n", "d", "loss"), _excess(log_loss, kept, picked)),
         "warnings": point_warnings(group)
         + pac_warnings([each.log_d for each in sets], chosen, settings, noise, exponent, sensitivity)
+        + shared_runs_warning(group, [each.members for each in kept], settings)
         + resampling_warnings(settled, 0),
     }
 
@@ -99,7 +102,7 @@ def _enough(sets: list[DataSet], used: list[int]) -> None:
 
 def _row(name: str, value: float, replicates: Array) -> dict[str, Any]:
     """Value, interval and verdict of a parameter, as `compute_laws.parameter_table` gives them."""
-    row = summary(value, replicates)
+    row = middling(value, replicates)
     low, high = row["low"], row["high"]
     known = low is not None and (high < 10 * low if name == "coefficient" else low * high > 0)
     return row | {"at_bound": False, "identified": bool(known), "profile": None}
@@ -107,7 +110,7 @@ def _row(name: str, value: float, replicates: Array) -> dict[str, Any]:
 
 def _derived(law: Array, replicates: Array) -> dict[str, dict[str, Any]]:
     """What twice the data do to N, and the shares of replicates whose exponent is below, within or above the band."""
-    found = {"n_for_twice_data": summary(2 ** law[1], 2 ** replicates[:, 1])}
+    found = {"n_for_twice_data": middling(2 ** law[1], 2 ** replicates[:, 1])}
     if len(replicates):
         low, high = BAND
         below, above = float((replicates[:, 1] < low).mean()), float((replicates[:, 1] > high).mean())

@@ -19,6 +19,7 @@ from linscale.study.table.options import Method
 Array = np.ndarray
 NEEDED = {"parabola": 3, "akima": 3, "cubic-log": 4}
 """Distinct sizes that each way needs."""
+ROUNDING = 1e-12  # a bend below this is arithmetic, not a valley
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def find_minimum(method: Method, axis: Axis, log_loss: Array) -> Minimum:
     with np.errstate(all="ignore"):
         if degree == 2:
             bend, slope, _ = coefficients.T
-            z = np.where(bend > _rounding(log_loss), -slope / (2 * bend), np.nan)
+            z = np.where(bend > ROUNDING, -slope / (2 * bend), np.nan)
         else:
             z = _cubic_root(*coefficients[:, :3].T)
     value = _values(coefficients, z[:, None])[:, 0]
@@ -86,11 +87,6 @@ def drawn_curve(method: Method, axis: Axis, log_loss: Array, z: Array) -> Array:
         return np.asarray(_interpolant(knots, values)(z))[:, 0]
     coefficients = np.linalg.pinv(design(axis.z, degree_of(method, 0))) @ log_loss
     return np.asarray(np.polyval(coefficients, z))
-
-
-def _rounding(log_loss: Array) -> float:
-    """A bend below this is arithmetic, not a valley."""
-    return 1e-12 * max(1.0, float(np.abs(log_loss).max()))
 
 
 def _cubic_root(a: Array, b: Array, c: Array) -> Array:
