@@ -1,35 +1,46 @@
-"""How often 95% intervals of isoFLOP, envelope and PAC laws hold a planted law, and how far minima are off. No GPU.
+"""How often 95% intervals of isoFLOP and PAC laws hold a planted law, and how far minima are off. No GPU.
 
     python benchmarks/fit_isoflop.py [--tables 200] [--resamples 400] [--out RESULT.json]
 
-Tables are planted: L = E + A / N^alpha + B / D^beta with noise of the log loss, whose best sizes are power laws of
-compute. Bias: the best size that each way of finding a minimum gives without noise, on grids that are wide or off centre.
+IsoFLOP tables are planted: L = E + A / N^alpha + B / D^beta with noise of the log loss, whose best sizes are power laws
+of compute. Bias: the best size that each way of finding a minimum gives without noise, on wide and off-centre grids.
+PAC tables have a valley around N = 10^6 (D / 10^8)^0.6, too small on one side and too large for the data on the other.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ops_cpu import processor
 
+from linscale.run_folder import code_version
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.fit import TABLE_LAWS
 from linscale.study.table.group import Group, PointFit, Unit
-from linscale.study.table.options import LawOptions, Method
+from linscale.study.table.options import LawOptions, Method, Tolerance
 from linscale.study.table.surface_fit import Loss
 from linscale.study.table.surfaces import Array, chinchilla, optimum
+from linscale.study.table.valley import Axis, find_minimum
 
 SYMMETRIC = (0.0, 2000.0, 2000.0, 0.3, 0.3)
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)
 SKEWED = (1.69, 100.0, 5e4, 0.25, 0.5)
 FLOPS = (1e18, 1e21)
+OFF = (0.0, 0.25, 0.5, 0.75)
+METHODS: tuple[Method, ...] = ("parabola", "cubic-log", "akima")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An isoFLOP experiment: `sizes` sizes at each of `budgets` budgets, from the best over `width` to it times `width`."""
+    """An isoFLOP experiment: sizes from the best over `width` to the best times `width` at each budget."""
 
     budgets: int = 6
     sizes: int = 7
@@ -72,71 +83,144 @@ def table(c: Array, n: Array, loss: Array, run: Array) -> Group:
     )
 
 
-def coverage(
-    truth: Sequence[float],
-    grid: Grid,
-    *,
-    method: Method = "parabola",
-    by: Unit = "point",
-    noise: float = 0.003,
-    shared: float = 0.0,
-    tables: int = 200,
-    resamples: int = 400,
-) -> dict[str, Any]:
-    """Share of tables whose intervals hold each parameter. `shared` is noise of a size at all budgets (by run), or
-    of the best size of a budget (by budget)."""
-    random, (c, n) = np.random.default_rng(1), grid.points(truth)
-    place, budget = np.arange(n.size) % grid.sizes, np.arange(n.size) // grid.sizes
-    hits: dict[str, int] = dict.fromkeys(planted(truth), 0)
-    widths, refused = [], 0
-    settings = PointFit("isoflop", Loss(), bootstrap=resamples, by=by, options=LawOptions(method))
+@dataclass(frozen=True)
+class Case:
+    """What a line of the table of coverage is measured on."""
+
+    name: str
+    truth: tuple[float, ...]
+    grid: Grid
+    method: Method = "parabola"
+    by: Unit = "point"
+    noise: float = 0.003
+    """Of each point."""
+    shared: float = 0.0
+    """Of a size at all budgets (by run), or of log N at the lowest loss of a budget (by budget)."""
+
+
+CASES = (
+    Case("6 budgets of 7 sizes", SYMMETRIC, Grid()),
+    Case("5 of 5", SYMMETRIC, Grid(5, 5)),
+    Case("4 of 3", SYMMETRIC, Grid(4, 3)),
+    Case("3 of 4", SYMMETRIC, Grid(3, 4)),
+    Case("6 of 7, akima", SYMMETRIC, Grid(), "akima"),
+    Case("Hoffmann's law", HOFFMANN, Grid()),
+    Case("Hoffmann's law, cubic-log", HOFFMANN, Grid(), "cubic-log"),
+    Case("Hoffmann's law, akima", HOFFMANN, Grid(), "akima"),
+    Case("Hoffmann's law, weak valleys: 1% noise", HOFFMANN, Grid(), noise=0.01),
+    Case("skewed law", SKEWED, Grid()),
+    Case("skewed law, cubic-log", SKEWED, Grid(), "cubic-log"),
+    Case("7 runs at all budgets", SYMMETRIC, Grid(), by="run", noise=0.002, shared=0.003),
+    Case("7 runs at all budgets, by point", SYMMETRIC, Grid(), noise=0.002, shared=0.003),
+    Case("best sizes of budgets vary by 10%", SYMMETRIC, Grid(), by="budget", shared=0.1),
+    Case("the same, 3 budgets", SYMMETRIC, Grid(3, 7), by="budget", shared=0.1),
+)
+PAC_CASES = (
+    {"name": "5 amounts of 8 sizes, 0.1% noise", "noise": 0.001},
+    {"name": "0.3% noise", "noise": 0.003},
+    {"name": "0.3% noise, tolerance 0.05", "noise": 0.003, "tolerance": 0.05},
+    {"name": "0.3% noise, two seeds", "noise": 0.003, "repeats": 2},
+    {"name": "0.3% noise, by budget", "noise": 0.003, "by": "budget"},
+)
+
+
+def main() -> None:
+    """Print what is measured, and write it where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": processor(),
+        "numpy": np.__version__,
+        "code": code_version(),
+        "tables": arguments.tables,
+        "resamples": arguments.resamples,
+        "bias": [bias(law, width, off) for law in ("hoffmann", "skewed") for width in (2.0, 4.0, 8.0) for off in OFF],
+        "isoflop": [],
+        "pac": [],
+    }
+    for row in record["bias"]:
+        print(row, flush=True)
+    for case in CASES:
+        record["isoflop"].append({"case": case.name, **coverage(case, arguments.tables, arguments.resamples)})
+        print(record["isoflop"][-1], flush=True)
+    for each in PAC_CASES:
+        options = {key: value for key, value in each.items() if key != "name"}
+        held = pac_coverage(arguments.tables, arguments.resamples, **options)  # type: ignore[arg-type]
+        record["pac"].append({"case": each["name"], **held})
+        print(record["pac"][-1], flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def bias(law: str, width: float, off: float) -> dict[str, Any]:
+    """Relative error of the best size without noise at the least and the most FLOPs, nine sizes a budget."""
+    truth, grid = {"hoffmann": HOFFMANN, "skewed": SKEWED}[law], Grid(2, 9, width, off)
+    c, n = grid.points(truth)
+    row: dict[str, Any] = {"law": law, "width": width, "off": off}
+    for method in METHODS:
+        errors = []
+        for part in (slice(0, 9), slice(9, 18)):
+            axis = Axis(np.log(n[part]))
+            loss = chinchilla(n[part], c[part] / 6 / n[part], *truth)
+            found = find_minimum(method, axis, np.log(loss)[None])
+            log_n = axis.centre + axis.reach * float(found.z[0])
+            errors.append(float(np.expm1(log_n - np.log(best_size(c[part], truth)[0]))))
+        row[method] = errors
+    return row
+
+
+def coverage(case: Case, tables: int, resamples: int) -> dict[str, Any]:
+    """Share of tables whose intervals hold each parameter, the median width of that of n_opt_exponent, and the share
+    of tables in which each warning was raised."""
+    random, (c, n) = np.random.default_rng(1), case.grid.points(case.truth)
+    place, budget = np.arange(n.size) % case.grid.sizes, np.arange(n.size) // case.grid.sizes
+    truth = planted(case.truth)
+    hits, warned, widths = dict.fromkeys(truth, 0), Counter[str](), []
+    settings = PointFit("isoflop", Loss(), bootstrap=resamples, by=case.by, options=LawOptions(case.method))
+    shifted = case.shared > 0 and case.by != "budget"
     for _ in range(tables):
-        at = n * np.exp(shared * random.normal(size=grid.budgets))[budget] if by == "budget" else n
-        loss = chinchilla(at, c / 6 / at, *truth) * np.exp(noise * random.normal(size=n.size))
-        if by == "run":
-            loss = loss * np.exp(shared * random.normal(size=grid.sizes))[place]
-        group = table(c, n, loss, place if by == "run" else np.arange(n.size))
-        fitted = TABLE_LAWS["isoflop"].fit(group, settings)
-        refused += len(fitted["dropped"]) > 0
-        for name, value in planted(truth).items():
+        moved = case.shared if case.by == "budget" else 0.0
+        at = n * np.exp(moved * random.normal(size=case.grid.budgets))[budget]
+        loss = chinchilla(at, c / 6 / at, *case.truth) * np.exp(case.noise * random.normal(size=n.size))
+        if shifted:
+            loss = loss * np.exp(case.shared * random.normal(size=case.grid.sizes))[place]
+        fitted = TABLE_LAWS["isoflop"].fit(table(c, n, loss, place if shifted else budget * 100 + place), settings)
+        warned.update(each["name"] for each in fitted["warnings"])
+        for name, value in truth.items():
             row = fitted["parameters"][name]
             hits[name] += row["low"] <= value <= row["high"]
         row = fitted["parameters"]["n_opt_exponent"]
         widths.append(row["high"] - row["low"])
     return {
-        "held": {k: v / tables for k, v in hits.items()},
+        "held": {name: count / tables for name, count in hits.items()},
         "width": float(np.median(widths)),
-        "dropped": refused / tables,
+        "warned": {name: count / tables for name, count in warned.items()},
     }
 
 
-if __name__ == "__main__":
-    import sys
-    import time
+def pac_coverage(
+    tables: int, resamples: int, *, noise: float, tolerance: float = 0.02, repeats: int = 1, by: Unit = "point"
+) -> dict[str, Any]:
+    """Share of tables whose intervals hold the planted exponent, 0.6, and their median width."""
+    random, hits, widths = np.random.default_rng(1), 0, []
+    d = np.repeat(np.geomspace(1e8, 1e11, 5), 8 * repeats)
+    u = np.tile(np.repeat(np.linspace(-2.4, 3.4, 8), repeats), 5)
+    n = 1e6 * (d / 1e8) ** 0.6 * np.exp(u)
+    options = LawOptions(tolerance=Tolerance(tolerance, relative=False))
+    for _ in range(tables):
+        loss = 2 + 40 * d**-0.2 + 0.15 * np.exp(-u) + 0.02 * np.exp(0.7 * u)
+        loss = loss * np.exp(noise * random.normal(size=n.size))
+        group = Group("all", {"n": n, "d": d, "loss": loss}, {}, np.arange(1, n.size + 1), {})
+        settings = PointFit("pac", Loss(), bootstrap=resamples, by=by, options=options)
+        row = TABLE_LAWS["pac"].fit(group, settings)["parameters"]["exponent"]
+        hits += row["low"] <= 0.6 <= row["high"]
+        widths.append(row["high"] - row["low"])
+    return {"held": hits / tables, "width": float(np.median(widths))}
 
-    T = int(sys.argv[1])
-    for label, args, kw in [
-        ("sym point", (SYMMETRIC, Grid()), {}),
-        ("sym 5x5", (SYMMETRIC, Grid(5, 5)), {}),
-        ("sym 3x4", (SYMMETRIC, Grid(3, 4)), {}),
-        ("sym 4x3", (SYMMETRIC, Grid(4, 3)), {}),
-        ("hoff", (HOFFMANN, Grid()), {}),
-        ("hoff weak", (HOFFMANN, Grid(6, 7)), {"noise": 0.01}),
-        ("hoff akima", (HOFFMANN, Grid()), {"method": "akima"}),
-        ("hoff cubic", (HOFFMANN, Grid()), {"method": "cubic-log"}),
-        ("skewed", (SKEWED, Grid()), {}),
-        ("skewed cubic", (SKEWED, Grid()), {"method": "cubic-log"}),
-        ("run", (SYMMETRIC, Grid()), {"by": "run", "noise": 0.002, "shared": 0.003}),
-        ("budget", (SYMMETRIC, Grid()), {"by": "budget", "shared": 0.1}),
-        ("budget3", (SYMMETRIC, Grid(3, 7)), {"by": "budget", "shared": 0.1}),
-    ]:
-        t = time.time()
-        r = coverage(*args, **kw, tables=T)
-        print(
-            label,
-            {k.replace("coefficient", "c").replace("exponent", "e"): round(v, 3) for k, v in r["held"].items()},
-            "w %.3f" % r["width"],
-            "dropped %.2f" % r["dropped"],
-            "%.1fs" % (time.time() - t),
-            flush=True,
-        )
+
+if __name__ == "__main__":
+    main()

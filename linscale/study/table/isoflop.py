@@ -26,7 +26,15 @@ from linscale.study.table.compute_laws import (
 )
 from linscale.study.table.group import Group, PointFit, draws, listed_points, part, rounded
 from linscale.study.table.isoflop_warnings import isoflop_warnings, scatter_warning, shared_runs_warning
-from linscale.study.table.minima import Minima, find_minima, measured_noise, replicate, root_mean_squares, rule_of
+from linscale.study.table.minima import (
+    Minima,
+    find_minima,
+    measured_noise,
+    replicate,
+    root_mean_squares,
+    rule_of,
+    runs_of,
+)
 from linscale.study.table.options import Abscissa, Method
 from linscale.study.table.valley import NEEDED, drawn_curve
 from linscale.study.table.warnings import point_warnings, resampling_warnings
@@ -53,6 +61,7 @@ def fit_isoflop(group: Group, settings: PointFit) -> dict[str, Any]:
     fitted = replicates[settled]
     left = root_mean_squares(minima, law[None])
     parameters = parameter_table(law, fitted, irreducible)
+    runs = runs_of(group, used) if settings.by == "run" else None
     sensitivity = [_under(method, found, abscissa, irreducible) for method in METHODS]
     members = np.sort(np.concatenate([each.members for each in used]))
     units = len(used) if settings.by == "budget" else len(np.unique(group.units(settings.by)[members]))
@@ -79,7 +88,7 @@ def fit_isoflop(group: Group, settings: PointFit) -> dict[str, Any]:
         "points": _points(group, used, options.minimum, members),
         "warnings": point_warnings(group)
         + bound_warnings(parameters)
-        + isoflop_warnings(found, rules, settings, noise, minima.z[0], sensitivity)
+        + isoflop_warnings(found, rules, settings, noise, minima.z[0], sensitivity, runs)
         + shared_runs_warning(group, [each.members for each in used], settings)
         + _scatter(minima, moved, left[0], settings)
         + resampling_warnings(settled, 0),

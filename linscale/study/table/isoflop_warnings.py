@@ -19,7 +19,7 @@ OFF_CENTRE = 0.5  # of half the width of a grid: as far from its middle as from 
 CERTAIN = 3.0  # standard errors that a bend must have
 UNEVEN = 1.1  # ratio of FLOPs within a budget
 FEW_BUDGETS = 4
-SKEWED_P = 0.01
+SKEWED_P = 0.05
 SKEWED_N = 0.02  # relative difference of N_opt
 SCATTER_QUANTILE = 99
 
@@ -31,14 +31,16 @@ def isoflop_warnings(
     noise: Noise,
     places: Array,
     sensitivity: Sequence[Mapping[str, Any]],
+    runs: Array | None,
 ) -> list[dict[str, str]]:
-    """Warnings of budgets and of the experiment as a whole. `places` (g,) of the minima used, on their axes."""
+    """Warnings of budgets and of the experiment as a whole. `places` (g,) of the minima used, on their axes; `runs`
+    numbers the runs of the points of the budgets used, None where they are independent."""
     used = [each for each, rule in zip(found, rules, strict=True) if rule is None]
     made = [
         _off_centre(used, places),
         _edge(found, rules),
         _weak(found, rules, noise),
-        _skewed(used, settings, sensitivity),
+        _skewed(used, settings, sensitivity, noise, runs),
     ]
     if uneven := [f"{each.name} by {each.spread - 1:.0%}" for each in used if each.spread > UNEVEN]:
         text = "FLOPs differ within a budget: losses of its sizes are not compared at equal compute"
@@ -113,9 +115,13 @@ def _weak(found: Sequence[Budget], rules: Sequence[str | None], noise: Noise) ->
 
 
 def _skewed(
-    used: Sequence[Budget], settings: PointFit, sensitivity: Iterable[Mapping[str, Any]]
+    used: Sequence[Budget],
+    settings: PointFit,
+    sensitivity: Iterable[Mapping[str, Any]],
+    noise: Noise,
+    runs: Array | None,
 ) -> dict[str, str] | None:
-    """A cubic term in log N, one for all budgets, tested at 1%; and what it does to N_opt amid the budgets."""
+    """A cubic term in log N, one for all budgets, tested at 5%; and what it does to N_opt amid the budgets."""
     from scipy.special import stdtrit
 
     by_method = {each["minimum"]: each for each in sensitivity}
@@ -134,6 +140,10 @@ def _skewed(
         return None
     slope = float(x @ y / (x @ x))
     error = float(np.sqrt(((y - slope * x) ** 2).sum() / freedom / (x @ x)))
+    if runs is not None and noise.run:  # a run errs alike in all of its budgets
+        error = float(
+            np.sqrt(noise.point**2 / (x @ x) + noise.run**2 * (np.bincount(runs, x) ** 2).sum() / (x @ x) ** 2)
+        )
     middle = float(np.exp(np.mean([np.log(each.flops / PFLOP_S_DAY) for each in used])))
     ratio = _n_opt(cubic, middle) / _n_opt(chosen, middle) - 1
     if abs(slope) < stdtrit(freedom, 1 - SKEWED_P / 2) * error or abs(ratio) < SKEWED_N:

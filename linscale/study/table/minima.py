@@ -77,7 +77,7 @@ def find_minima(
 def measured_noise(group: Group, used: Sequence[Budget], settings: PointFit) -> Noise:
     """What the curves leave of the points; by run where a run has points in more than one budget."""
     designs = [design(each.axis.z, degree_of(settings.options.minimum, each.sizes)) for each in used]
-    runs = _runs(group, used) if settings.by == "run" else None
+    runs = runs_of(group, used) if settings.by == "run" else None
     return measure(designs, [each.log_loss for each in used], runs, settings.options.seed_noise)
 
 
@@ -93,7 +93,7 @@ def replicate(
     if settings.by == "budget":
         return _by_budget(minima, count, settings.law.endswith("_irreducible"), generator)
     method, sizes = settings.options.minimum, [len(each.members) for each in used]
-    run_of = _runs(group, used) if settings.by == "run" else np.arange(sum(sizes))
+    run_of = runs_of(group, used) if settings.by == "run" else np.arange(sum(sizes))
     noises = np.split(noise.draw(run_of, count, generator), np.cumsum(sizes)[:-1], axis=1)
     smooth = []
     for each in used:
@@ -111,7 +111,7 @@ def replicate(
     )
 
 
-def _runs(group: Group, used: Sequence[Budget]) -> Array:
+def runs_of(group: Group, used: Sequence[Budget]) -> Array:
     """(sum of m_b,) numbers of the runs of the budgets' points."""
     return np.unique(group.units("run")[np.concatenate([each.members for each in used])], return_inverse=True)[1]
 
