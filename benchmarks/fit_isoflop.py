@@ -61,14 +61,14 @@ def best_size(c: Array, truth: Sequence[float]) -> Array:
     return np.asarray(np.exp(log_n) * (c / 6) ** a)
 
 
-def planted(truth: Sequence[float]) -> dict[str, float]:
-    """The parameters of the power laws of the truth; those of L only where it has no E."""
+def planted(truth: Sequence[float], irreducible: bool) -> dict[str, float]:
+    """The parameters of the laws of the truth; of L only where the law and the truth have an E both, or none."""
     c = np.array([PFLOP_S_DAY, 10 * PFLOP_S_DAY])
     n = best_size(c, truth)
     values = {"n_opt": n, "d_opt": c / 6 / n}
-    if truth[0] == 0:
-        values["l"] = chinchilla(n, c / 6 / n, *truth)
-    found = {}
+    if irreducible or truth[0] == 0:
+        values["l"] = chinchilla(n, c / 6 / n, *truth) - truth[0]
+    found = {"E": truth[0]} if irreducible else {}
     for name, (one, ten) in values.items():
         found |= {f"{name}_coefficient": float(one), f"{name}_exponent": float(np.log10(ten / one))}
     return found
@@ -96,6 +96,8 @@ class Case:
     """Of each point."""
     shared: float = 0.0
     """Of a size at all budgets (by run), or of log N at the lowest loss of a budget (by budget)."""
+    irreducible: bool = False
+    """Whether the law of L has an E."""
 
 
 CASES = (
@@ -110,6 +112,8 @@ CASES = (
     Case("Hoffmann's law, weak valleys: 1% noise", HOFFMANN, Grid(), noise=0.01),
     Case("skewed law", SKEWED, Grid()),
     Case("skewed law, cubic-log", SKEWED, Grid(), "cubic-log"),
+    Case("Hoffmann's law with E", HOFFMANN, Grid(), irreducible=True),
+    Case("Hoffmann's law with E, by budget", HOFFMANN, Grid(), by="budget", irreducible=True),
     Case("7 runs at all budgets", SYMMETRIC, Grid(), by="run", noise=0.002, shared=0.003),
     Case("7 runs at all budgets, by point", SYMMETRIC, Grid(), noise=0.002, shared=0.003),
     Case("best sizes of budgets vary by 10%", SYMMETRIC, Grid(), by="budget", shared=0.1),
@@ -178,9 +182,10 @@ def coverage(case: Case, tables: int, resamples: int) -> dict[str, Any]:
     of tables in which each warning was raised."""
     random, (c, n) = np.random.default_rng(1), case.grid.points(case.truth)
     place, budget = np.arange(n.size) % case.grid.sizes, np.arange(n.size) // case.grid.sizes
-    truth = planted(case.truth)
+    truth = planted(case.truth, case.irreducible)
     hits, warned, widths = dict.fromkeys(truth, 0), Counter[str](), []
-    settings = PointFit("isoflop", Loss(), bootstrap=resamples, by=case.by, options=LawOptions(case.method))
+    law = "isoflop_irreducible" if case.irreducible else "isoflop"
+    settings = PointFit(law, Loss(), bootstrap=resamples, by=case.by, options=LawOptions(case.method))
     shifted = case.shared > 0 and case.by != "budget"
     for _ in range(tables):
         moved = case.shared if case.by == "budget" else 0.0
@@ -188,7 +193,7 @@ def coverage(case: Case, tables: int, resamples: int) -> dict[str, Any]:
         loss = chinchilla(at, c / 6 / at, *case.truth) * np.exp(case.noise * random.normal(size=n.size))
         if shifted:
             loss = loss * np.exp(case.shared * random.normal(size=case.grid.sizes))[place]
-        fitted = TABLE_LAWS["isoflop"].fit(table(c, n, loss, place if shifted else budget * 100 + place), settings)
+        fitted = TABLE_LAWS[law].fit(table(c, n, loss, place if shifted else budget * 100 + place), settings)
         warned.update(each["name"] for each in fitted["warnings"])
         for name, value in truth.items():
             row = fitted["parameters"][name]

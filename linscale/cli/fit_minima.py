@@ -20,7 +20,7 @@ def print_minima(fitted: dict[str, Any]) -> None:
     rows = list(zip(*(minima[name] for name in names), strict=True))
     step = -(-len(rows) // SHOWN)
     shown = [tuple(f"{value:.4g}" for value in row) for row in rows[::step]]
-    title = f"minima: {len(rows)}" + (f", every {step}th" if step > 1 else "")
+    title = f"minima: {len(rows)}" + (f", one in {step} shown" if step > 1 else "")
     print_table(title, [titles[name] for name in names], shown, left=0)
 
 

@@ -56,7 +56,7 @@ def assumed_warning(settings: PointFit, noise: Noise) -> list[dict[str, str]]:
     """Of intervals that rest on an assumed noise."""
     if noise.measured or not settings.bootstrap or settings.by == "budget":
         return []
-    text = "the points leave no freedom to measure their noise: intervals assume it; train several seeds, or more sizes"
+    text = "the points do not measure their noise, and intervals assume it: train several seeds, or more sizes"
     return [warning("assumed_noise", text, [f"{100 * noise.total:.2g}% of the loss"])]
 
 

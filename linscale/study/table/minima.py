@@ -16,9 +16,7 @@ from linscale.study.table.options import Abscissa, Method
 from linscale.study.table.valley import NEEDED, degree_of, design, find_minimum
 
 Array = np.ndarray
-BEYOND = (
-    2.0  # a resample's minimum may lie this far out, in half widths of the grid: cut off, resamples vary too little
-)
+BEYOND = 2.0  # half widths of a grid that a resample's minimum may lie out: cut off, resamples vary too little
 FOR_INTERVALS = 3  # budgets: two lie on any line
 
 
@@ -121,9 +119,10 @@ def _by_budget(minima: Minima, count: int, irreducible: bool, generator: np.rand
     (log_compute,), (values,) = minima.log_compute, minima.log_values
     basis = np.stack([np.ones_like(log_compute), log_compute], axis=1)
     drawn = line_draws(basis, values, count, generator)
-    if irreducible:  # L about the curve with E, not about the line
-        line = basis @ np.linalg.lstsq(basis, values[0], rcond=None)[0]
-        curve = values + residuals(minima.log_compute, minima.log_values, minima.laws(True))[0]
-        drawn[:, 0] += curve[0] - line
+    if irreducible:  # L about the curve with E, which has a parameter more than a line
+        left = residuals(minima.log_compute, minima.log_values, minima.laws(True))[0, 0]
+        freedom = len(left) - 3
+        scale = np.sqrt((left @ left) / generator.chisquare(freedom, size=count))
+        drawn[:, 0] = values[0] + left + scale[:, None] * generator.standard_normal((count, len(left)))
     kept = np.ones((count, len(log_compute)), dtype=bool)
     return Minima(minima.log_compute, drawn, kept, np.broadcast_to(minima.z, kept.shape))

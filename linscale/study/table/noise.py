@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+MIN_FREEDOM = 3  # with fewer, noise is measured right to a factor of two: as for the seeds of a study
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Noise:
 def measure(designs: Sequence[Array], values: Sequence[Array], runs: Array | None, assumed: float) -> Noise:
     """Noise from what least squares leaves of `values` (m_b,), each on its `designs` entry (m_b, p).
 
-    `runs` (sum of m_b,) numbers the runs of all points in their order; None for points that are independent. Without
-    a degree of freedom, `assumed` is the standard deviation of a point.
+    `runs` (sum of m_b,) numbers the runs of all points in their order; None for points that are independent. With fewer
+    than three degrees of freedom, `assumed` is the standard deviation of a point.
     """
     projections = [np.eye(len(each)) - each @ np.linalg.pinv(each) for each in designs]
     residuals = np.concatenate([m @ y for m, y in zip(projections, values, strict=True)])
     freedom = float(round(sum(np.trace(m) for m in projections)))
-    if freedom < 1:
+    if freedom < MIN_FREEDOM:
         return Noise(assumed, 0.0, np.inf, False)
     squares = float(residuals @ residuals)
     alone = Noise(float(np.sqrt(squares / freedom)), 0.0, freedom, True)

@@ -245,6 +245,16 @@ def test_intervals_hold_planted_optima(by, method):
     assert hits.sum() >= 88
 
 
+@pytest.mark.parametrize("by", ["point", "budget"])
+def test_intervals_hold_a_planted_e(by):
+    tables, hits = 20, 0
+    for seed in range(tables):
+        row = fitted(points(HOFFMANN, 0.002, seed=seed), "isoflop_irreducible", bootstrap=150, by=by)["parameters"]["E"]
+        hits += row["low"] <= 1.69 <= row["high"]
+        assert row["high"] - row["low"] < 0.6
+    assert hits >= 15  # of 20 at 95%: a chance of 1 in 400
+
+
 def test_resamples_are_by_the_unit_asked_for_and_repeat():
     numbers, runs = points(SYMMETRIC, 0.003), np.tile(range(7), 6)
     one, again = (fitted(numbers, bootstrap=60, by="run", labels={"run": runs}) for _ in range(2))

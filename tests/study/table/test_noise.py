@@ -46,9 +46,10 @@ def test_draws_have_the_planted_covariance():
     assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.1
 
 
-def test_without_freedom_noise_is_assumed():
-    noise = measure([design(Z[:3], 2)] * 2, [Z[:3], Z[:3]], None, 0.007)
+def test_with_fewer_than_three_degrees_of_freedom_noise_is_assumed():
+    noise = measure([design(Z[:3], 2), design(Z[:5], 2)], [Z[:3], Z[:5] ** 3], None, 0.007)  # two degrees
     assert (noise.total, noise.measured) == (0.007, False)
+    assert measure([design(Z[:6], 2)], [Z[:6] ** 4], None, 0.007).measured
     assert noise.draw(np.arange(3), 20_000, np.random.default_rng(0)).std() == pytest.approx(0.007, rel=0.02)
 
 
