@@ -96,7 +96,11 @@ def _enough(sets: list[DataSet], used: list[int]) -> None:
         raise UserError(
             f"{len(used)} amount(s) of data with {MIN_SIZES} sizes or more of which one can be chosen: "
             f"a law of D needs {MIN_SETS}"
-            + (small if len(used) < len(sets) else "; columns: d is the size of the data")
+            + (
+                small
+                if len(used) < len(sets)
+                else "; values of d less than 5% apart are one amount: choose rows with --where"
+            )
         )
 
 

@@ -173,7 +173,7 @@ def test_too_little_data_is_refused_with_a_remedy():
     ):
         fitted(points(), tolerance="9")
     one = {role: each[:8] for role, each in points().items()}
-    with pytest.raises(UserError, match=r"1 amount.*needs 2; columns: d is the size of the data"):
+    with pytest.raises(UserError, match=r"1 amount.*needs 2; values of d less than 5% apart are one"):
         fitted(one)
 
 
