@@ -111,7 +111,7 @@ def _enough(found: Sequence[Budget], rules: Sequence[str | None], irreducible: b
         why = ", ".join(f"{rule}: {count}" for rule, count in counts.items())
         raise UserError(
             f"{used} budget(s) with a minimum between their sizes: an isoFLOP law{' with E' if irreducible else ''} "
-            f"needs {needed}; add runs, name budgets with --columns budget=NAME, or take --law chinchilla, which needs none"
+            f"needs {needed}; add runs, name budgets with --columns budget=NAME, or take --law chinchilla"
             + (f" ({why})" if why else "")
         )
 
