@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from linscale.study.laws import fit_power_laws
+from linscale.study.table.curve_noise import Noise, line_draws, measure
 from linscale.study.table.group import Group, PointFit, budgets
-from linscale.study.table.noise import Noise, line_draws, measure
 from linscale.study.table.options import Tolerance
 from linscale.study.table.valley import Axis, design
 

@@ -10,8 +10,8 @@ import numpy as np
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.budgets import Budget
 from linscale.study.table.compute_laws import range_warnings
+from linscale.study.table.curve_noise import Noise
 from linscale.study.table.group import Group, PointFit, warning
-from linscale.study.table.noise import Noise
 from linscale.study.table.valley import design
 
 Array = np.ndarray

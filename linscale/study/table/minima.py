@@ -10,8 +10,8 @@ import numpy as np
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.budgets import Budget
 from linscale.study.table.compute_laws import fit_laws, residuals
+from linscale.study.table.curve_noise import Noise, line_draws, measure
 from linscale.study.table.group import Group, PointFit
-from linscale.study.table.noise import Noise, line_draws, measure
 from linscale.study.table.options import Abscissa, Method
 from linscale.study.table.valley import NEEDED, degree_of, design, find_minimum
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from linscale.study.table.curve_noise import Noise
 from linscale.study.table.efficient import Smallest
 from linscale.study.table.group import PointFit, warning
 from linscale.study.table.isoflop_warnings import assumed_warning
-from linscale.study.table.noise import Noise
 
 BAND = (0.44, 0.72)
 REFERENCES = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linscale.study.table.noise import line_draws, measure
+from linscale.study.table.curve_noise import line_draws, measure
 from linscale.study.table.valley import design
 
 Z = np.linspace(-1, 1, 7)
