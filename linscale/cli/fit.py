@@ -32,7 +32,7 @@ def fit(
     seed_noise: float | None = None,
     tolerance: str | None = None,
     bootstrap: int = 1000,
-    by: Literal["run", "point", "budget"] | None = None,
+    by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
@@ -61,7 +61,8 @@ def fit(
             measure it; 0.003 by default.
         tolerance: pac: what is good enough, nats above the best loss as in 0.02 (the default), or 1% of it.
         bootstrap: Resamples behind the intervals; 0 for none.
-        by: What is resampled. Runs where a column tells them apart, else points.
+        by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
+            the law with noise of the size that repeats of a configuration show.
         seed: Of the resamples.
         json: A file for the whole result; - for standard output, instead of the table.
     """

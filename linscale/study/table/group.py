@@ -15,7 +15,7 @@ from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
 
 Array = np.ndarray
-Unit = Literal["run", "point", "budget"]
+Unit = Literal["run", "point", "budget", "seed"]
 BUDGET_GAP = 0.05  # in log C: points closer than this to a neighbour are of one budget
 INTERVAL = (2.5, 97.5)
 DIGITS = 8  # significant, of the draws in the JSON
@@ -58,6 +58,8 @@ class Group:
         """(m,) what tells the units of a bootstrap apart. Raises UserError when the table does not say."""
         if by == "point":
             return self.rows
+        if by == "seed":
+            raise UserError("by = seed: this law is resampled by run, point or budget")
         if by in self.labels:
             return self.labels[by]
         if by == "run":

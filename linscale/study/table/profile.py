@@ -83,13 +83,19 @@ def _crossing(start: float, values: Array, rise: Array) -> float | None:
 
 def _unit(problem: Problem, solution: Solution) -> float:
     """mean(psi^2) / mean(rho''), the mean over the degrees of freedom that are left; not nothing for exact points."""
-    residuals = np.abs(problem.residuals(solution.vector))
+    residuals, weights = np.abs(problem.residuals(solution.vector)), problem.weight
     count, freedom = residuals.size, max(residuals.size - len(problem.law.parameters), 1)
     if problem.loss.kind == "l2":
-        return max(float((residuals**2).sum() / freedom), EXACT**2)
+        return max(float((weights * residuals**2).sum() / freedom), EXACT**2)
     delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
     width = max(delta, 0.5 * float(np.median(residuals)), EXACT)  # wide enough to hold points
-    density = max(int((residuals < width).sum()), 1) / count / width  # of residuals near 0, both sides together
+    near = max(float(weights[residuals < width].sum()), 1.0)
+    density = near / count / width  # of residuals near 0, both sides together
     if problem.loss.kind == "lad":
-        return count / freedom / density
-    return max(float((np.minimum(residuals, delta) ** 2).sum() / freedom / (density * delta)), EXACT**2)
+        return float((weights**2).sum()) / freedom / density
+    return max(
+        float((weights * np.minimum(residuals, delta)) @ (weights * np.minimum(residuals, delta)))
+        / freedom
+        / (density * delta),
+        EXACT**2,
+    )

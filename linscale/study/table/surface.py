@@ -10,27 +10,34 @@ import numpy as np
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
+from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, fit, resample
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, resample
 from linscale.study.table.surfaces import LAWS, Array, optimum
-from linscale.study.table.warnings import point_warnings, surface_warnings
+from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
 
 def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group for the laws of `surfaces.LAWS`. Raises UserError when the points are too few."""
     law = LAWS[settings.law]
     inputs = np.array([group.compute if role == "c" else group.numbers[role] for role in law.inputs])
-    problem = Problem(law, settings.loss, inputs, group.numbers["loss"])
-    labels = group.units(settings.by) if settings.bootstrap else np.empty(0)
+    problem = Problem(law, settings.loss, inputs, group.numbers["loss"], group.numbers.get("weight"))
+    repeats = find_repeats(group, law.inputs)
     solution, second = fit(problem), classical(problem)
     if second.objective < solution.objective * (1 - AGREE):
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     replicates, settled = np.empty((0, len(solution.vector))), np.empty(0, dtype=bool)
     units = 0
-    if settings.bootstrap:
+    if settings.bootstrap and settings.by == "seed":
+        replicates, settled = redraw(problem, solution.vector, repeats, settings.bootstrap, settings.seed)
+        units = len(np.unique(repeats.runs)) if repeats else 0
+    elif settings.bootstrap:
+        labels = group.units(settings.by)
         units = len(np.unique(labels))
         replicates, settled = resample(problem, solution.vector, labels, settings.bootstrap, settings.seed)
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
+    valley = find_valley(problem, solution.vector)
+    noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
     return {
         "law": law.name,
         "formula": law.formula,
@@ -49,8 +56,19 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         "bootstrap": {"replicates": len(replicates), "settled": int(settled.sum()), "units": units, "by": settings.by},
         "draws": draws(law.parameters, problem.numbers(replicates)),
         "points": listed_points(group, (*law.inputs, "loss"), problem.residuals(solution.vector)),
-        "warnings": point_warnings(group) + surface_warnings(solution, parameters, settled, units),
+        "condition": valley.condition,
+        "seed_noise": noise,
+        "warnings": [
+            *point_warnings(group),
+            *surface_warnings(solution, parameters, settled, units),
+            *valley_warnings(valley, noise),
+        ],
     }
+
+
+def _seed_noise(problem: Problem, vector: Array, repeats: Repeats) -> dict[str, float | None]:
+    fits = lack_of_fit(problem, vector, repeats)
+    return {"sd": repeats.sd, "degrees": repeats.freedom, "lack_of_fit": fits}
 
 
 def _parameters(
