@@ -122,6 +122,8 @@ def test_a_pac_law_from_the_command(table, capsys):
         (["--columns", "n=size", "--law", "pac", "--loss", "l2"], "leave --loss and --space out"),
         (["--columns", "n=size", "--law", "isoflop"], "or --columns c=6nd"),
         (["--columns", "n=size,c=6nd", "--law", "envelope"], "--columns run=NAME"),
+        (["--columns", "n=size,weight=loss", "--law", "pac"], "weight: the pac law does not weight its points"),
+        (["--columns", "n=size", "--law", "pac", "--by", "seed"], "this law is resampled by run, point or budget"),
         (["--columns", "n=size", "--law", "pac", "--seed-noise", "-1"], "seed_noise = -1.0: expected"),
     ],
 )

@@ -57,6 +57,8 @@ def default_unit(points: Points) -> Unit:
 def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
     """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
     law, groups, refused = TABLE_LAWS[settings.law], [], []
+    if "weight" in points.numbers and not law.reads_loss:
+        raise UserError(f"columns: weight: the {settings.law} law does not weight its points; leave it out")
     for name in sorted(set(points.groups.tolist())):
         group, dropped = select(points, name, settings.drop)
         try:
