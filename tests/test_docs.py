@@ -221,6 +221,15 @@ def test_every_evaluation_set_and_where_it_is_on_the_hub() -> None:
     assert rows == {name: (places[name], "yes" if each.shipped else "no") for name, each in SETS.items()}
 
 
+def envelope_warnings() -> list[Any]:
+    """Names of the warnings of an envelope, by its source."""
+    return [
+        node.elts[0].value
+        for node in ast.walk(ast.parse(inspect.getsource(fit.envelope_warnings)))
+        if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
+    ]
+
+
 def test_every_key_and_every_warning_of_the_fits() -> None:
     text = page("fits.md")
     curves = []
@@ -233,11 +242,7 @@ def test_every_key_and_every_warning_of_the_fits() -> None:
     assert not missing(text, names(fits, ("settings", "parameters")))
     assert not missing(text, set(fits["groups"][0]["parameters"]["l_exponent"]))
     assert not missing(text, {item["rule"] for item in fits["groups"][0]["dropped"]})
-    found = [
-        node.elts[0].value
-        for node in ast.walk(ast.parse(inspect.getsource(fit._warnings)))
-        if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
-    ]
+    found = envelope_warnings()
     assert len(set(found)) == 8
     assert set(table(text, "Warnings")) == set(found)
 
@@ -302,8 +307,24 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     assert not missing(text, keys_of_other_laws(tmp_path))
     written = set(re.findall(r"^\| `(\w+)` \|", text.split("## Warnings")[1], re.M))
     sources = [path.read_text(encoding="utf-8") for path in Path(table_laws.__file__).parent.glob("*.py")]
-    assert written == {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
-    options = {f"--{name}" for name in inspect.signature(fit_command).parameters if name != "points"}
-    assert options <= set(re.findall(r"`(--\w+)`", text))
+    raised = {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
+    assert written == raised | set(envelope_warnings())
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(fit_command).parameters if name != "points"}
+    assert options <= set(re.findall(r"`(--[\w-]+)`", text))
     for law in TABLE_LAWS:
         assert f"`{law.split('_')[0]}`" in text, law
+
+
+@pytest.mark.parametrize("law", ["isoflop", "envelope", "pac"])
+def test_every_key_of_a_law_through_minima(law: str, tmp_path: Path) -> None:
+    """Sizes around the best one at five budgets; whole curves; and valleys at five amounts of data."""
+    text, lines = page("fit.md") + page("fits.md"), ["params,tokens,flops,loss,run"]
+    for number, c in enumerate(np.geomspace(1e18, 1e21, 5)):
+        for n in np.geomspace(2e7, 2e9, 12):
+            d = {"isoflop": c / 6 / n, "envelope": c / 1e9, "pac": 1e8 * 10**number}[law]
+            excess = 0.1 * (np.log(n / 2e7) - number / 2 - 1) ** 2 if law == "pac" else 406 / n**0.34
+            lines.append(f"{n},{d},{6 * n * d},{1.7 + excess + 410 / d**0.28},{n if law == 'envelope' else len(lines)}")
+    (tmp_path / "points.csv").write_text("\n".join(lines) + "\n")
+    table = read_points(tmp_path / "points.csv", columns={"c": "flops"}, needed=TABLE_LAWS[law].roles)
+    (group,) = fit_points(table, PointFit(law, Loss(), bootstrap=20, by="run"))["groups"]
+    assert not missing(text, names(group))

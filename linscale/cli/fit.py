@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from linscale.cli.fit_minima import law_lines, print_minima
 from linscale.cli.output import print_json, print_note, print_table
 from linscale.config import UserError
 
@@ -18,7 +19,9 @@ ROWS_SHOWN = 20
 def fit(
     points: Annotated[Path, tyro.conf.Positional],
     *,
-    law: Literal["chinchilla", "gamma", "power", "overtrain", "repeat", "sigmoid"] = "chinchilla",
+    law: Literal[
+        "chinchilla", "gamma", "power", "isoflop", "envelope", "overtrain", "repeat", "sigmoid", "pac"
+    ] = "chinchilla",
     columns: str = "",
     group: str = "",
     where: str = "",
@@ -28,6 +31,10 @@ def fit(
     irreducible: bool = False,
     excess: bool = True,
     chance: float | None = None,
+    minimum: Literal["parabola", "akima", "cubic-log"] | None = None,
+    abscissa: Literal["nominal", "achieved"] | None = None,
+    seed_noise: float | None = None,
+    tolerance: str | None = None,
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
@@ -38,7 +45,9 @@ def fit(
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
     L = l_coefficient C^l_exponent, C in PFLOP/s-days. overtrain: L = E + a N^b + a_prime 6^(b/2) D^b, and where there
     is a column `error`, error = E_error - k exp(-g L). repeat: the chinchilla law of tokens that are worth less when
-    repeated. sigmoid: accuracy from bits per byte.
+    repeated. sigmoid: accuracy from bits per byte. isoflop: the best size of each compute budget, and L, N_opt and
+    D_opt as powers of C. envelope: the same three laws from whole curves, a row a checkpoint. pac: the smallest size
+    that is good enough for each amount of data, N = coefficient D^exponent.
 
     Args:
         points: The table.
@@ -52,9 +61,14 @@ def fit(
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
         loss: How residuals count: huber:DELTA, l2 or lad (absolute values). huber:1e-3, and l2 for the sigmoid.
         space: Residuals of the logarithm, or of the value itself. log, and linear for the sigmoid.
-        irreducible: Give the power law a constant E.
+        irreducible: Give the loss law of power or isoflop a constant E.
         excess: repeat: whether parameters beyond the cheapest for the unique tokens are worth less; else N' = N.
         chance: sigmoid: what the lowest accuracy is held to, as in 0.25. Fitted otherwise.
+        minimum: isoflop: how the minimum of a budget is found; parabola by default.
+        abscissa: isoflop: the compute of a minimum is the budget's, or that which its points achieved there.
+        seed_noise: isoflop, envelope, pac: standard deviation of log loss between seeds, where the table does not
+            measure it; 0.003 by default.
+        tolerance: pac: what is good enough, nats above the best loss as in 0.02 (the default), or 1% of it.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
             the law with noise of the size that repeats of a configuration show.
@@ -63,14 +77,20 @@ def fit(
     """
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
+    from linscale.study.table.options import parse_options
     from linscale.study.table.points import parse_columns, read_points
     from linscale.study.table.surface_fit import Loss
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
-    chosen = _chosen(law, irreducible, excess, chance)
+    chosen = _chosen(law, irreducible, excess)
     entry = TABLE_LAWS[chosen]
+    if not entry.reads_loss and (loss or space):
+        raise UserError(f"loss: the {law} law is fitted by least squares of logarithms; leave --loss and --space out")
     settings_loss = Loss.parse(loss or entry.loss, space or entry.space)
+    options = parse_options(
+        law, minimum=minimum, abscissa=abscissa, seed_noise=seed_noise, tolerance=tolerance, chance=chance
+    )
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
     table = read_points(
@@ -81,7 +101,7 @@ def fit(
         group=names,
         where=where,
     )
-    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, chance)
+    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, options)
     result = {"source": str(points), **fit_points(table, settings)}
     if json == Path("-"):
         print_json(result)
@@ -93,18 +113,14 @@ def fit(
     _print(result)
 
 
-def _chosen(law: str, irreducible: bool, excess: bool, chance: float | None) -> str:
+def _chosen(law: str, irreducible: bool, excess: bool) -> str:
     """The key of TABLE_LAWS. Raises UserError for an option of another law."""
-    if irreducible and law != "power":
-        why = "has E already" if law != "sigmoid" else "has no E"
-        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power")
+    if irreducible and law not in ("power", "isoflop"):
+        why = "has no form with E" if law in ("sigmoid", "envelope", "pac") else "has E already"
+        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power and isoflop")
     if not excess and law != "repeat":
         raise UserError(f"no-excess: an option of --law repeat, not of {law}")
-    if chance is not None and law != "sigmoid":
-        raise UserError(f"chance: an option of --law sigmoid, not of {law}")
-    if chance is not None and not 0 <= chance < 1:
-        raise UserError(f"chance = {chance:g}: expected a fraction below 1, as in 0.25")
-    return "power_irreducible" if irreducible else law if excess else "repeat_no_excess"
+    return f"{law}_irreducible" if irreducible else law if excess else "repeat_no_excess"
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -118,6 +134,7 @@ def _print(result: dict[str, Any]) -> None:
                 *_rows({name: each for name, each in fitted["derived"].items() if name != "a"}),
             ],
         )
+        print_minima(fitted)
         sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
     for item in result["refused"]:
         print_note(f"{item['group']} is not fitted: {item['reason']}")
@@ -151,14 +168,18 @@ def _left_out(dropped: list[dict[str, Any]]) -> Iterator[str]:
 
 def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     starts, boot, objective = fitted["starts"], fitted["bootstrap"], fitted["objective"]
-    yield f"{objective['name']}: {objective['value']:.6g}"
-    yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
-    other = fitted["classical"]
-    yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
+    values = objective["value"] if isinstance(objective["value"], list) else [objective["value"]]
+    yield f"{objective['name']}: {', '.join(f'{value:.6g}' for value in values)}"
+    if starts:
+        yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
+    if other := fitted["classical"]:
+        yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
+    yield from law_lines(fitted)
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if "n_opt_exponent" in fitted["derived"]:
-        yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
+    if "n_opt_exponent" in fitted["derived"] | fitted["parameters"]:
+        compute = "C = 6 N D" if fitted["derived"] else "C"
+        yield f"N_opt and D_opt: coefficient C^exponent, {compute} in PFLOP/s-days of 8.64e19 FLOPs"
     yield f"{fitted['points_used']} points"
     yield from _left_out(fitted["dropped"])
     for warning in fitted["warnings"]:

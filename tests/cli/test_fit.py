@@ -64,6 +64,49 @@ def test_a_power_law_of_derived_compute_in_the_units_of_the_study(tmp_path, caps
     assert found == pytest.approx({"E": 1.5, "l_coefficient": 2.2, "l_exponent": -0.15}, rel=1e-3)
 
 
+@pytest.fixture
+def budgets(tmp_path: Path) -> str:
+    """Seven sizes at five budgets, some 3% off what was planned, and FLOPs of their own."""
+    random, lines = np.random.default_rng(0), ["params,tokens,flops,budget,loss"]
+    for c in np.geomspace(1e18, 1e21, 5):
+        for n in 0.55 * (c / 6) ** 0.45 * np.geomspace(0.25, 4, 7):
+            d = c / 6 / n * np.exp(0.03 * random.normal())
+            loss = chinchilla(n, d, 1.7, 400, 410, 0.34, 0.28) * np.exp(0.001 * random.normal())
+            lines.append(f"{n},{d},{6 * n * d},{c:g},{loss}")
+    path = tmp_path / "budgets.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_an_isoflop_law_from_the_command(budgets, tmp_path, capsys):
+    assert main(["fit", budgets, "--law", "isoflop"]) == 2
+    assert "choose --abscissa nominal" in capsys.readouterr().err
+    out = tmp_path / "fit.json"
+    words = ["fit", budgets, "--law", "isoflop", "--abscissa", "achieved", "--minimum", "cubic-log", "--irreducible"]
+    assert main([*words, "--json", str(out), "--bootstrap", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert "L = E + l_coefficient" in shown
+    assert "minima: 5" in shown
+    assert "with minimum akima: l_exponent" in shown
+    assert "C is what the points achieved there" in shown
+    written = json.loads(out.read_text())
+    assert written["settings"]["abscissa"] == "achieved"
+    assert written["settings"]["loss"] is None
+    assert "tolerance" not in written["settings"]
+    (group,) = written["groups"]
+    row = group["parameters"]["n_opt_exponent"]
+    assert row["low"] < 0.28 / 0.62 < row["high"]
+    assert "minima: 5" not in capsys.readouterr().out
+
+
+def test_a_pac_law_from_the_command(table, capsys):
+    assert main(["fit", table, "--columns", "n=size", "--law", "pac", "--bootstrap", "50", "--tolerance", "3%"]) == 0
+    shown = capsys.readouterr().out
+    assert "N = coefficient * D^exponent" in shown
+    assert "with tolerance 1.5%: exponent" in shown
+    assert "the exponent's interval" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -72,13 +115,25 @@ def test_a_power_law_of_derived_compute_in_the_units_of_the_study(tmp_path, caps
         (["--columns", "n=size", "--drop", "highest:31"], "5 points: the chinchilla law has 5 parameters"),
         (["--columns", "n=size", "--irreducible"], "irreducible: the chinchilla law has E already"),
         (["--columns", "n=size", "--no-excess"], "no-excess: an option of --law repeat, not of chinchilla"),
-        (["--columns", "n=size", "--chance", "0.25"], "chance: an option of --law sigmoid, not of chinchilla"),
-        (["--law", "sigmoid", "--chance", "25"], "chance = 25: expected a fraction below 1, as in 0.25"),
+        (
+            ["--columns", "n=size", "--chance", "0.25"],
+            "chance: the chinchilla law does not read it; it is an option of --law sigmoid",
+        ),
+        (["--law", "sigmoid", "--chance", "25"], "chance = 25.0: expected an accuracy from 0 to below 1, as in 0.25"),
         (["--law", "sigmoid", "--columns", "bpb=loss"], "no column for accuracy"),
         (["--law", "repeat", "--columns", "n=size"], "no column for unique; name it with --columns unique=NAME"),
         (["--columns", "n=size", "--bootstrap", "-1"], "expected numbers that are not negative"),
         (["--columns", "n=size", "--by", "run"], "no column tells runs apart"),
         (["--columns", "n=size", "--loss", "huber:0"], "loss = 'huber:0': expected huber:DELTA"),
+        (["--columns", "n=size", "--minimum", "akima"], "minimum: the chinchilla law does not read it"),
+        (["--columns", "n=size", "--law", "pac", "--tolerance", "x"], "tolerance = 'x': expected nats per token"),
+        (["--columns", "n=size", "--law", "pac", "--irreducible"], "the pac law has no form with E"),
+        (["--columns", "n=size", "--law", "pac", "--loss", "l2"], "leave --loss and --space out"),
+        (["--columns", "n=size", "--law", "isoflop"], "or --columns c=6nd"),
+        (["--columns", "n=size,c=6nd", "--law", "envelope"], "--columns run=NAME"),
+        (["--columns", "n=size,weight=loss", "--law", "pac"], "weight: the pac law does not weight its points"),
+        (["--columns", "n=size", "--law", "pac", "--by", "seed"], "this law is resampled by run, point or budget"),
+        (["--columns", "n=size", "--law", "pac", "--seed-noise", "-1"], "seed_noise = -1.0: expected"),
     ],
 )
 def test_bad_input_is_one_line(table, capsys, words, message):

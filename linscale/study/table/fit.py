@@ -8,9 +8,12 @@ from typing import Any
 
 from linscale.config import UserError
 from linscale.study.laws import UNITS
+from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
+from linscale.study.table.isoflop import fit_isoflop
 from linscale.study.table.minimise import Space
 from linscale.study.table.overtrain import fit_overtrain
+from linscale.study.table.pac import fit_pac
 from linscale.study.table.points import Points
 from linscale.study.table.repeat import fit_repeat
 from linscale.study.table.sigmoid import fit_sigmoid
@@ -31,6 +34,8 @@ class TableLaw:
     """Of residuals, where nothing else is said."""
     space: Space = "log"
     """The same."""
+    reads_loss: bool = True
+    """Whether residuals count as --loss and --space say; else by least squares of logarithms."""
 
 
 TABLE_LAWS: Mapping[str, TableLaw] = {
@@ -42,6 +47,10 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
     "repeat": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
     "repeat_no_excess": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
     "sigmoid": TableLaw(("bpb", "accuracy"), fit_sigmoid, loss="l2", space="linear"),
+    "isoflop": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
+    "envelope": TableLaw(("n", "d", "c", "loss"), fit_envelope, reads_loss=False),
+    "pac": TableLaw(("n", "d", "loss"), fit_pac, reads_loss=False),
+    "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
 }
 """By the name of --law; --irreducible makes power power_irreducible, --no-excess makes repeat repeat_no_excess."""
 
@@ -61,15 +70,17 @@ def default_unit(points: Points) -> Unit:
 
 def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
     """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
-    groups, refused = [], []
+    law, groups, refused = TABLE_LAWS[settings.law], [], []
+    if "weight" in points.numbers and not law.reads_loss:
+        raise UserError(f"columns: weight: the {settings.law} law does not weight its points; leave it out")
     for name in sorted(set(points.groups.tolist())):
         group, dropped = select(points, name, settings.drop)
         try:
-            fitted = TABLE_LAWS[settings.law].fit(group, settings)
+            fitted = law.fit(group, settings)
         except UserError as error:
             refused.append({"group": name, "reason": str(error)})
         else:
-            groups.append({"group": name, **fitted, "dropped": dropped})
+            groups.append({"group": name, **fitted, "dropped": dropped + fitted.get("dropped", [])})
     if not groups:
         raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
     return {
@@ -77,12 +88,12 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
         "units": UNITS,
         "columns": dict(points.columns),
         "settings": {
-            "loss": str(settings.loss),
+            "loss": str(settings.loss) if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
             "bootstrap": settings.bootstrap,
             "by": settings.by,
             "seed": settings.seed,
-            "chance": settings.chance,
+            **settings.options.listed(settings.law),
         },
         "dropped": [{"row": row, "rule": rule} for row, rule in points.dropped],
         "groups": groups,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from linscale.config import UserError
 from linscale.study.laws import PFLOP_S_DAY
+from linscale.study.table.options import LawOptions
 from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
 
@@ -31,8 +32,7 @@ class PointFit:
     bootstrap: int = 1000
     by: Unit = "point"
     seed: int = 0
-    chance: float | None = None
-    """What the sigmoid law's accuracy is held to at the low end; fitted where it is not given."""
+    options: LawOptions = field(default_factory=LawOptions)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class Group:
         if "c" not in self.numbers:
             raise UserError("by = budget: needs FLOPs; name them with --columns c=NAME or c=6nd, or budget=NAME")
         return budgets(self.numbers["c"])
+
+
+def part(group: Group, members: Array) -> Group:
+    """The points at some positions."""
+    numbers = {role: values[members] for role, values in group.numbers.items()}
+    labels = {role: values[members] for role, values in group.labels.items()}
+    return Group(group.name, numbers, labels, group.rows[members], group.columns)
 
 
 def budgets(flops: Array) -> Array:

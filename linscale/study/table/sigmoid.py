@@ -41,21 +41,23 @@ def fit_sigmoid(group: Group, settings: PointFit) -> dict[str, Any]:
     if np.polyfit(bpb, accuracy, 1)[0] >= 0:
         raise UserError("accuracy does not fall with bits per byte: are bpb and accuracy the right columns?")
     counts, labels = resampled(group, settings)
-    problem = FormProblem(sigmoid_form(bpb, settings.chance), settings.loss, accuracy, group.numbers.get("weight"))
+    problem = FormProblem(
+        sigmoid_form(bpb, settings.options.chance), settings.loss, accuracy, group.numbers.get("weight")
+    )
     units = len(np.unique(labels))
-    fitted = fit_form(problem, sigmoid_starts(problem, bpb, settings.chance), counts, labels)
+    fitted = fit_form(problem, sigmoid_starts(problem, bpb, settings.options.chance), counts, labels)
     result = group_entry(group, settings, fitted, units, ("bpb", "accuracy"))
-    if settings.chance is not None:
-        given = np.full(len(counts), settings.chance)
-        edges = [settings.chance] * 2
-        low: dict[str, Any] = {"value": settings.chance, "se": None, "low": None, "high": None}
+    if settings.options.chance is not None:
+        given = np.full(len(counts), settings.options.chance)
+        edges = [settings.options.chance] * 2
+        low: dict[str, Any] = {"value": settings.options.chance, "se": None, "low": None, "high": None}
         if given.size:
-            low |= {"se": 0.0, "low": settings.chance, "high": settings.chance}
+            low |= {"se": 0.0, "low": settings.options.chance, "high": settings.options.chance}
         low |= {"at_bound": False, "identified": True, "profile": edges}
         result["parameters"] = {"low": low} | result["parameters"]
         result["draws"] = {"low": given.tolist()} | result["draws"]
     vectors = np.vstack([fitted.solution.vector, stretched(fitted)])
-    high = vectors[:, 0] + settings.chance if settings.chance is not None else vectors[:, 1]
+    high = vectors[:, 0] + settings.options.chance if settings.options.chance is not None else vectors[:, 1]
     result["derived"] = {"high": summary(high[0], high[1:])}
     for found in result["warnings"]:
         if found["name"] == "at_bound" and result["parameters"]["span"]["at_bound"]:

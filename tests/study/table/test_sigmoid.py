@@ -14,6 +14,7 @@ from linscale.study.table.fit import TABLE_LAWS, fit_points
 from linscale.study.table.form import FormProblem
 from linscale.study.table.form_fit import minimum
 from linscale.study.table.group import PointFit
+from linscale.study.table.options import LawOptions
 from linscale.study.table.points import read_points
 from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss, Problem
@@ -57,13 +58,13 @@ def test_a_planted_sigmoid_is_within_its_intervals(tmp_path):
 
 def test_the_low_end_at_chance(tmp_path):
     path = planted(tmp_path / "p.csv")
-    free, held = fit(path, bootstrap=100), fit(path, bootstrap=100, chance=0.25)
+    free, held = fit(path, bootstrap=100), fit(path, bootstrap=100, options=LawOptions(chance=0.25))
     assert list(held["parameters"]) == ["low", "span", "slope", "midpoint"] == list(held["draws"])
     low = held["parameters"]["low"]
     assert (low["value"], low["se"], low["low"], low["high"]) == (0.25, 0.0, 0.25, 0.25)
     assert held["parameters"]["slope"]["se"] < free["parameters"]["slope"]["se"]
     assert held["objective"]["value"] >= free["objective"]["value"]
-    assert fit(path, chance=0.25)["parameters"]["low"]["se"] is None
+    assert fit(path, options=LawOptions(chance=0.25))["parameters"]["low"]["se"] is None
     high = fit(path, chance=0.4)
     assert high["parameters"]["span"]["value"] + 0.4 <= 1
     assert high["objective"]["value"] > 2 * free["objective"]["value"]
