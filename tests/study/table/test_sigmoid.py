@@ -65,7 +65,7 @@ def test_the_low_end_at_chance(tmp_path):
     assert held["parameters"]["slope"]["se"] < free["parameters"]["slope"]["se"]
     assert held["objective"]["value"] >= free["objective"]["value"]
     assert fit(path, options=LawOptions(chance=0.25))["parameters"]["low"]["se"] is None
-    high = fit(path, chance=0.4)
+    high = fit(path, options=LawOptions(chance=0.4))
     assert high["parameters"]["span"]["value"] + 0.4 <= 1
     assert high["objective"]["value"] > 2 * free["objective"]["value"]
 
