@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from linscale.cli.output import print_json, print_note, print_table
+from linscale.cli.sensitivity import print_sensitivity
 from linscale.config import UserError
 
 ROWS_SHOWN = 20
@@ -29,19 +30,25 @@ def fit(
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget"] | None = None,
     seed: int = 0,
+    sensitivity: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
+    """Fit a law of loss to a table with one row a run or checkpoint, with 95% intervals: see docs/guide/fit.md.
+
+    linscale fit runs.csv --columns n=params,d=tokens,loss=val_loss,run=name
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
     L = l_coefficient C^l_exponent, C in PFLOP/s-days.
 
     Args:
-        points: The table.
+        points: A .csv, .tsv, .parquet or .jsonl file; or a folder: linscale's runs, transformers' checkpoints
+            (trainer_state.json), lm-eval's results, W&B's local runs. `linscale points` shows what is read of it.
         law: The law.
-        columns: Which column holds what, as in n=params,d=tokens,c=flops,loss=loss,run=name. n is parameters, d tokens,
-            c FLOPs, loss nats per token; run and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
-            Columns called params, tokens, flops, loss, run and budget are found without.
+        columns: Which column holds what. n is parameters, d tokens, c FLOPs, loss nats per token; run and budget are to
+            resample by. Columns called params, tokens, flops, loss, run and budget are found without. In the place
+            of a column, a definition: c=6nd, 6nd+head, kaplan, kaplan+attention, standard, chinchilla, paper, exact or
+            exact+head; n=exact, exact+embedding, paper, kaplan or c/6d; d=c/6n. They read shapes from columns such as
+            arch, d_model, n_layers, n_heads, d_ff, vocab_size, length.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
@@ -51,8 +58,10 @@ def fit(
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled. Runs where a column tells them apart, else points.
         seed: Of the resamples.
+        sensitivity: Fit again with other losses, FLOP and parameter definitions, and without --where and --drop.
         json: A file for the whole result; - for standard output, instead of the table.
     """
+    from linscale.study.sources.read import open_source
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
     from linscale.study.table.points import parse_columns, read_points
@@ -66,11 +75,15 @@ def fit(
     settings_loss = Loss.parse(loss, space)
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
-    table = read_points(
-        points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
-    )
+    roles, source = parse_columns(columns), open_source(points)
+    table = read_points(source, columns=roles, needed=TABLE_LAWS[chosen].roles, group=names, where=where)
     settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
     result = {"source": str(points), **fit_points(table, settings)}
+    if sensitivity:
+        from linscale.study.table.sensitivity import Choices
+        from linscale.study.table.sensitivity import sensitivity as vary
+
+        result["sensitivity"] = vary(source, Choices(roles, names, where, settings))
     if json == Path("-"):
         print_json(result)
         return
@@ -92,6 +105,7 @@ def _print(result: dict[str, Any]) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
     for item in result["refused"]:
         print_note(f"{item['group']} is not fitted: {item['reason']}")
+    print_sensitivity(result.get("sensitivity", []))
 
 
 def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -104,12 +118,21 @@ def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield (name, *(_number(each[key]) for key in ("value", "se", "low", "high")), verdict)
 
 
+def _compute(compute: dict[str, Any]) -> Iterator[str]:
+    line = f"C of N_opt and D_opt: {compute['formula']}"
+    if compute["kappa"]:
+        line += f"; near {compute['k']:.4g} N^{1 + compute['kappa']:.4g} D, within {compute['largest_deviation']:.1%}"
+    yield line
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
 def _head(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['source']}: {', '.join(f'{role} = {name}' for role, name in result['columns'].items())}"
+    yield from (f"{role} by {result['columns'][role]}: {formula}" for role, formula in result["definitions"].items())
+    yield from (f"note: {note}" for note in result["notes"])
     yield from _left_out(result["dropped"])
 
 
@@ -131,7 +154,8 @@ def _lines(fitted: dict[str, Any]) -> Iterator[str]:
     if boot["replicates"]:
         yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
     if fitted["derived"]:
-        yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
+        yield "N_opt and D_opt: coefficient C^exponent, C in PFLOP/s-days of 8.64e19 FLOPs"
+        yield from _compute(fitted["compute"])
     yield f"{fitted['points_used']} points"
     yield from _left_out(fitted["dropped"])
     for warning in fitted["warnings"]:

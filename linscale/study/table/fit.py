@@ -62,6 +62,8 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
         "version": 1,
         "units": UNITS,
         "columns": dict(points.columns),
+        "definitions": points.definitions,
+        "notes": list(points.notes),
         "settings": {
             "loss": str(settings.loss),
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,

@@ -9,16 +9,18 @@ import numpy as np
 
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
+from linscale.study.table.compute import ComputeLaw, compute_of, described
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.profile import Profile, profiles
 from linscale.study.table.surface_fit import AGREE, Problem, Solution, fit, resample
-from linscale.study.table.surfaces import LAWS, Array, optimum
+from linscale.study.table.surfaces import LAWS, Array
 from linscale.study.table.warnings import point_warnings, surface_warnings
 
 
 def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group for the laws of `surfaces.LAWS`. Raises UserError when the points are too few."""
     law = LAWS[settings.law]
+    flops = compute_of(group)
     inputs = np.array([group.compute if role == "c" else group.numbers[role] for role in law.inputs])
     problem = Problem(law, settings.loss, inputs, group.numbers["loss"])
     labels = group.units(settings.by) if settings.bootstrap else np.empty(0)
@@ -35,7 +37,8 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         "law": law.name,
         "formula": law.formula,
         "parameters": parameters,
-        "derived": _derived(problem, solution.vector, replicates) if "d" in law.inputs else {},
+        "derived": _derived(problem, solution.vector, replicates, flops) if "d" in law.inputs else {},
+        **({"compute": described(group, flops)} if "d" in law.inputs else {}),
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
         "classical": {
@@ -70,20 +73,21 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vector: Array, replicates: Array) -> dict[str, dict[str, Any]]:
-    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
+def _derived(problem: Problem, vector: Array, replicates: Array, flops: ComputeLaw) -> dict[str, dict[str, Any]]:
+    """Where FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
     names = problem.law.parameters
     both = problem.numbers(np.vstack([vector, replicates]))
     if min(both[0, names.index("alpha")], both[0, names.index("beta")]) <= 0:
         return {}
     with np.errstate(all="ignore"):
-        a, log_n, log_d = optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
-        day = np.log(PFLOP_S_DAY / 6)
+        a, log_n, log_d = flops.optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
+        b = 1 - (1 + flops.kappa) * a
+        day = np.log(PFLOP_S_DAY)
         values = {
             "a": a,
             "n_opt_coefficient": np.exp(log_n + a * day),
             "n_opt_exponent": a,
-            "d_opt_coefficient": np.exp(log_d + (1 - a) * day),
-            "d_opt_exponent": 1 - a,
+            "d_opt_coefficient": np.exp(log_d + b * day),
+            "d_opt_exponent": b,
         }
     return {name: summary(each[0], each[1:]) for name, each in values.items()}
