@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from linscale.config import UserError
 from linscale.study.sources.read import Source
 from linscale.study.table.columns import Chooser
+from linscale.study.table.compute import compute_of, optima
 from linscale.study.table.definitions import DEFINITIONS
 from linscale.study.table.fit import TABLE_LAWS, fit_points
-from linscale.study.table.group import PointFit
-from linscale.study.table.points import read_points
+from linscale.study.table.group import PointFit, select
+from linscale.study.table.points import Points, read_points
 from linscale.study.table.surface_fit import Loss
 
 REPLICATES = 200
@@ -38,23 +41,49 @@ def sensitivity(source: Source, choices: Choices) -> list[dict[str, Any]]:
     The first is the fit as it was asked for. A fit that does not come about has `refused`, its reason.
     """
     few = replace(choices.settings, bootstrap=min(choices.settings.bootstrap, REPLICATES))
-    found = []
-    for changed, each in _variants(source, replace(choices, settings=few)):
+    choices = replace(choices, settings=few)
+    base = _fit(source, choices)
+    found = _entries("nothing", base)
+    for changed, each in _variants(source, choices):
         try:
-            needed = TABLE_LAWS[each.settings.law].roles
-            points = read_points(source, columns=each.columns, needed=needed, group=each.group, where=each.where)
-            fitted = fit_points(points, each.settings)
+            found += _entries(changed, _fit(source, each))
         except UserError as error:
             found.append({"changed": changed, "refused": str(error)})
-            continue
-        found += [_entry(changed, group) for group in fitted["groups"]]
-        found += [{"changed": changed, "group": one["group"], "refused": one["reason"]} for one in fitted["refused"]]
+    for name in _countings(source, choices, "c") if "c" not in TABLE_LAWS[few.law].roles else ():
+        counted = replace(choices, columns={**choices.columns, "c": name})
+        try:
+            found += _entries(f"c = {name}", {**base, "groups": _recounted(source, counted, base["groups"])})
+        except UserError as error:
+            found.append({"changed": f"c = {name}", "refused": str(error)})
+    return found
+
+
+def _fit(source: Source, choices: Choices) -> dict[str, Any]:
+    return fit_points(_points(source, choices), choices.settings)
+
+
+def _points(source: Source, choices: Choices, more: tuple[str, ...] = ()) -> Points:
+    needed = (*TABLE_LAWS[choices.settings.law].roles, *more)
+    return read_points(source, columns=choices.columns, needed=needed, group=choices.group, where=choices.where)
+
+
+def _recounted(source: Source, choices: Choices, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fitted groups with N_opt and D_opt under another count of FLOPs, which the rest of the law does not read."""
+    points = _points(source, choices, ("c",))
+    found = []
+    for fitted in groups:
+        if "alpha" in fitted["parameters"] and "n_opt_exponent" in fitted.get("derived", {}):
+            group, _ = select(points, fitted["group"], choices.settings.drop)
+            table = {
+                name: np.array([fitted["parameters"][name]["value"], *fitted["draws"][name]])
+                for name in ("A", "B", "alpha", "beta")
+            }
+            found.append({**fitted, "derived": optima(table, compute_of(group))})
     return found
 
 
 def _variants(source: Source, choices: Choices) -> Iterator[tuple[str, Choices]]:
-    """What is changed in words, and the choices with it."""
-    yield "nothing", choices
+    """What is changed in words, and the choices with it, where the law is fitted anew."""
     if choices.where:
         yield "without --where", replace(choices, where="")
     settings = choices.settings
@@ -62,11 +91,10 @@ def _variants(source: Source, choices: Choices) -> Iterator[tuple[str, Choices]]
         yield "without --drop", replace(choices, settings=replace(settings, drop=("highest", 0)))
     for text in LOSSES:
         loss = Loss.parse(text, settings.loss.space)
-        if loss != settings.loss and not (loss.kind == settings.loss.kind != "huber"):
+        if str(loss) != str(settings.loss):
             yield f"--loss {text}", replace(choices, settings=replace(settings, loss=loss))
-    roles = TABLE_LAWS[settings.law].roles
     for role in ("c", "n"):
-        if role in roles or (role == "c" and {"n", "d"} <= set(roles)):
+        if role in TABLE_LAWS[settings.law].roles:
             for name in _countings(source, choices, role):
                 yield f"{role} = {name}", replace(choices, columns={**choices.columns, role: name})
 
@@ -88,6 +116,11 @@ def _countings(source: Source, choices: Choices, role: str) -> Iterator[str]:
         except UserError:
             continue
         yield name
+
+
+def _entries(changed: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    fitted = [_entry(changed, group) for group in result["groups"]]
+    return fitted + [{"changed": changed, "group": one["group"], "refused": one["reason"]} for one in result["refused"]]
 
 
 def _entry(changed: str, fitted: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
-from linscale.study.table.compute import ComputeLaw, compute_of, described
+from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.profile import Profile, profiles
 from linscale.study.table.surface_fit import AGREE, Problem, Solution, fit, resample
@@ -74,20 +73,6 @@ def _parameters(
 
 
 def _derived(problem: Problem, vector: Array, replicates: Array, flops: ComputeLaw) -> dict[str, dict[str, Any]]:
-    """Where FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
-    names = problem.law.parameters
+    """Where FLOPs are spent best."""
     both = problem.numbers(np.vstack([vector, replicates]))
-    if min(both[0, names.index("alpha")], both[0, names.index("beta")]) <= 0:
-        return {}
-    with np.errstate(all="ignore"):
-        a, log_n, log_d = flops.optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
-        b = 1 - (1 + flops.kappa) * a
-        day = np.log(PFLOP_S_DAY)
-        values = {
-            "a": a,
-            "n_opt_coefficient": np.exp(log_n + a * day),
-            "n_opt_exponent": a,
-            "d_opt_coefficient": np.exp(log_d + b * day),
-            "d_opt_exponent": b,
-        }
-    return {name: summary(each[0], each[1:]) for name, each in values.items()}
+    return optima(dict(zip(problem.law.parameters, both.T, strict=True)), flops)
