@@ -55,10 +55,9 @@ def test_the_rule_sees_a_violation(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["linscale", "linscale.config", "linscale.run_folder", "linscale.shape", "linscale.data", "linscale.cli"]
-    + [
-        f"linscale.study.{name}"
-        for name in ("results", "laws", "envelope", "fit", "report", "table.points", "table.fit")
-    ],
+    + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report")]
+    + [f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity")]
+    + [f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")],
 )
 def test_the_torch_free_half_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -46,9 +46,9 @@ def fit(
         law: The law.
         columns: Which column holds what. n is parameters, d tokens, c FLOPs, loss nats per token; run and budget are to
             resample by. Columns called params, tokens, flops, loss, run and budget are found without. In the place
-            of a column, a definition: c=6nd, 6nd+head, kaplan, kaplan+attention, standard, chinchilla, paper, exact or
-            exact+head; n=exact, exact+embedding, paper, kaplan or c/6d; d=c/6n. They read shapes from columns such as
-            arch, d_model, n_layers, n_heads, d_ff, vocab_size, length.
+            of a column, a definition: c=6nd, 6nd+head, kaplan, kaplan+attention, standard, chinchilla,
+            chinchilla-body, paper, exact or exact+head; n=exact, exact+embedding, paper, kaplan or c/6d; d=c/6n. They
+            read shapes from columns such as arch, d_model, n_layers, n_heads, d_ff, vocab_size, length.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.

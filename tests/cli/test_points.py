@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from linscale.cli import main
+from linscale.study.table.definitions import DEFINITIONS
 from linscale.study.table.surfaces import chinchilla
 
 FIXTURES = Path(__file__).parent.parent / "study" / "sources" / "fixtures"
@@ -74,8 +75,7 @@ def test_sensitivity_changes_one_choice_at_a_time(table, capsys):
     entries = json.loads(capsys.readouterr().out)["sensitivity"]
     changed = [entry["changed"] for entry in entries]
     assert changed[:5] == ["nothing", "without --where", "without --drop", "--loss huber:1e-3", "--loss lad"]
-    flops = {"6nd", "kaplan", "kaplan+attention", "6nd+head", "standard", "chinchilla", "paper", "exact", "exact+head"}
-    assert {name.removeprefix("c = ") for name in changed[5:]} == flops
+    assert {name.removeprefix("c = ") for name in changed[5:]} == set(DEFINITIONS["c"])
     by_name = {entry["changed"]: entry for entry in entries}
     slope = {name: each["parameters"]["l_exponent"]["value"] for name, each in by_name.items()}
     assert by_name["nothing"]["points_used"] == 19

@@ -70,13 +70,12 @@ def _exact(values: Values, *, head: bool) -> Array:
     return each * values["d"]
 
 
-def _chinchilla(values: Values) -> Array:
-    d_model, n, vocabulary = values["d_model"], values["length"], values["vocab_size"]
+def _chinchilla(values: Values, *, head: bool) -> Array:
+    d_model, n = values["d_model"], values["length"]
     inner = values["n_heads"] * values["head_dim"]
     attention = 8 * d_model * inner + 4 * n * inner + 3 * values["n_heads"] * n
-    dense = 4 * d_model * values["d_ff"]
-    forward = 4 * vocabulary * d_model + values["n_layers"] * (attention + dense)
-    return 3 * forward * values["d"]
+    layers = values["n_layers"] * (attention + 4 * d_model * values["d_ff"])
+    return 3 * (layers + (4 * values["vocab_size"] * d_model if head else 0)) * values["d"]
 
 
 def _per_shape(values: Values, count: Callable[[Shape, float], float]) -> Array:
@@ -142,7 +141,13 @@ DEFINITIONS: Mapping[str, Mapping[str, Definition]] = {
             "C = 3 [4 vocab_size d_model + n_layers (8 d_model w + 4 length w + 3 n_heads length + 4 d_model d_ff)] D, "
             "w = n_heads head_dim (Hoffmann et al. 2022, appendix F)",
             (("d_model", "n_layers", "n_heads", "head_dim", "d_ff", "vocab_size", "length", "d"),),
-            _chinchilla,
+            lambda v: _chinchilla(v, head=True),
+        ),
+        "chinchilla-body": Definition(
+            "C = 3 n_layers (8 d_model w + 4 length w + 3 n_heads length + 4 d_model d_ff) D, w = n_heads head_dim "
+            "(the same, embeddings and head left out, as in its table A4)",
+            (("d_model", "n_layers", "n_heads", "head_dim", "d_ff", "length", "d"),),
+            lambda v: _chinchilla(v, head=False),
         ),
         "paper": Definition(
             "C by the closed form of each arch, embeddings and head left out (Shen et al. 2024): "

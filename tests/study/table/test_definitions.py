@@ -78,6 +78,24 @@ def test_kaplans_and_chinchillas_flops_by_hand(tmp_path):
     assert values(path, "c", "chinchilla") == [3 * forward / 128 * 10]
 
 
+def test_chinchillas_own_table_of_ratios_to_six_n_d(tmp_path):
+    """Table A4 of arXiv 2203.15556, and FLOPs of 2,048 tokens by nanoGPT's scaling_laws.ipynb, which reproduces it."""
+    shapes = [(73825280, 640, 10, 10, 2560), (305707008, 1024, 20, 16, 4096), (552604160, 1280, 24, 10, 5120),
+              (1143453696, 1792, 26, 14, 7168), (1593126912, 2048, 28, 16, 8192),
+              (6796274688, 3584, 40, 28, 14336)]  # fmt: skip
+    path = tmp_path / "p.csv"
+    lines = [f"{n},{d},{layers},{heads},{ff},32000,2048,2048" for n, d, layers, heads, ff in shapes]
+    path.write_text("\n".join(["params,d_model,n_layers,n_heads,d_ff,vocab_size,length,tokens", *lines]) + "\n")
+    flops = values(path, "c", "chinchilla-body")
+    assert flops.tolist() == [
+        929877196800, 4135248199680, 7353453772800, 14670316437504, 20220437594112, 83021046743040
+    ]  # fmt: skip
+    ratios = flops / values(path, "c", "6nd")
+    np.testing.assert_array_equal(np.round(ratios, 2), [1.03, 1.10, 1.08, 1.04, 1.03, 0.99])
+    heads = np.array([12 * 32000 * shape[1] * 2048 for shape in shapes])
+    np.testing.assert_array_equal(values(path, "c", "chinchilla"), flops + heads)
+
+
 def test_a_column_of_parameters_comes_before_the_shape(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("params_no_embed,d_model,n_layer,d_ff,tokens\n1e5,64,2,256,10\n")
