@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, print_json, print_note, print_table
+from linscale.config import UserError
 
 ROWS_SHOWN, COLUMNS_SHOWN = 10, 12
 
@@ -34,6 +35,8 @@ def points(
     from linscale.study.sources.read import read_table
     from linscale.study.sources.table import join, write
 
+    if not sources:
+        raise UserError("sources: name at least one file or folder")
     tables = {str(source): read_table(source) for source in sources}
     for name, each in tables.items():
         print_note(f"{name}: {each.kind}, {len(each.rows)} rows, {len(each.columns)} columns")

@@ -111,3 +111,19 @@ def test_what_cannot_be_fitted_without_a_condition_is_refused_not_fatal(table, c
     entries = {each["changed"]: each for each in json.loads(capsys.readouterr().out)["sensitivity"]}
     assert "loss is not a positive number in row 21 (nan)" in entries["without --where"]["refused"]
     assert "parameters" in entries["c = kaplan"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name at least one file or folder"),
+        (["nope.csv"], "nope.csv: no such file; expected a table with one row a point, or a folder of runs"),
+        (["TABLE", "--out", "x.xlsx"], "out = x.xlsx: unknown kind of file"),
+        (["TABLE", "--out", "nope/x.csv"], "out = nope/x.csv: no such folder"),
+        (["TABLE", "--on", "size"], "on = size: "),
+    ],
+)
+def test_bad_input_is_one_line(table, words, message, capsys):
+    assert main(["points", *(str(table) if word == "TABLE" else word for word in words)]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert message in error[-1]

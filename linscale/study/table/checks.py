@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from linscale.study.table.columns import is_definition
 from linscale.study.table.group import Group, warning
 from linscale.study.table.points import ROWS_SHOWN
 
 Array = np.ndarray
 HIGHEST_LOSS = 14.0  # nats: ln of a vocabulary of 1.2 million
 FLOPS_RATIO = 10.0
-FEWEST = {"n": (1e3, "parameters"), "d": (1e5, "tokens"), "c": (1e12, "FLOPs")}
+TOY_RATIO = 1e3  # attention alone is most of a toy's FLOPs
+FEWEST = {"n": (1e3, "parameters"), "d": (1e5, "tokens"), "c": (1e9, "FLOPs")}
 """Below these a column is hardly in ones."""
 CONSTANT = re.compile(r"constant|const|none|null|stable", re.I)
 TRUE, FALSE = re.compile(r"true|1|1\.0|yes", re.I), re.compile(r"false|0|0\.0|no", re.I)
@@ -47,12 +49,16 @@ def _high_loss(group: Group) -> Iterator[dict[str, str]]:
 
 
 def _other_units(group: Group) -> Iterator[dict[str, str]]:
+    """Values too small for ones, but where a column of FLOPs agrees with both others: then they are toys."""
+    agree = np.zeros(len(group.rows), dtype=bool)
+    if {"n", "d", "c"} <= set(group.numbers) and not is_definition("c", group.columns.get("c", "")):
+        agree = np.abs(np.log(_ratio(group))) < np.log(TOY_RATIO)
     for role, (least, unit) in FEWEST.items():
-        values = group.numbers.get(role)
-        if values is not None and (values < least).any():
-            column = group.columns.get(role, role)
-            text = f"{column} below {least:g} {unit}: in thousands, millions, billions or PFLOP/s-days? Laws take ones"
-            yield warning("units", text, shown_rows(group.rows[values < least]))
+        small = ~agree & (group.numbers[role] < least) if role in group.numbers else np.zeros(0, dtype=bool)
+        if small.any() and not is_definition(role, group.columns.get(role, "")):
+            name = group.columns.get(role, role)
+            text = f"{name} below {least:g} {unit}: in thousands, millions, billions or PFLOP/s-days? Laws take ones"
+            yield warning("units", text, shown_rows(group.rows[small]))
 
 
 def _bits(group: Group) -> Iterator[dict[str, str]]:
@@ -73,11 +79,15 @@ def _bits(group: Group) -> Iterator[dict[str, str]]:
 def _flops_differ(group: Group) -> Iterator[dict[str, str]]:
     if not {"n", "d", "c"} <= set(group.numbers) or group.columns.get("c") == "6nd":
         return
-    ratio = group.numbers["c"] / (6 * group.numbers["n"] * group.numbers["d"])
-    far = np.abs(np.log(ratio)) > np.log(FLOPS_RATIO)
+    far = np.abs(np.log(_ratio(group))) > np.log(FLOPS_RATIO)
     if far.any():
         text = "c differs from 6 n d by more than a factor of ten: other units?"
         yield warning("flops_differ", text, shown_rows(group.rows[far]))
+
+
+def _ratio(group: Group) -> Array:
+    """(m,) C over 6 N D."""
+    return np.asarray(group.numbers["c"] / (6 * group.numbers["n"] * group.numbers["d"]))
 
 
 def _mixed_schedules(group: Group) -> Iterator[dict[str, str]]:

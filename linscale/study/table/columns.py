@@ -176,16 +176,16 @@ def require(place: str, names: Sequence[str], name: str, what: str, definitions:
     """Raises UserError where a table has no column `name`, with names that are alike."""
     if name in names:
         return
-    near = _near(name, names) or _near(name, definitions)
-    alike = f" (did you mean {' or '.join(near)}?)" if near else ""
+    near = _near(name, (*names, *definitions))
+    alike = f" (did you mean {near}?)" if near else ""
     known = f", or a definition: {', '.join(definitions)}" if definitions else ""
     raise UserError(f"{what} = {name}: {place} has no such column{alike}; expected one of {listed(names)}{known}")
 
 
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    """Up to two names that are spelled alike."""
+def _near(name: str, names: Sequence[str]) -> str | None:
+    """The name that is spelled most alike."""
     folded = {each.lower(): each for each in names}
-    return [folded[each] for each in difflib.get_close_matches(name.lower(), folded, n=2, cutoff=0.6)]
+    return next((folded[each] for each in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)), None)
 
 
 def listed(names: Sequence[str]) -> str:

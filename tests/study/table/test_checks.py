@@ -37,6 +37,7 @@ def test_sound_points_have_no_warning(tmp_path):
         ("params,tokens,loss", ["0.07,300,3", "0.16,300,2.9"], "", {"units": "row 1, row 2"}),
         ("params,tokens,flops,loss", ["1e8,1e9,0.01,3", "1e8,2e9,1.2e18,3"], "",
          {"units": "row 1", "flops_differ": "row 1"}),
+        ("params,tokens,flops,loss", ["164,8192,1.3e7,3", "164,16384,2.6e7,2.9"], "", {}),  # a toy
         ("params,tokens,flops,loss", ["1e8,1e9,6.1e17,3", "1e8,2e9,1e20,3"], "", {"flops_differ": "row 2"}),
         ("params,tokens,val_bpb", ["1e8,1e9,1", "1e8,2e9,0.9"], "loss=val_bpb", {"loss_units": ""}),
         ("params,tokens,loss,bits_per_byte", ["1e8,1e9,3,1.1", "1e8,2e9,1.05,1.05"], "", {"loss_units": "row 2"}),
