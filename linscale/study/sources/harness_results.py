@@ -73,12 +73,16 @@ def _model(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of every task and group, by task.metric, and .filter where it is not "none"."""
+    """Every number of every task and group, by task.metric, and .filter where it is not "none".
+
+    Before version 0.4 metrics had no filter: "acc" alone.
+    """
     found = {}
     tables = [content["results"], content.get("groups") or {}]
     for task, values in (each for table in tables for each in table.items()):
+        old = not any("," in key for key in values)
         for key, value in values.items():
             metric, comma, kind = key.partition(",")
-            if comma and isinstance(value, int | float) and not isinstance(value, bool):
-                found[f"{task}.{metric}" + (f".{kind}" if kind != "none" else "")] = value
+            if (comma or old) and isinstance(value, int | float) and not isinstance(value, bool):
+                found[f"{task}.{metric}" + (f".{kind}" if kind not in ("", "none") else "")] = value
     return found

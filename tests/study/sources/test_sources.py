@@ -87,6 +87,29 @@ def test_the_later_of_two_results_counts_and_filters_are_told_apart(tmp_path):
     assert "first 5 samples" in notes
 
 
+def test_results_from_before_there_were_filters(tmp_path):
+    path = tmp_path / "pythia.json"
+    results = {"piqa": {"acc": 0.6, "acc_stderr": 0.01}}
+    config = {"model": "hf-causal", "model_args": "pretrained=EleutherAI/pythia-1.4b,revision=step13000"}
+    path.write_text(json.dumps({"results": results, "versions": {"piqa": 0}, "config": config}))
+    (row,) = read_table(path).rows
+    assert (row["run"], row["step"], row["piqa.acc"], row["piqa.acc_stderr"]) == (
+        "EleutherAI/pythia-1.4b", 13000, 0.6, 0.01
+    )  # fmt: skip
+
+
+def test_the_summary_at_the_end_of_a_run_is_not_a_step(tmp_path):
+    run = shutil.copytree(FIXTURES / "trainer" / "checkpoint-6", tmp_path / "run")
+    state = json.loads((run / "trainer_state.json").read_text())
+    state["log_history"].append({"step": 6, "train_loss": 4.5, "total_flos": 2e7, "train_runtime": 3.0, "epoch": 0.75})
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    rows = by_step(read_table(run))
+    assert rows[6]["train_loss"] == pytest.approx(4.1648406982)
+    assert rows[6]["mean_train_loss"] == 4.5
+    assert "train_runtime" not in rows[6]
+    assert rows[6]["run"] == "run"
+
+
 def test_offline_runs_of_wandb_have_every_step_and_their_config():
     table = read_table(FIXTURES / "wandb")
     assert [(row["run"], row["_step"], row["final"]) for row in table.rows] == [
