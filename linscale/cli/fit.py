@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from linscale.cli.fit_minima import law_lines, print_minima
-from linscale.cli.output import print_json, print_note, print_table
+from linscale.cli.fit_output import print_fit
+from linscale.cli.output import print_json
 from linscale.config import UserError
-
-ROWS_SHOWN = 20
 
 
 def fit(
@@ -38,9 +34,12 @@ def fit(
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
+    sensitivity: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
+    """Fit a law of loss to a table with one row a run or checkpoint, with 95% intervals: see docs/guide/fit.md.
+
+    linscale fit runs.csv --columns n=params,d=tokens,loss=val_loss,run=name
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
     L = l_coefficient C^l_exponent, C in PFLOP/s-days. overtrain: L = E + a N^b + a_prime 6^(b/2) D^b, and where there
@@ -50,12 +49,15 @@ def fit(
     that is good enough for each amount of data, N = coefficient D^exponent.
 
     Args:
-        points: The table.
+        points: A .csv, .tsv, .parquet or .jsonl file; or a folder: linscale's runs, transformers' checkpoints
+            (trainer_state.json), lm-eval's results, W&B's local runs. `linscale points` shows what is read of it.
         law: The law.
-        columns: Which column holds what, as in n=params,d=tokens,c=flops,loss=loss,run=name. n is parameters, d tokens,
-            c FLOPs, loss nats per token, unique distinct tokens, error and accuracy fractions, bpb bits per byte; run
-            and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
-            Columns called params, tokens, flops, loss, run and budget are found without.
+        columns: Which column holds what: n parameters, d tokens, c FLOPs, loss nats per token, unique distinct tokens,
+            error and accuracy fractions, bpb bits per byte; run and budget are to resample by. Columns called params,
+            tokens, flops, loss, run and budget are found without. In the place of a column, a definition: c=6nd,
+            6nd+head, kaplan, kaplan+attention, standard, chinchilla, chinchilla-body, paper, exact or exact+head;
+            n=exact, exact+embedding, paper, kaplan or c/6d; d=c/6n. They read shapes from columns such as arch,
+            d_model, n_layers, n_heads, d_ff, vocab_size, length.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
@@ -73,8 +75,10 @@ def fit(
         by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
             the law with noise of the size that repeats of a configuration show.
         seed: Of the resamples.
+        sensitivity: Fit again with other losses, FLOP and parameter definitions, and without --where and --drop.
         json: A file for the whole result; - for standard output, instead of the table.
     """
+    from linscale.study.sources.read import open_source
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
     from linscale.study.table.options import parse_options
@@ -93,16 +97,15 @@ def fit(
     )
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
-    table = read_points(
-        points,
-        columns=parse_columns(columns),
-        needed=entry.roles,
-        optional=entry.optional,
-        group=names,
-        where=where,
-    )
+    roles, source = parse_columns(columns), open_source(points)
+    table = read_points(source, columns=roles, needed=entry.roles, optional=entry.optional, group=names, where=where)
     settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, options)
     result = {"source": str(points), **fit_points(table, settings)}
+    if sensitivity:
+        from linscale.study.table.sensitivity import Choices
+        from linscale.study.table.sensitivity import sensitivity as vary
+
+        result["sensitivity"] = vary(source, Choices(roles, names, where, settings))
     if json == Path("-"):
         print_json(result)
         return
@@ -110,7 +113,7 @@ def fit(
         from linscale.run_folder import write_json
 
         write_json(json, result)
-    _print(result)
+    print_fit(result)
 
 
 def _chosen(law: str, irreducible: bool, excess: bool) -> str:
@@ -121,67 +124,3 @@ def _chosen(law: str, irreducible: bool, excess: bool) -> str:
     if not excess and law != "repeat":
         raise UserError(f"no-excess: an option of --law repeat, not of {law}")
     return f"{law}_irreducible" if irreducible else law if excess else "repeat_no_excess"
-
-
-def _print(result: dict[str, Any]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in _head(result)))
-    for fitted in result["groups"]:
-        print_table(
-            f"{fitted['group']}: {fitted['formula']}",
-            ("", "value", "se", "95% low", "high", "verdict"),
-            [
-                *_rows(fitted["parameters"]),
-                *_rows({name: each for name, each in fitted["derived"].items() if name != "a"}),
-            ],
-        )
-        print_minima(fitted)
-        sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
-    for item in result["refused"]:
-        print_note(f"{item['group']} is not fitted: {item['reason']}")
-
-
-def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name, each in table.items():
-        verdict = ""
-        if "at_bound" in each:
-            verdict = "on its bound" if each["at_bound"] else "" if each["identified"] else "not identified"
-        yield (name, *(_number(each[key]) for key in ("value", "se", "low", "high")), verdict)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _head(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['source']}: {', '.join(f'{role} = {name}' for role, name in result['columns'].items())}"
-    yield from _left_out(result["dropped"])
-
-
-def _left_out(dropped: list[dict[str, Any]]) -> Iterator[str]:
-    rules: dict[str, list[str]] = {}
-    for item in dropped:
-        rules.setdefault(item["rule"], []).append(str(item["row"]))
-    for rule, rows in rules.items():
-        more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
-        yield f"left out by {rule}: {len(rows)}: row {', '.join(rows[:ROWS_SHOWN])}{more}"
-
-
-def _lines(fitted: dict[str, Any]) -> Iterator[str]:
-    starts, boot, objective = fitted["starts"], fitted["bootstrap"], fitted["objective"]
-    values = objective["value"] if isinstance(objective["value"], list) else [objective["value"]]
-    yield f"{objective['name']}: {', '.join(f'{value:.6g}' for value in values)}"
-    if starts:
-        yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
-    if other := fitted["classical"]:
-        yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
-    yield from law_lines(fitted)
-    if boot["replicates"]:
-        yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if "n_opt_exponent" in fitted["derived"] | fitted["parameters"]:
-        compute = "C = 6 N D" if fitted["derived"] else "C"
-        yield f"N_opt and D_opt: coefficient C^exponent, {compute} in PFLOP/s-days of 8.64e19 FLOPs"
-    yield f"{fitted['points_used']} points"
-    yield from _left_out(fitted["dropped"])
-    for warning in fitted["warnings"]:
-        yield f"warning {warning['name']}: {warning['text']}" + (f" ({warning['detail']})" if warning["detail"] else "")
-    yield ""

@@ -87,6 +87,8 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
         "version": 1,
         "units": UNITS,
         "columns": dict(points.columns),
+        "definitions": points.definitions,
+        "notes": list(points.notes),
         "settings": {
             "loss": str(settings.loss) if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import (
     Fitted,
@@ -26,7 +27,6 @@ from linscale.study.table.form_fit import (
 )
 from linscale.study.table.group import Group, PointFit, draws, rounded, summary, warning
 from linscale.study.table.resampling import widened
-from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import EXPONENT_BOUNDS, GRID_E, NOTHING, Loss
 from linscale.study.table.surfaces import Array
 from linscale.study.table.unfit import check_distinct, check_fractions
@@ -56,7 +56,8 @@ def fit_overtrain(group: Group, settings: PointFit) -> dict[str, Any]:
     problem = FormProblem(overtrain_form(n, d, loss), settings.loss, loss, group.numbers.get("weight"))
     fitted = fit_form(problem, overtrain_starts(problem, n, d), counts, labels)
     result = group_entry(group, settings, fitted, len(np.unique(labels)), ("n", "d", "loss"))
-    result["derived"] = _derived(fitted)
+    flops = compute_of(group)
+    result["derived"], result["compute"] = _derived(fitted, flops), described(group, flops)
     if "error" in group.numbers:
         _add_error(result, group, counts, labels)
     return result
@@ -101,14 +102,14 @@ def overtrain_starts(problem: FormProblem, n: Array, d: Array) -> Array:
     return np.array(rows)
 
 
-def _derived(fitted: Fitted) -> dict[str, Any]:
-    """Where 6 N D FLOPs are spent best, as for the chinchilla law, and tokens a parameter, equal for all budgets."""
+def _derived(fitted: Fitted, flops: ComputeLaw) -> dict[str, Any]:
+    """Where FLOPs are spent best, as for the chinchilla law; and tokens a parameter under 6 N D, the same for all."""
     _, a, a_prime, b = fitted.problem.form.numbers(np.vstack([fitted.solution.vector, fitted.replicates])).T
     if b[0] >= 0:
         return {}
     with np.errstate(all="ignore"):
         ratio = (a_prime / a) ** (-1 / b) / np.sqrt(6)
-    found = allocation(a, a_prime * 6 ** (b / 2), -b, -b, factor=fitted.factor)
+    found = optima({"A": a, "B": a_prime * 6 ** (b / 2), "alpha": -b, "beta": -b}, flops, fitted.factor)
     found.pop("a", None)  # one half, and the name of a parameter here
     return found | {"tokens_per_parameter": summary(ratio[0], widened(ratio, fitted.factor)[1:])}
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
+from linscale.study.table.compute import compute_of, described, optima
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import fit_form, group_entry, projected, resampled
 from linscale.study.table.group import Group, PointFit, warning
 from linscale.study.table.points import ROWS_SHOWN
-from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import NOTHING
 from linscale.study.table.surfaces import Array
 from linscale.study.table.unfit import check_distinct
@@ -62,7 +62,9 @@ def fit_repeat(group: Group, settings: PointFit) -> dict[str, Any]:
     fitted = fit_form(problem, repeat_starts(problem, n, d, unique, excess), counts, labels)
     result = group_entry(group, settings, fitted, units, ("n", "d", "unique", "loss"))
     numbers = problem.form.numbers(np.vstack([fitted.solution.vector, fitted.replicates]))
-    result["derived"] = allocation(*numbers[:, 1:5].T, factor=fitted.factor)
+    table = dict(zip(("A", "B", "alpha", "beta"), numbers[:, 1:5].T, strict=True))
+    flops = compute_of(group)
+    result["derived"], result["compute"] = optima(table, flops, fitted.factor), described(group, flops)
     above = group.rows[unique > d * ROUNDING]
     if above.size:
         text = "more unique tokens than tokens: the unique tokens that were seen are taken to be all tokens"

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
+from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.resampling import widened
 from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretching
-from linscale.study.table.surfaces import LAWS, Array, optimum
+from linscale.study.table.surfaces import LAWS, Array
 from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
 
 def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group for the laws of `surfaces.LAWS`. Raises UserError when the points are too few."""
     law = LAWS[settings.law]
+    flops = compute_of(group) if "d" in law.inputs else None
     inputs = np.array([group.compute if role == "c" else group.numbers[role] for role in law.inputs])
     problem = Problem(law, settings.loss, inputs, group.numbers["loss"], group.numbers.get("weight"))
     repeats = find_repeats(group, law.inputs)
@@ -29,7 +29,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
     replicates = spread(problem, solution.vector, drawn, factor)
-    flops = ("c",) if "c" in group.numbers and "c" not in law.inputs else ()  # predictions count compute by them
+    counted = ("c",) if "c" in group.columns and "c" not in law.inputs else ()  # predictions count compute by them
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
     valley = find_valley(problem, solution.vector)
     noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
@@ -37,7 +37,8 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         "law": law.name,
         "formula": law.formula,
         "parameters": parameters,
-        "derived": _derived(problem, solution.vector, drawn, factor) if "d" in law.inputs else {},
+        "derived": {} if flops is None else _derived(problem, np.vstack([solution.vector, drawn]), flops, factor),
+        **({} if flops is None else {"compute": described(group, flops)}),
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
         "classical": {
@@ -56,7 +57,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             "prediction_stretch": factor,
         },
         "draws": draws(law.parameters, problem.numbers(drawn)),
-        "points": listed_points(group, (*law.inputs, *flops, "loss"), problem.residuals(solution.vector)),
+        "points": listed_points(group, (*law.inputs, *counted, "loss"), problem.residuals(solution.vector)),
         "condition": valley.condition,
         "seed_noise": noise,
         "warnings": [
@@ -103,27 +104,6 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vector: Array, drawn: Array, factor: float) -> dict[str, dict[str, Any]]:
-    names = problem.law.parameters
-    both = problem.numbers(np.vstack([vector, drawn]))
-    return allocation(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")), factor=factor)
-
-
-def allocation(A: Array, B: Array, alpha: Array, beta: Array, *, factor: float) -> dict[str, dict[str, Any]]:
-    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day.
-
-    Each array is (1 + r,): the estimate, then its resamples, stretched by `factor`. Empty for an exponent of nothing.
-    """
-    if min(alpha[0], beta[0]) <= 0:
-        return {}
-    with np.errstate(all="ignore"):
-        a, log_n, log_d = optimum(A, B, alpha, beta)
-        day = np.log(PFLOP_S_DAY / 6)
-        values = {
-            "a": a,
-            "n_opt_coefficient": np.exp(log_n + a * day),
-            "n_opt_exponent": a,
-            "d_opt_coefficient": np.exp(log_d + (1 - a) * day),
-            "d_opt_exponent": 1 - a,
-        }
-    return {name: summary(each[0], widened(each, factor)[1:]) for name, each in values.items()}
+def _derived(problem: Problem, vectors: Array, flops: ComputeLaw, factor: float) -> dict[str, dict[str, Any]]:
+    """Where FLOPs are spent best, by centred vectors (1 + r, p), the fit's first."""
+    return optima(dict(zip(problem.law.parameters, problem.numbers(vectors).T, strict=True)), flops, factor)

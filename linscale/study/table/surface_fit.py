@@ -197,7 +197,7 @@ def stretching(problem: Problem, best: Array, labels: Array, vectors: Array) -> 
     free = np.array(problem.law.free) & (best - low > 1e-6) & (high - best > 1e-6)
     columns = _derivatives(problem, best)[:, free]
     delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
-    return factor * steadied(columns, residuals, labels, delta, (vectors - best)[:, free])
+    return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
 
 
 def _derivatives(problem: Problem, vector: Array) -> Array:
