@@ -30,6 +30,7 @@ def fit(
     by: Literal["run", "point", "budget"] | None = None,
     seed: int = 0,
     json: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
 
@@ -52,6 +53,7 @@ def fit(
         by: What is resampled. Runs where a column tells them apart, else points.
         seed: Of the resamples.
         json: A file for the whole result; - for standard output, instead of the table.
+        html: A file for a page of figures and tables that opens without a network.
     """
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
@@ -71,6 +73,10 @@ def fit(
     )
     settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
     result = {"source": str(points), **fit_points(table, settings)}
+    if html is not None:
+        from linscale.study.report.fit_page import write_fit_report
+
+        write_fit_report(result, html)
     if json == Path("-"):
         print_json(result)
         return
@@ -79,6 +85,8 @@ def fit(
 
         write_json(json, result)
     _print(result)
+    if html is not None:
+        sys.stdout.write(f"page: {html}\n")
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -85,3 +85,12 @@ def test_bad_input_is_one_line(table, capsys, words, message):
 def test_a_file_that_is_not_there(capsys):
     assert main(["fit", "nope.csv"]) == 2
     assert "nope.csv: no such file" in capsys.readouterr().err
+
+
+def test_a_page_of_the_fit(table, tmp_path, capsys):
+    out = tmp_path / "new" / "fit.html"
+    assert main(["fit", table, "--columns", "n=size", "--bootstrap", "20", "--html", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"page: {out}\n")
+    page = out.read_text(encoding="utf-8")
+    assert "Chinchilla law of points.csv" in page
+    assert "residual-predicted" in page
