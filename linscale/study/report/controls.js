@@ -15,7 +15,8 @@ const watcher = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: MARGIN });
 
-// `spec` gives { data, layout } of what is now shown there, for ranges zoomed to, and `rows` the table behind it.
+// `spec` gives { data, layout } of what is now shown there, of the ranges zoomed to and a size in pixels; `rows` the
+// table behind it.
 function addPlot(element, title, spec, rows) {
   plots.set(element, { title, spec, rows, zoomed: null, shown: false, stale: true });
   element.parentElement.insertBefore(toolsOf(element, title), element.nextSibling);
@@ -32,15 +33,15 @@ function removePlots(within) {
 }
 
 // What is shown: the whole range, or the ranges zoomed to.
-function specOfPlot({ spec, zoomed }) {
-  const { data, layout } = spec(zoomed);
+function specOfPlot({ spec, zoomed }, size) {
+  const { data, layout } = spec(zoomed, size);
   for (const [name, range] of Object.entries(zoomed || {})) layout[name] = { ...layout[name], range, autorange: false };
   return { data, layout };
 }
 
 function draw(element) {
   const plot = plots.get(element), first = !element.data;
-  const { data, layout } = specOfPlot(plot);
+  const { data, layout } = specOfPlot(plot, { width: element.clientWidth || EXPORT.width, height: element.clientHeight || EXPORT.height });
   if (matchMedia("print").matches) layout.width = Math.min(element.clientWidth || Infinity, PRINT_WIDTH[element.classList.contains("small") ? "small" : "whole"]);
   Plotly.react(element, data, layout, CONFIG);
   plot.stale = false;
@@ -130,7 +131,7 @@ function save(element, suffix, blob) {
 // For a paper: light colours on white, with a legend of the groups that are shown, over the range that is shown.
 async function downloadImage(element, format) {
   palette = document.querySelector(".light");
-  const { data, layout } = specOfPlot(plots.get(element));
+  const { data, layout } = specOfPlot(plots.get(element), EXPORT);
   const legend = legendOf(data);
   palette = document.documentElement;
   const white = { paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", showlegend: legend.length > 0, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 12, r: 16, t: 24, b: 12 } };
@@ -177,7 +178,7 @@ function addCheckboxes() {
 addCheckboxes();
 for (const figure of page.figures) {
   const element = document.getElementById(figure.id);
-  if (figure.marks.length) addPlot(element, figure.title, (zoomed) => specOf(figure, zoomed), () => rowsOf(figure));
+  if (figure.marks.length) addPlot(element, figure.title, (zoomed, size) => specOf(figure, zoomed, size), () => rowsOf(figure));
   else element.closest("figure").hidden = true; // nothing is known yet
 }
 for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", drawAll);

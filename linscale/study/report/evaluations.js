@@ -51,17 +51,9 @@ function linearAxis(values) {
 
 // A log axis for little room: few ticks, `apart` from each other as a share of the axis.
 function smallLogAxis(title, values, text, apart) {
-  const axis = logAxis(title, Math.min(...values), Math.max(...values), text);
-  const [low, high] = axis.range;
-  const ticks = [];
-  const place = (value) => (Math.log10(value) - low) / (high - low);
-  const within = axis.tickvals.filter((value) => place(value) >= 0 && place(value) <= 1);
-  const powers = within.filter((value) => Number.isInteger(+Math.log10(value).toFixed(6)));
-  for (const value of [...powers, ...within]) { // powers of ten first
-    if (ticks.every((other) => Math.abs(place(value) - place(other)) >= apart)) ticks.push(value);
-  }
-  if (!ticks.length) ticks.push(values[0]);
-  return { ...axis, title: { text: title, font: { size: 11 } }, tickvals: ticks, ticktext: ticks.map(text), tickangle: 0 };
+  const axis = thinned(logAxis(title, Math.min(...values), Math.max(...values), text), text, apart);
+  const ticks = axis.tickvals.length ? {} : { tickvals: [values[0]], ticktext: [text(values[0])] };
+  return { ...axis, ...ticks, title: { text: title, font: { size: 11 } } };
 }
 
 function errorBars(errors, color) {

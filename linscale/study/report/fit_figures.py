@@ -72,7 +72,9 @@ def _of_compute(groups: Sequence[Group], law: str) -> Figure | None:
         marks += published(name, law, ends)
     if not marks:
         return None
-    return replace(_FRAMES[law], marks=tuple(marks))
+    frame = replace(_FRAMES[law], marks=tuple(marks))
+    dotted = any(mark.kind == "dotted" for mark in marks)
+    return replace(frame, caption=f"{frame.caption} Dotted: the published laws.") if dotted else frame
 
 
 def compute_range(group: Group) -> Array | None:
@@ -110,7 +112,7 @@ _FRAMES = {
     "l": Figure(
         "loss-compute", "Loss against compute", COMPUTE, LOSS, (),
         "Symbols: the points of the table. Line and band: the law where compute is spent best, with its 95% band; a "
-        "point lies above it by what its size or its tokens cost. Dotted, where the ranges meet: the published laws.",
+        "point lies above it by what its size or its tokens cost.",
         tall=True,
     ),
     "n_opt": Figure(

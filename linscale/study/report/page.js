@@ -4,6 +4,8 @@ const page = JSON.parse(document.getElementById("figures").textContent);
 const SUPERSCRIPT = { "-": "\u207b", 0: "\u2070", 1: "\u00b9", 2: "\u00b2", 3: "\u00b3", 4: "\u2074", 5: "\u2075", 6: "\u2076", 7: "\u2077", 8: "\u2078", 9: "\u2079" };
 const PREFIXES = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon", "star"];
+const LABEL = { width: 72, height: 28 }; // pixels that the text at a tick takes with what parts it from the next
+const MANY = 400; // points of one group, from which they are drawn small
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false };
 const groups = new Map(page.groups.map((group) => [group.id, group]));
 const hidden = new Set(); // names of the groups that are not shown
@@ -71,6 +73,18 @@ function logAxis(title, low, high, text) {
   return { ...frameOfAxis(title), type: "log", range: [Math.log10(low) - pad, Math.log10(high) + pad], tickvals, ticktext: tickvals.map(text) };
 }
 
+// The axis with fewer ticks where its labels would meet: they are `apart` from each other, as a share of the axis.
+function thinned(axis, text, apart, [low, high] = axis.range) {
+  const ticks = [];
+  const place = (value) => (Math.log10(value) - low) / (high - low);
+  const within = axis.tickvals.filter((value) => place(value) >= 0 && place(value) <= 1);
+  const powers = within.filter((value) => Number.isInteger(+Math.log10(value).toFixed(6)));
+  for (const value of [...powers, ...within]) { // powers of ten first
+    if (ticks.every((other) => Math.abs(place(value) - place(other)) >= apart)) ticks.push(value);
+  }
+  return { ...axis, tickvals: ticks, ticktext: ticks.map(text), tickangle: 0 };
+}
+
 // Round values, evenly apart, over and around a range of less than a third.
 function evenTicks(low, high) {
   const raw = (high - low) / 5 || low / 10, unit = 10 ** Math.floor(Math.log10(raw));
@@ -82,16 +96,16 @@ function evenTicks(low, high) {
   return ticks;
 }
 
-// `shown` is the range after a zoom, in the units of Plotly: exponents of ten on a log axis.
-function axisOf(axis, extent, shown) {
+// `shown` is the range after a zoom, in the units of Plotly: exponents of ten on a log axis. `apart` is as in `thinned`.
+function axisOf(axis, extent, shown, apart) {
   const text = TEXTS[axis.text];
   if (!axis.log) {
     const pad = 0.06 * (extent[1] - extent[0] || Math.abs(extent[0]) || 1);
     return { ...frameOfAxis(axis.title), range: [extent[0] - pad, extent[1] + pad], nticks: 7 };
   }
   const whole = logAxis(axis.title, ...extent, text);
-  if (!shown || (shown[0] === whole.range[0] && shown[1] === whole.range[1])) return whole;
-  return { ...logAxis(axis.title, 10 ** shown[0], 10 ** shown[1], text), range: whole.range };
+  if (!shown || (shown[0] === whole.range[0] && shown[1] === whole.range[1])) return thinned(whole, text, apart);
+  return { ...thinned(logAxis(axis.title, 10 ** shown[0], 10 ** shown[1], text), text, apart, shown), range: whole.range };
 }
 
 // What an axis covers, whichever groups are hidden.
@@ -126,7 +140,7 @@ function toldOf(figure, mark) {
 // The look of a mark in a colour, for Plotly.
 const LOOKS = {
   curve: (color) => ({ mode: "lines", opacity: 0.5, line: { color, width: 1.1 } }),
-  points: (color, symbol) => ({ mode: "markers", opacity: 0.75, marker: { color, symbol, size: 6.5, line: { width: 0 } } }),
+  points: (color, symbol, count) => ({ mode: "markers", opacity: count > MANY ? 0.5 : 0.75, marker: { color, symbol, size: count > MANY ? 4 : 6.5, line: { width: 0 } } }),
   faint: (color, symbol) => ({ mode: "markers", opacity: 0.4, marker: { color, symbol, size: 8, line: { width: 0 } } }),
   minimum: (color) => ({ mode: "markers", marker: { color: variable("--paper"), symbol: "diamond", size: 9, line: { color, width: 2 } } }),
   line: (color) => ({ mode: "lines", line: { color, width: 2 } }),
@@ -142,7 +156,7 @@ function traceOf(figure, mark) {
       fill: "toself", fillcolor: translucent(color, 0.14), hoverinfo: "skip" };
   }
   const symbol = group ? SYMBOLS[group.series % 8] : "circle";
-  return { ...shared, x: mark.x, y: mark.y, text: toldOf(figure, mark), hovertemplate: "%{text}<extra></extra>", ...LOOKS[mark.kind](color, symbol) };
+  return { ...shared, x: mark.x, y: mark.y, text: toldOf(figure, mark), hovertemplate: "%{text}<extra></extra>", ...LOOKS[mark.kind](color, symbol, mark.x.length) };
 }
 
 function isShown(mark) {
@@ -159,12 +173,12 @@ function layoutOf(size) {
   };
 }
 
-// The traces and layout of a figure; `zoomed` has the ranges after a zoom, where there was one.
-function specOf(figure, zoomed) {
+// The traces and layout of a figure of a size in pixels; `zoomed` has the ranges after a zoom, where there was one.
+function specOf(figure, zoomed, { width, height }) {
   const x = extentOf(figure, "x"), y = extentOf(figure, "y");
   return {
     data: figure.marks.filter(isShown).map((mark) => traceOf(figure, mark)),
-    layout: { ...layoutOf(13), xaxis: axisOf(figure.x, x, zoomed?.xaxis), yaxis: axisOf(figure.y, y, zoomed?.yaxis) },
+    layout: { ...layoutOf(13), xaxis: axisOf(figure.x, x, zoomed?.xaxis, LABEL.width / width), yaxis: axisOf(figure.y, y, zoomed?.yaxis, LABEL.height / height) },
   };
 }
 

@@ -172,7 +172,7 @@ def method(found: dict[str, Any]) -> str:
 def number(value: float, digits: int = 3) -> str:
     """A number in HTML: plain where that is short, otherwise with a power of ten; a real minus sign."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.{digits}g}".replace("-", "−")
+        return f"{float(f'{value:.{digits}g}'):g}".replace("-", "−")
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     factor = "" if float(mantissa) == 1 else f"{float(mantissa):g} × "
     return f"{factor}10<sup>{int(power)}</sup>".replace("-", "−")
