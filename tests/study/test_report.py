@@ -1,10 +1,12 @@
 """The page opens without a network, shows what was found and escapes what a model wrote; the table fits 80 columns."""
 
+import hashlib
 import io
 import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from linscale.study.report.digest import short, with_interval
 from linscale.study.results import read_study
 
 HOSTILE = "</script><script>alert(1)</script> & \x1b[31mred [bold]not markup[/bold]"
+DIGEST = "79542150855a52c567260e3137095dbe"  # of npm's plotly.js-cartesian-dist-min 4.1.1
 ARCHITECTURES = ("cosformer2", "hgrn2", "llama", "tnl")
 
 
@@ -97,6 +100,14 @@ def test_the_page_is_whole_refers_to_nothing_outside_and_is_the_same_twice(study
     assert out.stat().st_size < 5_000_000
     assert list(out.parent.iterdir()) == [out]
     assert write_report(study, tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+def test_the_bundle_of_plotly_is_the_published_one_with_its_licence() -> None:
+    folder = files("linscale.study.report")
+    script = folder.joinpath("plotly-cartesian.min.js").read_bytes()
+    assert script.startswith(b"/**\n* plotly.js (cartesian - minified) v4.1.1\n")
+    assert hashlib.sha256(script).hexdigest().startswith(DIGEST)
+    assert "MIT License" in folder.joinpath("plotly-LICENSE.txt").read_text()
 
 
 def test_what_a_model_or_a_config_says_stays_text(study: Path, tmp_path: Path) -> None:

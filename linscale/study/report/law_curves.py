@@ -29,13 +29,15 @@ class Line:
 
 
 def parameters_of(group: Mapping[str, Any]) -> dict[str, Array]:
-    """By name (1 + r, 1): a parameter's value, then its resamples. `group` is one of the JSON of a fit."""
+    """By name (1 + r, 1): a parameter's value, then its resamples, the value again where it has none.
+
+    `group` is one of the JSON of a fit.
+    """
     draws = group.get("draws") or {}
     count = min((len(values) for values in draws.values()), default=0)
     return {
-        name: np.array([row["value"], *draws.get(name, ())[:count]], dtype=float)[:, None]
+        name: np.array([row["value"], *draws.get(name, [row["value"]] * count)[:count]], dtype=float)[:, None]
         for name, row in group["parameters"].items()
-        if name in draws or not count
     }
 
 
