@@ -66,6 +66,25 @@ def test_the_frontier_is_where_6nd_flops_are_spent_best(tmp_path: Path) -> None:
     assert (min(published.x), max(published.x)) == pytest.approx((0.01, 6e22 / PFLOP_S_DAY), rel=1e-5)  # where both are
 
 
+def test_flops_other_than_6nd_move_the_frontier(tmp_path: Path) -> None:
+    result = fitted(write_table(tmp_path / "points.csv"))
+    said = {
+        "definition": "6nd+head",
+        "formula": "6 (N + V d_model) D",
+        "k": 40.0,
+        "kappa": -0.1,
+        "largest_deviation": 0.02,
+    }
+    result["groups"][0]["compute"] = said
+    (line,), (n_opt,) = marks(result, "loss-compute", "line"), marks(result, "n-opt", "line")
+    n = np.geomspace(1e6, 1e12, 40_001)
+    loss = chinchilla(n, line.x[16] * PFLOP_S_DAY / 40 / n**0.9, **TRUTH)
+    assert line.y[16] == pytest.approx(loss.min(), rel=1e-3)
+    assert n_opt.y[16] == pytest.approx(n[loss.argmin()], rel=0.02)
+    (points,) = marks(result, "loss-compute", "points")
+    assert points.x[0] == pytest.approx(40 * 1e7**0.9 * 1e9 / PFLOP_S_DAY, rel=1e-5)
+
+
 def test_bands_hold_the_line_and_the_middle_of_the_resamples(tmp_path: Path) -> None:
     result = fitted(write_table(tmp_path / "points.csv", noise=0.01))
     (band,) = marks(result, "n-opt", "band")
@@ -188,6 +207,15 @@ def test_scores_repeats_and_the_pac_law_are_drawn_from_their_formulas() -> None:
     )
     assert slope == pytest.approx([0.72, 0.44], rel=1e-3)  # the lower side is the steeper exponent before the middle
     assert band.low[16] == pytest.approx(line.y[16], rel=1e-4)
+    curve = {
+        "tokens": 1e9,
+        "params": [1e6, 1e7],
+        "loss": [3.2, 3.0],
+        "minimum": {"params": 1e7, "loss": 3.0},
+        "edge": False,
+    }
+    pac["curves"] = [curve, curve | {"minimum": None}]
+    assert [mark.x for mark in marks({"groups": [pac]}, "pac-sizes", "minimum")] == [[1e7]]
 
 
 def test_a_line_without_resamples_has_no_band_and_odd_resamples_are_left_out() -> None:
@@ -236,6 +264,33 @@ def test_the_page_says_where_numbers_come_from_and_what_was_left_out(tmp_path: P
     power = page(fitted(path, "power", {"c": "6nd"}))
     assert "Published: Shen et al. 2024" in power
     assert "−0.0768" in power
+
+
+def test_what_changed_choices_do_stands_in_tables(tmp_path: Path, page: Callable[..., str]) -> None:
+    result = fitted(write_table(tmp_path / "points.csv", noise=0.01))
+    row = {"value": 0.3, "low": 0.2, "high": 0.4}
+    result["sensitivity"] = [
+        {"changed": "nothing", "group": "tnl", "points_used": 36, "parameters": {"alpha": row}},
+        {"changed": "loss = l2", "group": "tnl", "refused": "too few"},
+    ]
+    result["groups"][0] |= {
+        "sensitivity": [{"minimum": "akima", "budgets": 5, "l_exponent": -0.0712, "n_opt_exponent": None}],
+        "compute": {"definition": "paper", "formula": "closed form", "k": 6.0, "kappa": 0.0, "largest_deviation": 0.0},
+        "verdict": "below [0.44, 0.72]",
+    }
+    result |= {"definitions": {"c": "closed form"}, "notes": ["tokens are not known"]}
+    body = page(result).split("<script>")[0]
+    for words in (
+        "loss = l2",
+        "too few",
+        "0.2 to 0.4",
+        "akima",
+        "−0.0712",
+        "paper: closed form",
+        "tokens are not known",
+        "below [0.44, 0.72]",
+    ):
+        assert words in body, words
 
 
 def test_warnings_and_refusals_stand_at_the_top(tmp_path: Path, page: Callable[..., str]) -> None:

@@ -20,6 +20,7 @@ from linscale.study.report.figures import (
     Array,
     Figure,
     Mark,
+    numbers,
     published,
     rounded,
 )
@@ -42,12 +43,20 @@ def fit_figures(groups: Sequence[Group], space: str) -> list[Figure]:
     return [figure for figure in figures if figure is not None and any(len(mark.x) for mark in figure.marks)]
 
 
-def flops_of(points: Mapping[str, Any]) -> Array | None:
-    """(m,) FLOPs of a group's points: as the table has them, else 6 N D; None where neither is known."""
+def compute_law(group: Group) -> tuple[float, float]:
+    """k and kappa of FLOPs = k N^(1 + kappa) D: of the group's columns where it says so, else of 6 N D."""
+    said = group.get("compute") or {}
+    return (said["k"], said["kappa"]) if "k" in said else law_curves.SIX_ND
+
+
+def flops_of(group: Group) -> Array | None:
+    """(m,) FLOPs of the points: as the table has them, else by the group's law of compute; None where neither is."""
+    points = group.get("points") or {}
     if "c" in points:
-        return np.array(points["c"], dtype=float)
+        return numbers(points["c"])
     if "n" in points and "d" in points:
-        return 6 * np.array(points["n"], dtype=float) * np.array(points["d"], dtype=float)
+        k, kappa = compute_law(group)
+        return np.asarray(k * numbers(points["n"]) ** (1 + kappa) * numbers(points["d"]))
     return None
 
 
@@ -62,7 +71,7 @@ def _of_compute(groups: Sequence[Group], law: str) -> Figure | None:
         name, ends = group["group"], (float(compute[0]), float(compute[-1]))
         ranges.append(ends)
         marks += line_marks(name, compute, line)
-        flops, points = flops_of(group["points"]) if "points" in group else None, group.get("points", {})
+        flops, points = flops_of(group), group.get("points") or {}
         if key == "loss" and flops is not None and "loss" in points:
             c = rounded(flops / PFLOP_S_DAY)
             marks.insert(0, Mark("points", "points", name, c, rounded(points["loss"]), extra=labels_of(points)))
@@ -80,7 +89,7 @@ def _of_compute(groups: Sequence[Group], law: str) -> Figure | None:
 def compute_range(group: Group) -> Array | None:
     """(LINE_POINTS,) PFLOP/s-days over which a group was fitted; None where no compute is known."""
     known = _minima(group)
-    flops = flops_of(group["points"]) if group.get("points") else None
+    flops = flops_of(group)
     if flops is not None and flops.size:
         low, high = float(flops.min()) / PFLOP_S_DAY, float(flops.max()) / PFLOP_S_DAY
     elif known and len(known["compute"]):
@@ -97,7 +106,7 @@ def _minima(group: Group) -> Mapping[str, Any] | None:
 
 
 def _frontier(group: Group, key: str, compute: Array) -> law_curves.Line | None:
-    values = law_curves.frontier(group["law"], law_curves.parameters_of(group), compute)
+    values = law_curves.frontier(group["law"], law_curves.parameters_of(group), compute, compute_law(group))
     if values is None or key not in values:
         return None
     line, known = law_curves.line_of(values[key]), group.get("band")
@@ -130,7 +139,7 @@ def _curves(groups: Sequence[Group]) -> Figure:
     """IsoFLOP curves: the points of each budget, the curve through them and its minimum."""
     marks = []
     for group in groups:
-        for curve in group.get("curves") or ():
+        for curve in (group.get("curves") or ()) if group["law"] != "pac" else ():
             name, of = group["group"], {"compute_pflop_s_days": rounded([curve["compute"]])[0]}
             left_out = {"left_out": str(curve["rule"])} if curve.get("rule") else {}
             marks.append(

@@ -44,6 +44,7 @@ def form_figures(groups: Sequence[Group]) -> list[Figure]:
         ),
         _repeats(groups),
         _pac(groups),
+        _pac_sizes(groups),
     ]
 
 
@@ -115,3 +116,18 @@ def _pac(groups: Sequence[Group]) -> Figure:
         "Grey: exponents from 0.44 to 0.72 through the middle of the line."
     )
     return Figure("pac", "Parameters against tokens", TOKENS, PARAMS, tuple(marks), caption, tall=True)
+
+
+def _pac_sizes(groups: Sequence[Group]) -> Figure:
+    """Loss against size at each amount of data, and the smallest size that is good enough."""
+    marks = []
+    for group in groups:
+        for curve in (group.get("curves") or ()) if group["law"] == "pac" else ():
+            name, of = group["group"], {"tokens": rounded([curve["tokens"]])[0]}
+            sizes = rounded(curve["params"]), rounded(curve["loss"])
+            marks += [Mark("points", "sizes", name, *sizes, extra=of), Mark("curve", "sizes", name, *sizes, extra=of)]
+            if best := curve.get("minimum"):
+                at = rounded([best["params"]]), rounded([best["loss"]])
+                marks.append(Mark("minimum", "good enough", name, *at, extra=of))
+    caption = "One line an amount of data. Diamonds: the smallest size whose loss is within the tolerance of the best."
+    return Figure("pac-sizes", "Loss against size at equal data", PARAMS, LOSS, tuple(marks), caption)

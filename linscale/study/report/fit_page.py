@@ -12,6 +12,7 @@ from linscale.study.report import fit_sections, sections
 from linscale.study.report.digest import display_name
 from linscale.study.report.figures import Figure, drawn, series
 from linscale.study.report.fit_figures import fit_figures
+from linscale.study.report.fit_sensitivity import sensitivity
 from linscale.study.report.frame import Page, template, write_page
 
 BESIDE = {"n-opt": "How to spend compute", "loss-n": "Loss against size and tokens", "residual-": "Residuals"}
@@ -25,7 +26,7 @@ def write_fit_report(result: Mapping[str, Any], out: Path) -> Path:
     hash, where it still is there. Raises UserError when `out` cannot be written.
     """
     groups = result["groups"]
-    space = "linear" if str(result["settings"].get("loss", "")).endswith("residuals of L") else "log"
+    space = "log" if all("of log " in str(group["objective"]["name"]) for group in groups) else "linear"
     figures = fit_figures(groups, space)
     names = [group["group"] for group in groups]
     source = Path(str(result["source"]))
@@ -34,6 +35,7 @@ def write_fit_report(result: Mapping[str, Any], out: Path) -> Path:
         "figures": _sections(figures),
         "parameters": fit_sections.parameters(groups),
         "minimum": fit_sections.minimum(groups),
+        "sensitivity": sensitivity(result),
         "dropped": fit_sections.dropped(result),
         "provenance": fit_sections.provenance(result, sha256(source)),
     }

@@ -56,7 +56,12 @@ def parameters(groups: Sequence[Group]) -> str:
     caption = "The 95% interval is over resamples, the profile interval of the likelihood with all others fitted anew."
     if paper:
         caption += " Published: Shen et al. 2024, another corpus and vocabulary: only exponents compare."
-    return table(caption, f"<tr>{headings}</tr>", "".join(bodies), "Parameters")
+    verdicts = "".join(
+        f"<p>{escape(display_name(group['group']))}: {escape(str(group['verdict']))}.</p>"
+        for group in groups
+        if group.get("verdict")
+    )
+    return table(caption, f"<tr>{headings}</tr>", "".join(bodies), "Parameters") + verdicts
 
 
 def minimum(groups: Sequence[Group]) -> str:
@@ -116,6 +121,8 @@ def provenance(result: Mapping[str, Any], digest: str | None) -> str:
         ("SHA-256", f"<code>{digest}</code>" if digest else "not known: the table was not there when this was written"),
         ("Columns", f"<code>{escape(columns)}</code>"),
         ("Compute", _compute(result)),
+        *([("Definitions", _definitions(result["definitions"]))] if result.get("definitions") else []),
+        *([("Notes", escape("; ".join(map(str, result["notes"]))))] if result.get("notes") else []),
         ("Law", escape(laws)),
         ("Settings", f"<code>{escape(settings)}</code>"),
         ("Units", escape("; ".join(f"{name}: {text}" for name, text in result["units"].items()))),
@@ -126,11 +133,19 @@ def provenance(result: Mapping[str, Any], digest: str | None) -> str:
 
 def _compute(result: Mapping[str, Any]) -> str:
     """The definition of FLOPs, in words."""
+    said = [group["compute"] for group in result["groups"] if group.get("compute")]
+    if said:
+        texts = dict.fromkeys(f"{each['definition']}: {each['formula']}" for each in said)
+        return f"{escape('; '.join(texts))}; 1 PFLOP/s-day = 8.64 × 10<sup>19</sup> FLOPs"
     defined = result["columns"].get("c")
     if defined is None:
         return "no FLOPs are read; where figures and N<sub>opt</sub> need compute, C = 6 N D"
     definition = "C = 6 N D" if defined == "6nd" else f"<code>{escape(str(defined))}</code>"
     return f"{definition}; 1 PFLOP/s-day = 8.64 × 10<sup>19</sup> FLOPs"
+
+
+def _definitions(definitions: Mapping[str, str]) -> str:
+    return escape("; ".join(f"{role}: {formula}" for role, formula in definitions.items()))
 
 
 def _rows(group: Group) -> dict[str, Mapping[str, Any]]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from linscale.study.laws import PFLOP_S_DAY
-from linscale.study.table.surfaces import optimum
 
 Array = np.ndarray
 SURFACES = ("chinchilla", "gamma", "overtrain", "repeat")
 INTERVAL = (2.5, 97.5)
+SIX_ND = (6.0, 0.0)  # k and kappa of C = 6 N D
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,21 @@ def surface(law: str, p: Mapping[str, Array], n: Array, d: Array) -> Array:
         return np.asarray(p["E"] + (A / n**alpha + B / d**beta) ** gamma)
 
 
-def frontier(law: str, p: Mapping[str, Array], compute: Array) -> dict[str, Array] | None:
+def frontier(
+    law: str, p: Mapping[str, Array], compute: Array, flops: tuple[float, float] = SIX_ND
+) -> dict[str, Array] | None:
     """Loss, params and tokens (1 + r, g) where `compute` (g,) is spent best; None for a law that does not say.
 
-    For surfaces C = 6 N D. For laws of compute alone only what they have: `power` has the loss.
+    For surfaces FLOPs are k N^(1 + kappa) D, `flops` = (k, kappa). Laws of compute alone have only what they are of:
+    `power` the loss.
     """
     if law in SURFACES:
         A, B, alpha, beta, _ = _terms(law, p)
         with np.errstate(all="ignore"):
-            a, log_n, log_d = optimum(A, B, alpha, beta)
-            log_c = np.log(compute * PFLOP_S_DAY / 6)
-            n, d = np.exp(log_n + a * log_c), np.exp(log_d + (1 - a) * log_c)
+            power = 1 + flops[1]  # A / N^alpha + B (N^power / (C / k))^beta is least where its derivative vanishes
+            log_c = np.log(compute * PFLOP_S_DAY / flops[0])
+            log_n = (np.log(alpha * A) - np.log(beta * power * B) + beta * log_c) / (alpha + power * beta)
+            n, d = np.exp(log_n), np.exp(log_c - power * log_n)
         return {"loss": surface(law, p, n, d), "params": n, "tokens": d}
     found = {}
     for name, key in (("l", "loss"), ("n_opt", "params"), ("d_opt", "tokens")):
