@@ -21,6 +21,7 @@ from linscale.study.report.figures import (
     numbers,
     rounded,
 )
+from linscale.study.report.law_curves import pac_params, parameters_of
 
 TARGETS = {"loss": LOSS, "accuracy": Axis("accuracy", "Accuracy", log=False, symbol="accuracy")}
 INPUTS = {
@@ -41,8 +42,8 @@ def labels_of(points: Mapping[str, Any]) -> dict[str, Any]:
 
 def residual_figures(groups: Sequence[Mapping[str, Any]], space: str) -> list[Figure]:
     """Prediction minus what was measured, in percent where residuals are of logarithms (`space` is "log")."""
-    known = [group for group in groups if (group.get("points") or {}).get("residual")]
-    figures = []
+    known = [group for group in groups if (group.get("points") or {}).get("residual") and group["law"] != "pac"]
+    figures = _of_sizes([group for group in groups if group["law"] == "pac" and group.get("minima")])
     for role, (axis, words) in INPUTS.items():
         having = [group for group in known if role in group["points"]]
         if having and not (role == "c" and any("n" in group["points"] for group in having)):
@@ -57,6 +58,18 @@ def residual_figures(groups: Sequence[Mapping[str, Any]], space: str) -> list[Fi
             figures.append(_figure("residual-predicted", f"Residuals against {title.lower()}", axis, x, having, space))
             break
     return figures
+
+
+def _of_sizes(groups: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Of the PAC law: its parameters above those of the smallest size that is good enough."""
+    marks = []
+    for group in groups:
+        d, n = numbers(group["minima"]["tokens"]), numbers(group["minima"]["params"])
+        law = pac_params(parameters_of(group), d)[0]
+        marks.append(Mark("points", "smallest N", group["group"], rounded(d), rounded(100 * (law / n - 1))))
+    unit = Axis("residual_percent", "Law above smallest N (%)", "percent", log=False, symbol="residual")
+    title = "Residuals of N against D"
+    return [Figure("residual-pac", title, TOKENS, unit, tuple(marks), f"{title}.")] if marks else []
 
 
 def predicted(group: Mapping[str, Any], target: str, space: str) -> Array:

@@ -27,6 +27,7 @@ from linscale.study.report.figures import (
 from linscale.study.report.fit_checks import labels_of, residual_figures
 from linscale.study.report.fit_forms import form_figures, line_marks
 
+FEW = 30  # minima that are drawn one by one: an envelope has more
 FIXED = 5  # lines of a surface in a figure of one input, each with the other input held
 Group = Mapping[str, Any]
 
@@ -76,7 +77,8 @@ def _of_compute(groups: Sequence[Group], law: str) -> Figure | None:
             c = rounded(flops / PFLOP_S_DAY)
             marks.insert(0, Mark("points", "points", name, c, rounded(points["loss"]), extra=labels_of(points)))
         if known := _minima(group):
-            kind, label = ("minimum", "minimum") if group.get("minima") else ("faint", "envelope")
+            few = len(known["compute"]) <= FEW
+            kind, label = ("minimum", "minimum") if few else ("faint", "envelope")
             marks.append(Mark(kind, label, name, rounded(known["compute"]), rounded(known[key])))  # type: ignore[arg-type]
         marks += published(name, law, ends)
     if not marks:

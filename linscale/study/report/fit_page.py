@@ -15,6 +15,7 @@ from linscale.study.report.fit_figures import fit_figures
 from linscale.study.report.fit_sensitivity import sensitivity
 from linscale.study.report.frame import Page, template, write_page
 
+TITLES = {"pac": "PAC", "isoflop": "IsoFLOP"}
 BESIDE = {"n-opt": "How to spend compute", "loss-n": "Loss against size and tokens", "residual-": "Residuals"}
 """Figures that share a section with those after them, by how their ids begin, and its title."""
 
@@ -41,7 +42,7 @@ def write_fit_report(result: Mapping[str, Any], out: Path) -> Path:
     }
     laws = ", ".join(dict.fromkeys(str(group["law"]) for group in groups))
     page = Page(
-        title=f"{laws[:1].upper()}{laws[1:]} law of {source.name}",
+        title=f"{TITLES.get(laws, laws[:1].upper() + laws[1:])} law of {source.name}",
         lead=fit_sections.lead(result),
         body=template("fit.html", body),
         groups=series(names, {name: display_name(name) for name in names}),

@@ -12,6 +12,7 @@ from linscale.study.laws import PAPER_LAWS
 from linscale.study.report.digest import display_name
 from linscale.study.report.sections import MISSING, number, table
 
+NO_COMPUTE = ("sigmoid", "pac")  # laws that say nothing of it
 ROWS_SHOWN = 200  # numbers of rows listed under one rule
 Group = Mapping[str, Any]
 
@@ -118,9 +119,14 @@ def provenance(result: Mapping[str, Any], digest: str | None) -> str:
     laws = ", ".join(dict.fromkeys(str(group["law"]) for group in result["groups"]))
     rows = [
         ("Table", f"<code>{escape(Path(str(result['source'])).name)}</code>"),
-        ("SHA-256", f"<code>{digest}</code>" if digest else "not known: the table was not there when this was written"),
+        (
+            "SHA-256",
+            f"<code>{digest}</code>"
+            if digest
+            else "none: the source is not one file that was there when this was written",
+        ),
         ("Columns", f"<code>{escape(columns)}</code>"),
-        ("Compute", _compute(result)),
+        *([] if laws in NO_COMPUTE else [("Compute", _compute(result))]),
         *([("Definitions", _definitions(result["definitions"]))] if result.get("definitions") else []),
         *([("Notes", escape("; ".join(map(str, result["notes"]))))] if result.get("notes") else []),
         ("Law", escape(laws)),
