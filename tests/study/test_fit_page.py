@@ -207,6 +207,8 @@ def test_scores_repeats_and_the_pac_law_are_drawn_from_their_formulas() -> None:
     )
     assert slope == pytest.approx([0.72, 0.44], rel=1e-3)  # the lower side is the steeper exponent before the middle
     assert band.low[16] == pytest.approx(line.y[16], rel=1e-4)
+    (residual,) = marks({"groups": [pac]}, "residual-pac", "points")
+    assert residual.y == pytest.approx([0, 0, 0], abs=1e-4)
     curve = {
         "tokens": 1e9,
         "params": [1e6, 1e7],
@@ -319,9 +321,11 @@ def test_a_study_s_own_fits_can_be_drawn_too(page: Callable[..., str]) -> None:
     found = envelope_group()
     for key in ("minima", "curves", "draws", "starts", "classical", "points"):
         del found[key]
-    compute = np.geomspace(0.1, 1, 5).tolist()
-    band = {"compute": compute} | {f"{k}_{e}": [1.0] * 5 for k in ("loss", "params", "tokens") for e in ("low", "high")}
-    envelope = {"compute": compute, "loss": [3.0] * 5, "params": [1e8] * 5, "tokens": [1e9] * 5}
+    compute = np.geomspace(0.1, 1, 50).tolist()
+    band = {"compute": compute} | {
+        f"{k}_{e}": [1.0] * 50 for k in ("loss", "params", "tokens") for e in ("low", "high")
+    }
+    envelope = {"compute": compute, "loss": [3.0] * 50, "params": [1e8] * 50, "tokens": [1e9] * 50}
     found |= {"band": band, "envelope": envelope, "bootstrap": {"replicates": 9, "fitted": 9, "distinct_resamples": 1},
               "dropped": [{"rule": "edge", "count": 7}],
               "objective": {"name": "rms", "value": [0.1, 0.2, 0.3]}}  # fmt: skip
