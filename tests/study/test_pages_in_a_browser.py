@@ -35,6 +35,7 @@ SILENT = [
 HOSTILE = "<img src=x onerror=alert(1)> & <b>bold</b>"
 ARCHITECTURES = {"llama": 0.6, "tnl": 0.45, "hgrn2": 0.59, "cosformer2": 0.5}
 CHECKPOINTS = 86  # of 16 runs: 1,376
+TASKS = 6
 IN_VIEW = "[...document.querySelectorAll('.plot')].filter((e) => e.getBoundingClientRect().top < innerHeight)"
 DRAWN = f"{IN_VIEW}.every((e) => e.data)"
 CLOCK = f"""
@@ -101,7 +102,7 @@ def write_run(run: Path, arch: str, params: float, skill: float) -> None:
         base = {"run": run.name, "step": step, "tokens": tokens, "task_version": "1"}
         loss = 406.4 / params**0.34 + (450 - 100 * skill) / tokens**0.28
         writer.write(base | {"task": "validation", "metric": "loss", "value": loss})
-        for task in range(6):
+        for task in range(TASKS):
             score = {"task": f"recall-{task}", "metric": "accuracy", "value": skill * step / CHECKPOINTS, "se": 0.02}
             writer.write(base | score)
     version = "1-f00d-lengths1000,2000,4000-depths0,50,100-seed0"

@@ -5,6 +5,10 @@ const HEAT = [[0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec9
 const PANELS = 12; // of one figure; the others are folded away
 const LATER = 16; // place in a window from which the loss is shown at first: before it, it is far above
 let everyCheckpoint = false;
+for (const { means, metrics } of evaluations.suites) {
+  const curves = [...means, ...metrics.flatMap((choice) => choice.panels)].flatMap((panel) => panel.groups.flatMap((group) => group.curves));
+  for (const curve of curves) curve.x = evaluations.axes[curve.x]; // written once for all tasks of the same checkpoints
+}
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
