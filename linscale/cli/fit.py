@@ -36,6 +36,7 @@ def fit(
     seed: int = 0,
     sensitivity: bool = False,
     json: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Fit a law of loss to a table with one row a run or checkpoint, with 95% intervals: see docs/guide/fit.md.
 
@@ -77,6 +78,7 @@ def fit(
         seed: Of the resamples.
         sensitivity: Fit again with other losses, FLOP and parameter definitions, and without --where and --drop.
         json: A file for the whole result; - for standard output, instead of the table.
+        html: A file for a page of figures and tables that opens without a network.
     """
     from linscale.study.sources.read import open_source
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
@@ -106,6 +108,10 @@ def fit(
         from linscale.study.table.sensitivity import sensitivity as vary
 
         result["sensitivity"] = vary(source, Choices(roles, names, where, settings))
+    if html is not None:
+        from linscale.study.report.fit_page import write_fit_report
+
+        write_fit_report(result, html)
     if json == Path("-"):
         print_json(result)
         return
@@ -114,6 +120,8 @@ def fit(
 
         write_json(json, result)
     print_fit(result)
+    if html is not None:
+        print(f"page: {html}")
 
 
 def _chosen(law: str, irreducible: bool, excess: bool) -> str:

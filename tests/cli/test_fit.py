@@ -168,3 +168,12 @@ def test_every_parameter_of_every_law_is_shown(tmp_path, capsys):
         for name in names.split():
             assert f"\n  {name} " in shown or f"\n   {name} " in shown or f" {name} " in shown, name
         assert formula in " ".join(shown.split())
+
+
+def test_a_page_of_the_fit(table, tmp_path, capsys):
+    out = tmp_path / "new" / "fit.html"
+    assert main(["fit", table, "--columns", "n=size", "--bootstrap", "20", "--html", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"page: {out}\n")
+    page = out.read_text(encoding="utf-8")
+    assert "Chinchilla law of points.csv" in page
+    assert "residual-predicted" in page
