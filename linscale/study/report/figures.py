@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """Some numbers of one group, drawn alike. Bands have `low` and `high`, all others `y`; arrays of one length."""
+    """Some numbers of one group, drawn alike. Bands have `sides`, all others `y`; arrays of one length."""
 
     kind: Kind
     label: str
@@ -46,10 +46,20 @@ class Mark:
     """The group that shows and hides it; None for what is always there."""
     x: Sequence[float]
     y: Sequence[float] = ()
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    sides: tuple[Sequence[float], Sequence[float]] = ((), ())
+    """Of a band: low and high."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns for the hover text and the CSV, each a value for all or a list."""
+
+    @property
+    def low(self) -> Sequence[float]:
+        """The lower side of a band."""
+        return self.sides[0]
+
+    @property
+    def high(self) -> Sequence[float]:
+        """The upper side of a band."""
+        return self.sides[1]
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def law_line(label: str, group: str, x: Array, y: Array, kind: Kind = "line") ->
 
 def band(group: str, x: Array, low: Array, high: Array) -> Mark:
     """The 95% band of a law."""
-    return Mark("band", "95% band", group, rounded(x), low=rounded(low), high=rounded(high))
+    return Mark("band", "95% band", group, rounded(x), sides=(rounded(low), rounded(high)))
 
 
 def published(group: str, law: str, shown: tuple[float, float]) -> list[Mark]:

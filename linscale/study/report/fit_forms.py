@@ -106,10 +106,8 @@ def _pac(groups: Sequence[Group]) -> Figure:
         line = law_curves.line_of(law_curves.pac_params(law_curves.parameters_of(group), along))
         middle = np.sqrt(along[0] * along[-1])
         sides = [line.value[LINE_POINTS // 2] * (along / middle) ** exponent for exponent in PAC_BAND]
-        marks.append(
-            Mark("band", "exponents 0.44 to 0.72", None, rounded(along), low=rounded(np.minimum(*sides)),
-                 high=rounded(np.maximum(*sides)))
-        )  # fmt: skip
+        grey = rounded(np.minimum(*sides)), rounded(np.maximum(*sides))
+        marks.append(Mark("band", "exponents 0.44 to 0.72", None, rounded(along), sides=grey))
         marks += [Mark("points", "smallest N", name, rounded(d), rounded(n)), *line_marks(name, along, line)]
     caption = (
         "The smallest size within the tolerance of the best, at each number of tokens, and the law with its 95% band. "

@@ -34,10 +34,8 @@ class Page:
     figures: Sequence[Figure]
     head: str = ""
     """Further HTML of the head."""
-    data: str = ""
-    """Further elements with data for `scripts`."""
     scripts: tuple[str, ...] = ()
-    """Files of this folder that run after the page's own."""
+    """Files of this folder that run after the page's own; elements with their data stand in `body`."""
 
 
 def write_page(page: Page, out: Path) -> Path:
@@ -50,7 +48,6 @@ def write_page(page: Page, out: Path) -> Path:
         body=page.body,
         plotly=_read(PLOTLY),
         figures=script_json({"groups": list(page.groups), "figures": [to_json(each) for each in page.figures]}),
-        data=page.data,
         script="\n".join(_read(name) for name in (*SCRIPTS, *page.scripts)),
     )
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

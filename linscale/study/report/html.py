@@ -46,11 +46,10 @@ def write_report(study: Path, out: Path) -> Path:
     page = Page(
         title=f"Scaling laws of {found['provenance']['study']}",
         lead=f"<p>{sections.lead(found)}</p>",
-        body=template("study.html", body),
+        body=template("study.html", body) + (data if evaluations.values else ""),
         groups=series(names, {item["group"]: item["name"] for item in found["architectures"]}),
         figures=[*figures.values()],
         head=f'<meta name="evaluations" content="{escape(evaluations_fingerprint(study))}">',
-        data=data if evaluations.values else "",
         scripts=("evaluations.js",) if evaluations.values else (),
     )
     return write_page(page, out)
