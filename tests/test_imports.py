@@ -55,7 +55,10 @@ def test_the_rule_sees_a_violation(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["linscale", "linscale.config", "linscale.run_folder", "linscale.data", "linscale.cli"]
-    + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report", "table.points", "table.fit")],
+    + [
+        f"linscale.study.{name}"
+        for name in ("results", "laws", "envelope", "fit", "report", "table.points", "table.fit")
+    ],
 )
 def test_the_torch_free_half_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
