@@ -8,7 +8,7 @@ noise, with g the gradient of log L, and so many runs leave
     variance of log N_opt there     = h' covariance h        h the gradient of log N_opt there
 
 A ladder is chosen to make the first small and keep the second small: `criterion`. Runs are added greedily, then
-exchanged one for one while that helps, from several starts; the lowest is kept. Source: Atkinson, Donev and Tobias
+exchanged while that helps, from several starts; the lowest is kept. Source: Atkinson, Donev and Tobias
 2007, Optimum Experimental Designs, chapters 10 and 12.
 
 Variance of a run: sigma^2 / n of n seeds, and a law that holds less well far from the target, (sigma k / 3)^2 for k
@@ -18,7 +18,9 @@ half of one that is near it; without this the cheapest runs would be the best on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +28,12 @@ import numpy as np
 from linscale.study.table.surfaces import LAWS, evaluate
 
 Array = np.ndarray
-SIZE_WEIGHT = 0.25  # of the variance of log N_opt, relative to now, beside that of log L, relative to now
+SIZE_WEIGHT = 0.1  # of the variance of log N_opt, relative to now, beside that of log L, relative to now
 MISFIT_DECADES = 3.0  # below the target at which the law's own error is as large as the noise of a seed
 MAX_SEEDS = 3
 MOVES = 200
+PAYS = 0.005  # relative fall of the criterion that a further run must bring
+TRIED = 60  # first additions of an exchange, over the number of possible runs
 WORTH = 1e-4  # relative fall of the criterion that an exchange must bring
 
 
@@ -49,6 +53,11 @@ class Question:
     """Standard deviation of log L between seeds."""
     misfit: Array
     """(k,) standard deviation of the law itself at the possible runs."""
+
+    @functools.cached_property
+    def now(self) -> tuple[float, float]:
+        """`variances` before anything is trained."""
+        return self.variances(np.zeros(self.misfit.size))
 
     def weights(self, counts: Array) -> Array:
         """(k,) what `counts` (k,) seeds of each run weigh: one over the variance of their mean, 0 for none."""
@@ -86,6 +95,10 @@ class Limits:
         least = np.sort([self.costs[self.rungs == rung].min() for rung in np.unique(self.rungs)])
         return float(least[: self.sizes].sum()) if least.size >= self.sizes else np.inf
 
+    def enough(self, counts: Array) -> bool:
+        """Whether counts (k,) have so many sizes."""
+        return np.unique(self.rungs[counts > 0]).size >= self.sizes
+
     def addable(self, counts: Array) -> Array:
         """(k,) bool: runs of which one more seed may be added to counts (k,).
 
@@ -99,8 +112,11 @@ class Limits:
         left = self.budget * (1 + 1e-9) - counts @ self.costs
         allowed: Array = (self.costs <= left) & (new | (counts > 0)) & (counts < MAX_SEEDS)
         if missing > 0:
-            least = np.sort([self.costs[self.rungs == rung].min() for rung in np.unique(self.rungs[new])])
-            allowed &= new & (self.costs + least[: missing - 1].sum() <= left)
+            others = {rung: self.costs[self.rungs == rung].min() for rung in np.unique(self.rungs[new])}
+            rest = {
+                rung: sum(sorted(others[each] for each in others if each != rung)[: missing - 1]) for rung in others
+            }
+            allowed &= new & (self.costs + [rest.get(rung, np.inf) for rung in self.rungs] <= left)
         return allowed
 
 
@@ -131,29 +147,32 @@ def criterion(questions: Sequence[Question], counts: Array) -> float:
     """Mean over laws of variance of log L, and SIZE_WEIGHT times that of log N_opt, relative to what they are now."""
     total = 0.0
     for question in questions:
-        (now_loss, now_size), (loss, size) = question.variances(counts * 0), question.variances(counts)
+        (now_loss, now_size), (loss, size) = question.now, question.variances(counts)
         total += loss / now_loss + SIZE_WEIGHT * size / now_size
     return total / len(questions)
 
 
-def choose(questions: Sequence[Question], limits: Limits, starts: Iterable[Array] = ()) -> Array:
+def choose(
+    questions: Sequence[Question], limits: Limits, starts: Iterable[Array] = (), *, thorough: bool = True
+) -> Array:
     """(k,) seeds of each possible run that make the criterion lowest within the limits.
 
     Greedy by what a run brings, greedy by what it brings for its cost, and the `starts` (k,), each improved by
-    exchanges: the lowest of them.
+    exchanges; the lowest of them, if `thorough`, by exchanges of two runs at a time as well.
     """
     nothing = np.zeros(limits.costs.size, dtype=int)
     ladders = [fill(questions, limits, nothing, power) for power in (0.0, 0.5, 1.0)]
     ladders += [fill(questions, limits, start) for start in starts]
-    improved = [_exchanged(questions, limits, ladder) for ladder in ladders]
-    return min(improved, key=lambda counts: criterion(questions, counts))
+    improved = [_exchanged(questions, limits, ladder, 1) for ladder in ladders]
+    best = min(improved, key=lambda counts: criterion(questions, counts))
+    return _exchanged(questions, limits, best, 2) if thorough else best
 
 
 def after_adding(questions: Sequence[Question], counts: Array) -> Array:
     """(k,) the criterion after one more seed of each possible run: Sherman and Morrison, all at once."""
     total = np.zeros(counts.size)
     for question in questions:
-        now_loss, now_size = question.variances(counts * 0)
+        now_loss, now_size = question.now
         covariance = question.covariance(counts)
         more = question.weights(counts + 1) - question.weights(counts)
         spread = question.candidates @ covariance  # (k, p)
@@ -164,27 +183,56 @@ def after_adding(questions: Sequence[Question], counts: Array) -> Array:
 
 
 def fill(questions: Sequence[Question], limits: Limits, counts: Array, power: float = 0.0) -> Array:
-    """(k,) counts (k,) with runs added one by one, each with the largest fall of the criterion over its cost^power."""
-    counts = counts.copy()
+    """(k,) counts (k,) with runs added one by one, each with the largest fall of the criterion over its cost^power.
+
+    It ends where a run would lower the criterion by less than PAYS.
+    """
+    counts, height = counts.copy(), criterion(questions, counts)
     while (possible := limits.addable(counts)).any():
-        fall = criterion(questions, counts) - after_adding(questions, counts)
-        counts[np.argmax(np.where(possible, fall / limits.costs**power, -np.inf))] += 1
+        after = after_adding(questions, counts)
+        at = np.argmax(np.where(possible, (height - after) / limits.costs**power, -np.inf))
+        if after[at] > height * (1 - PAYS) and limits.enough(counts):
+            break
+        counts[at] += 1
+        height = float(after[at])
     return counts
 
 
-def _exchanged(questions: Sequence[Question], limits: Limits, counts: Array) -> Array:
-    """Runs exchanged one for one, and room filled, as long as that helps."""
+def _exchanged(questions: Sequence[Question], limits: Limits, counts: Array, together: int) -> Array:
+    """Up to `together` runs, or a seed of one, taken out and the room filled again, as long as that helps."""
     best = criterion(questions, counts)
     for _ in range(MOVES):
         options = []
-        for gone in np.flatnonzero(counts):
-            fewer = counts.copy()
-            fewer[gone] -= 1
-            values = np.where(limits.addable(fewer), after_adding(questions, fewer), np.inf)
-            fewer[np.argmin(values)] += 1
-            options.append((float(values.min()), fewer))
-        if not options or min(options, key=lambda each: each[0])[0] > best * (1 - WORTH):
+        for fewer in _reduced(counts, together):
+            for begun in _begun(questions, limits, fewer):
+                filled = fill(questions, limits, begun)
+                height = criterion(questions, filled) if limits.enough(filled) else np.inf
+                options.append((height, filled))
+        height, lowest = min(options, key=lambda each: each[0])
+        if height > best * (1 - WORTH):
             break
-        counts = fill(questions, limits, min(options, key=lambda each: each[0])[1])
-        best = criterion(questions, counts)
+        counts, best = lowest, height
     return counts
+
+
+def _begun(questions: Sequence[Question], limits: Limits, counts: Array) -> Iterator[Array]:
+    """counts (k,) with one run more: those that bring most, and most for the root of their cost."""
+    possible = np.flatnonzero(limits.addable(counts))
+    fall = (criterion(questions, counts) - after_adding(questions, counts))[possible]
+    count = max(1, TRIED // counts.size)
+    leads = {
+        int(at) for power in (0.0, 0.5) for at in possible[np.argsort(-fall / limits.costs[possible] ** power)][:count]
+    }
+    for at in sorted(leads):
+        yield counts + (np.arange(counts.size) == at)
+    yield counts
+
+
+def _reduced(counts: Array, together: int) -> Iterator[Array]:
+    """counts (k,) without one seed of a run, and without any `together` or fewer runs."""
+    used = np.flatnonzero(counts)
+    for at in used[counts[used] > 1]:
+        yield counts - (np.arange(counts.size) == at)
+    for many in range(1, together + 1):
+        for gone in itertools.combinations(used, many):
+            yield np.where(np.isin(np.arange(counts.size), gone), 0, counts)

@@ -24,7 +24,7 @@ from linscale.study.table.group import warning
 
 Array = np.ndarray
 FEWEST_RUNGS = 4
-PARTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of the budget, tried until a study can fit what comes out
+PARTS = (1.0, 0.95, 0.9, 0.8, 0.7)  # of the budget, tried until a study can fit what comes out
 Z = 1.96
 
 
@@ -85,7 +85,7 @@ class Choice:
         first = next(iter(self.known))
         sizes = np.array([count(first, rung.shape) for rung in self.rungs], dtype=float)
         starts = [] if self.even is None else [_nearest(self.even, sizes, tokens, limits)]
-        return choose(list(self.questions.values()), limits, starts)
+        return choose(list(self.questions.values()), limits, starts, thorough=budget == self.limits.budget)
 
     def within(self, budget: float) -> Limits:
         """The same limits with another budget."""
@@ -141,10 +141,13 @@ def _choice(
     runs: int,
 ) -> Choice:
     rungs = possible_rungs(known, length)
-    if not rungs:
-        raise UserError("ladder_share: no shape is smaller than the model itself; say --ladder-share 0 for no ladder")
-    costs = np.sum([exact_flops(rungs, arch, length, vocab_size) for arch in known], axis=0)
     sizes = np.unique([rung.name for rung in rungs], return_inverse=True)[1]
+    if not rungs or sizes.max() + 1 < FEWEST_RUNGS:
+        raise UserError(
+            f"ladder_share: a ladder needs {FEWEST_RUNGS} sizes smaller than the model, which is too small for that; "
+            "say --ladder-share 0 for no ladder"
+        )
+    costs = np.sum([exact_flops(rungs, arch, length, vocab_size) for arch in known], axis=0)
     limits = Limits(costs, sizes, budget, max(runs, FEWEST_RUNGS), FEWEST_RUNGS)
     if limits.cheapest > budget:
         raise UserError(

@@ -6,7 +6,7 @@ ruins recall in cosFormer2. The published family has d/l of 39 to 128. So d/l ai
 which have few layers otherwise, and at up to 100 in large ones, and stays within a factor of two of that.
 
 Widths are multiples of what matrix products and the attention kernels like: heads of 128 from a width of 512 on, as
-published, and 64, 32 or 16 below.
+published, and 64, 32 or 16 below; 8 where a width below 64 is no multiple of 16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from linscale.models.count import paper_parameters
 from linscale.models.language_model import LanguageModelConfig
 
 # from this width on: multiple of the width, head width, multiple that the GLU's 8/3 of the width is rounded up to
-GRID = ((16, 16, 16, 16), (128, 32, 32, 32), (256, 64, 64, 64), (512, 128, 128, 256), (2048, 256, 128, 256))
+GRID = (
+    (16, 8, 16, 16),
+    (64, 16, 16, 16),
+    (128, 32, 32, 32),
+    (256, 64, 64, 64),
+    (512, 128, 128, 256),
+    (2048, 256, 128, 256),
+)
 WIDEST = 16_384
 CLOSE = 0.03  # in log N: shapes within it are told apart by their aspect alone
 
@@ -52,7 +59,7 @@ def widths() -> Iterator[tuple[int, int, int]]:
     """Every width with its head width and GLU width."""
     for (first, step, head_dim, multiple), end in zip(GRID, [row[0] for row in GRID[1:]] + [WIDEST + 1], strict=True):
         for d_model in range(first, end, step):
-            yield d_model, head_dim, multiple * -(-8 * d_model // (3 * multiple))
+            yield d_model, math.gcd(head_dim, d_model), multiple * -(-8 * d_model // (3 * multiple))
 
 
 def shapes() -> Iterator[Shape]:
