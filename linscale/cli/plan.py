@@ -66,7 +66,8 @@ def plan(
         raise UserError(f"ladder_share = {ladder_share}, mfu = {mfu}: expected shares between 0 and 1")
     if out is not None and (ladder_share == 0 or out.suffix != ".toml"):
         raise UserError(f"out = {out}: is where the ladder goes, a .toml file, and needs a --ladder-share above 0")
-    from linscale.cli.plan_output import digest, print_plan
+    from linscale.cli.plan_digest import digest
+    from linscale.cli.plan_output import print_plan
     from linscale.study.gpus import find_gpu
     from linscale.study.proposal import Machine, propose
 

@@ -25,6 +25,7 @@ from linscale.study.table.group import warning
 Array = np.ndarray
 FEWEST_RUNGS = 4
 PARTS = (1.0, 0.95, 0.9, 0.8, 0.7)  # of the budget, tried until a study can fit what comes out
+LITTLE = 0.9  # of the half-width now
 Z = 1.96
 
 
@@ -174,6 +175,9 @@ def _ladder(choice: Choice, counts: Array, warnings: tuple[dict[str, str], ...] 
             _half_widths(question.variances(counts)),
             None if plain is None else _half_widths(plain),
         )
+    if min(each.after[0] / each.now[0] for each in certainty.values()) > LITTLE:
+        text = "the ladder would narrow the prediction by less than a tenth: the budget may be better spent"
+        warnings = (*warnings, warning("ladder_pays_little", text))
     even = () if choice.even is None else tuple((float(n), float(d)) for n, d in choice.even.T)
     flops = float(counts @ choice.limits.costs)
     return Ladder(choice.picked(counts), flops, choice.limits.budget, certainty, even, warnings)
