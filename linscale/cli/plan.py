@@ -140,10 +140,10 @@ def _ladder(proposals: list[Proposal], share: float, *, length: int, vocab_size:
     from linscale.study.ladder_design import design_ladder
 
     known = {
-        each.prospect.arch: knowledge(each.prospect, each.params, each.recipe.tokens, each.law_flops)
+        each.prospect.arch: knowledge(each.prospect, each.params, each.recipe.tokens, each.cost.law_flops)
         for each in proposals
     }
-    budget = share * sum(each.exact_flops for each in proposals) / len(proposals)
+    budget = share * sum(each.cost.exact_flops for each in proposals) / len(proposals)
     flops = {each.prospect.arch: each.prospect.flops for each in proposals}
     return design_ladder(known, flops, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
 
@@ -160,8 +160,7 @@ def _write(out: Path, ladder: Ladder, proposals: list[Proposal], about: Mapping[
         reckoned_vocab=about["rows"],
         length=about["length"],
         gpu=about["gpu"],
-        comment=ladder_comment(ladder, proposals),
     )
-    text = study_text(ladder, file)
+    text = study_text(ladder, file, ladder_comment(ladder, proposals))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")

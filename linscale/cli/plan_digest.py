@@ -43,7 +43,7 @@ def digest(
 def _plan(each: Proposal) -> dict[str, Any]:
     from linscale.models.count import count_parameters
 
-    size, tokens = each.optimal
+    expected, cost = each.expected, each.cost
     return {
         "arch": each.prospect.arch,
         "group": each.prospect.group,
@@ -51,22 +51,22 @@ def _plan(each: Proposal) -> dict[str, Any]:
         **each.shape._asdict(),
         "params": each.params,
         "total_params": count_parameters(each.config).total,
-        "n_opt": asdict(size),
-        "d_opt": asdict(tokens),
+        "n_opt": asdict(expected.params),
+        "d_opt": asdict(expected.tokens),
         "tokens": each.recipe.tokens,
         "batch_tokens": each.recipe.batch_tokens,
         "steps": each.recipe.steps,
         "lr": each.recipe.lr,
         "warmup_tokens": each.recipe.warmup_tokens,
-        "loss": asdict(each.loss),
-        "law_flops": each.law_flops,
-        "exact_flops": each.exact_flops,
-        "mfu": each.mfu,
-        "seconds": each.seconds,
-        "memory_bytes": each.memory.size,
-        "micro_batch": each.memory.micro_batch,
-        "activation_checkpointing": each.memory.activation_checkpointing,
-        "disk_bytes": each.disk_bytes,
+        "loss": asdict(expected.loss),
+        "law_flops": cost.law_flops,
+        "exact_flops": cost.exact_flops,
+        "mfu": cost.mfu,
+        "seconds": cost.seconds,
+        "memory_bytes": cost.memory.size,
+        "micro_batch": cost.memory.micro_batch,
+        "activation_checkpointing": cost.memory.activation_checkpointing,
+        "disk_bytes": cost.disk_bytes,
         "warnings": list(each.warnings),
     }
 

@@ -140,7 +140,7 @@ def _warning_lines(warned: list[dict[str, Any]]) -> Iterator[str]:
 
 def ladder_comment(ladder: Ladder, proposals: list[Proposal]) -> str:
     """What the study file says of itself."""
-    flops = max(each.law_flops for each in proposals)
+    flops = max(each.cost.law_flops for each in proposals)
     lines = [
         f"The ladder that `linscale plan` proposes before {flops:.3g} training FLOPs are spent on one model:",
         f"{ladder.flops:.3g} FLOPs in all, chosen so that the loss there is predicted best for them.",

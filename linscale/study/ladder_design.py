@@ -3,18 +3,19 @@
 All architectures share shapes and tokens, so that they are compared at equal ones too; the criterion is their mean.
 
 A study fits a lower envelope, for which sizes must overlap in compute and one between two others win. The best
-ladder need not allow that. Then the best one for a part of the budget is taken, with the cheapest rung that does.
+ladder need not allow that. Then the best one for a part of the budget is taken, with the cheapest rung that does; or
+else the best one of longer runs, if it is not much worse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.design import Limits, Question, choose, fill
+from linscale.study.design import Limits, Question, choose, criterion, fill
 from linscale.study.even_ladder import even_ladder
 from linscale.study.knowledge import Knowledge
 from linscale.study.prospect import Flops
@@ -25,6 +26,8 @@ from linscale.study.table.group import warning
 Array = np.ndarray
 FEWEST_RUNGS = 4
 PARTS = (1.0, 0.95, 0.9, 0.8, 0.7)  # of the budget, tried until a study can fit what comes out
+FLOORS = (0.5, 0.7, 1.0)  # of tokens over the best ones, tried next,
+WORSE = 1.5  # where the criterion rises by no more than this
 LITTLE = 0.9  # of the half-width now
 Z = 1.96
 
@@ -88,9 +91,22 @@ class Choice:
         starts = [] if self.even is None else [_nearest(self.even, sizes, tokens, limits)]
         return choose(list(self.questions.values()), limits, starts, thorough=budget == self.limits.budget)
 
+    def height(self, counts: Array) -> float:
+        """The criterion."""
+        return criterion(list(self.questions.values()), counts)
+
+    def above(self, floor: float) -> Choice:
+        """Only rungs with at least `floor` times the tokens with which their size is the best: others cost too much."""
+        first = next(iter(self.known))
+        sizes = np.array([count(first, rung.shape) for rung in self.rungs], dtype=float)
+        best = np.mean([np.log(each.tokens_for(sizes)) for each in self.known.values()], axis=0)
+        short = np.log([rung.recipe.tokens for rung in self.rungs]) < best + np.log(floor) - 0.1
+        costs = np.where(short, 10 * self.limits.budget, self.limits.costs)
+        return replace(self, limits=replace(self.limits, costs=costs))
+
     def within(self, budget: float) -> Limits:
         """The same limits with another budget."""
-        return Limits(self.limits.costs, self.limits.rungs, budget, self.limits.runs, self.limits.sizes)
+        return replace(self.limits, budget=budget)
 
     def completed(self, counts: Array) -> Array | None:
         """counts (k,) with the cheapest rung more that lets a study fit it, and the rest of the budget filled."""
@@ -123,10 +139,17 @@ def design_ladder(
     choice = _choice(known, flops, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
     best = choice.best(budget)
     for part in PARTS:
-        if part < 1 and choice.within(part * budget).cheapest > part * budget:
+        if part < 1 and choice.limits.cheapest > part * budget:
             break
         counts = choice.completed(best if part == 1 else choice.best(part * budget))
         if counts is not None:
+            return _ladder(choice, counts)
+    for floor in FLOORS:
+        longer = choice.above(floor)
+        if longer.limits.cheapest > budget:
+            break
+        counts = longer.completed(longer.best(budget))
+        if counts is not None and choice.height(counts) < WORSE * choice.height(best):
             return _ladder(choice, counts)
     text = "a study's own fit, a lower envelope over sizes, may find none in this ladder: fit the surface of its runs"
     return _ladder(choice, best, (warning("ladder_no_envelope", text),))

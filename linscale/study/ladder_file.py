@@ -36,7 +36,6 @@ class LadderFile:
     """The vocabulary that memory is reckoned with."""
     length: int
     gpu: Gpu
-    comment: str
 
 
 def study_name(path: Path) -> str:
@@ -45,8 +44,8 @@ def study_name(path: Path) -> str:
     return name or "ladder"
 
 
-def study_text(ladder: Ladder, file: LadderFile) -> str:
-    """The TOML of a study. It is read back as a StudyConfig, so that what is written is accepted."""
+def study_text(ladder: Ladder, file: LadderFile, comment: str) -> str:
+    """The TOML of a study, with a comment at its head; read back as a StudyConfig, so that a study accepts it."""
     least = min(rung.recipe.tokens for rung in ladder.rungs)
     validation = min(max(least // 20, VALIDATION[0], file.length), VALIDATION[1])
     validation = max(file.length, validation // file.length * file.length)
@@ -55,7 +54,7 @@ def study_text(ladder: Ladder, file: LadderFile) -> str:
     if max(rung.shape.d_model for rung in ladder.rungs) <= SMALL:
         model.append(f"init_std = {SMALL_INIT} # small widths want larger weights than the 0.02 of published sizes")
     lines = [
-        *(f"# {line}".rstrip() for line in file.comment.splitlines()),
+        *(f"# {line}".rstrip() for line in comment.splitlines()),
         "",
         f"name = {json.dumps(file.name)}",
         f"archs = {json.dumps(list(file.archs))}",

@@ -56,6 +56,30 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What the law says of the budget."""
+
+    params: Interval
+    """N_opt."""
+    tokens: Interval
+    """D_opt."""
+    loss: Interval
+    """Of the model as it is proposed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training takes."""
+
+    law_flops: float
+    exact_flops: float
+    mfu: float
+    seconds: float
+    memory: Memory
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
 class Proposal:
     """One model and what it takes."""
 
@@ -63,15 +87,8 @@ class Proposal:
     shape: Shape
     config: LanguageModelConfig
     recipe: Recipe
-    optimal: tuple[Interval, Interval]
-    """N_opt and D_opt."""
-    loss: Interval
-    law_flops: float
-    exact_flops: float
-    seconds: float
-    mfu: float
-    memory: Memory
-    disk_bytes: int
+    expected: Expectation
+    cost: Cost
     warnings: tuple[dict[str, str], ...]
 
     @property
@@ -103,29 +120,23 @@ def propose(prospect: Prospect, flops: float, *, machine: Machine, length: int, 
             f"a smaller --length or fewer --gpus"
         )
     law_flops = flops if prospect.flops == "own" else per_token * trained.tokens
+    loss = prospect.loss(params, trained.tokens, law_flops)
+    cost = _cost(arch, config, trained, law_flops, machine, length)
+    found = [*prospect.warnings, *of_law(prospect, optimal, law_flops, trained), *of_shape(params, size.value, arch)]
+    found += [*of_recipe(arch, params, trained), *_of_memory(config, trained, length, machine, cost.memory)]
+    found += of_numbers(arch, params, loss, machine.mfu is None)
+    return Proposal(prospect, shape, config, trained, Expectation(size, tokens, loss), cost, tuple(found))
+
+
+def _cost(
+    arch: str, config: LanguageModelConfig, trained: Recipe, law_flops: float, machine: Machine, length: int
+) -> Cost:
     exact = flops_per_token(config, "train", length) * trained.tokens
     memory = _memory(config, trained, length, machine)
-    train = _train(trained, length, memory)
-    disk = count_parameters(config).total * (MASTER_BYTES * len(checkpoint_steps(train)) + OPTIMIZER_BYTES * 2)
-    found = [*prospect.warnings, *of_law(prospect, optimal, law_flops, trained), *of_shape(params, size.value, arch)]
-    found += [*of_recipe(arch, params, trained), *_of_memory(config, trained, length, machine, memory)]
-    loss = prospect.loss(params, trained.tokens, law_flops)
-    found += of_numbers(arch, params, loss, machine.mfu is None)
-    return Proposal(
-        prospect=prospect,
-        shape=shape,
-        config=config,
-        recipe=trained,
-        optimal=optimal,
-        loss=loss,
-        law_flops=law_flops,
-        exact_flops=exact,
-        seconds=machine.seconds(arch, exact) * (RECOMPUTED if memory.activation_checkpointing == "full" else 1.0),
-        mfu=machine.used(arch),
-        memory=memory,
-        disk_bytes=disk,
-        warnings=tuple(found),
-    )
+    work = RECOMPUTED if memory.activation_checkpointing == "full" else 1.0
+    kept = len(checkpoint_steps(_train(trained, length, memory)))
+    disk = count_parameters(config).total * (MASTER_BYTES * kept + OPTIMIZER_BYTES * 2)
+    return Cost(law_flops, exact, machine.used(arch), machine.seconds(arch, exact) * work, memory, disk)
 
 
 def split(config: LanguageModelConfig, trained: Recipe, length: int, gpu: Gpu) -> int | None:

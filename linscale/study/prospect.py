@@ -7,9 +7,10 @@ and D_opt each by itself.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,17 +45,25 @@ class Prospect:
     arch: str
     source: str
     """The file, or the paper."""
-    group: str
     law: str
     flops: Flops
     """What a FLOP of the law is: the paper's closed form, 6 N D, or a column of the table, which only it knows."""
     values: Mapping[str, float]
     """Parameters of the law, by name."""
-    draws: Mapping[str, Array]
-    """Their values in the resamples; empty without."""
-    entry: Mapping[str, Any] = field(default_factory=dict)
-    """The group in the file: its points, its band."""
+    entry: Mapping[str, Any]
+    """The group in the file: its name, points, draws, band."""
     warnings: tuple[dict[str, str], ...] = ()
+
+    @property
+    def group(self) -> str:
+        """Name of the group in the file."""
+        return str(self.entry["group"])
+
+    @functools.cached_property
+    def draws(self) -> Mapping[str, Array]:
+        """Values (r,) of the parameters in the resamples, by name; empty without."""
+        found = self.entry.get("draws") or {}
+        return {key: np.array(each, dtype=float) for key, each in found.items() if len(each) > 1}
 
     @property
     def is_surface(self) -> bool:
@@ -110,7 +119,7 @@ def published(arch: str) -> Prospect:
     """The paper's law of an architecture. It states no intervals."""
     law = PAPER_LAWS[arch]
     values = {name: float(getattr(law, name)) for name in PARAMETERS}
-    return Prospect(arch, PAPER, arch, "envelope", "paper", values, {}, {"compute_range": list(PAPER_RANGE)})
+    return Prospect(arch, PAPER, "envelope", "paper", values, {"group": arch, "compute_range": list(PAPER_RANGE)})
 
 
 def read_fit(path: Path) -> dict[str, Any]:
@@ -136,14 +145,13 @@ def fitted(path: Path, content: Mapping[str, Any], arch: str) -> Prospect:
             f"{', '.join(SURFACES + POWERS)}"
         )
     values = {key: float(each["value"]) for key, each in entry["parameters"].items()}
-    draws = {key: np.array(each, dtype=float) for key, each in (entry.get("draws") or {}).items() if len(each) > 1}
     definition = str((content.get("columns") or {}).get("c", "paper" if "columns" not in content else "6nd"))
     flops: Flops = "6nd" if law in SURFACES or definition == "6nd" else "paper" if definition == "paper" else "own"
     surface = surface_of(law, values) if law in SURFACES else ()
     if surface and min(surface[1:5]) <= 0:
         raise UserError(f"fit = {path}: {name}: an exponent is 0: loss does not fall with N or D, and no size is best")
     found = (*warnings, *_doubts(name, entry))
-    return Prospect(arch, str(path), name, law, flops, values, draws, entry, found)
+    return Prospect(arch, str(path), law, flops, values, entry, found)
 
 
 def _group(path: Path, content: Mapping[str, Any], arch: str) -> tuple[Mapping[str, Any], list[dict[str, str]]]:
