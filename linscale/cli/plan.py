@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,12 @@ def plan(
 
     machine = Machine(find_gpu(gpu), gpus, mfu)
     prospects = _prospects(fit, archs)
-    table, known_vocab = _data(data, tokenizer)
+    table, known_vocab, held = _data(data, tokenizer)
     rows = vocab or known_vocab or VOCAB_SIZE
     proposals = [propose(each, flops, machine=machine, length=length, vocab_size=rows) for each in prospects]
-    ladder = _ladder(proposals, ladder_share, length=length, vocab_size=rows, runs=runs) if ladder_share else None
+    ladder = None
+    if ladder_share:
+        ladder = _warned(_ladder(proposals, ladder_share, length=length, vocab_size=rows, runs=runs), held)
     result = digest(proposals, ladder, flops=flops, machine=machine, length=length, vocab_size=rows)
     if ladder is not None and out is not None:
         stated = vocab or (None if "inputs" in table else rows)
@@ -116,23 +119,24 @@ def _prospects(fit: Path | None, archs: list[str]) -> list[Prospect]:
     return [fitted(fit, content, arch) for arch in archs]
 
 
-def _data(data: str, tokenizer: str) -> tuple[dict[str, Any], int | None]:
-    """The table [data] of the ladder, and the size of the vocabulary where it is known."""
+def _data(data: str, tokenizer: str) -> tuple[dict[str, Any], int | None, int | None]:
+    """The table [data] of the ladder, and vocabulary and training tokens where they are known."""
     from linscale.data.manifest import MANIFEST
 
     path = Path(data)
     if (path / MANIFEST).is_file():
         from linscale.data.shards import TokenDataset
 
-        return {"path": data}, TokenDataset.open(path).vocab_size
+        dataset = TokenDataset.open(path)
+        return {"path": data}, dataset.vocab_size, dataset.manifest.splits["train"].tokens
     if not path.exists() and ":" not in data:
-        return {"path": data}, None  # to be prepared until the ladder is run
+        return {"path": data}, None, None  # to be prepared until the ladder is run
     from linscale.data.tokenizer import bpe_size, load_tokenizer
 
     builtin = data.startswith("builtin:")
     options = {"document_bytes": 4096, "val_fraction": 0.06} if builtin else {"document_bytes": 65_536}
     table = {"inputs": [data], "tokenizer": tokenizer, "options": options}
-    return table, bpe_size(tokenizer) or load_tokenizer(tokenizer).vocab_size
+    return table, bpe_size(tokenizer) or load_tokenizer(tokenizer).vocab_size, None
 
 
 def _ladder(proposals: list[Proposal], share: float, *, length: int, vocab_size: int, runs: int) -> Ladder:
@@ -146,6 +150,13 @@ def _ladder(proposals: list[Proposal], share: float, *, length: int, vocab_size:
     budget = share * sum(each.cost.exact_flops for each in proposals) / len(proposals)
     flops = {each.prospect.arch: each.prospect.flops for each in proposals}
     return design_ladder(known, flops, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
+
+
+def _warned(ladder: Ladder, held: int | None) -> Ladder:
+    from linscale.study.plan_warnings import of_data
+
+    found = of_data(held, max(rung.recipe.tokens for rung in ladder.rungs))
+    return replace(ladder, warnings=(*ladder.warnings, *found))
 
 
 def _write(out: Path, ladder: Ladder, proposals: list[Proposal], about: Mapping[str, Any]) -> None:

@@ -66,6 +66,14 @@ def of_numbers(arch: str, params: int, loss: Interval, default_mfu: bool) -> lis
     return found
 
 
+def of_data(held: int | None, longest: int) -> list[dict[str, str]]:
+    """held: training tokens of the prepared corpus, where it is there; longest: of the ladder's runs."""
+    if held is None or longest <= held:
+        return []
+    text = "the corpus has fewer tokens than the longest run of the ladder, which reads it more than once"
+    return [warning("data_repeats", text, [f"{held:.3g} of {longest:.3g}"])]
+
+
 def largest_fitted(prospect: Prospect) -> float | None:
     """FLOPs of the largest run, or of the range's end, that the law was fitted to; None where it is not said."""
     if "compute_range" in prospect.entry:

@@ -125,6 +125,18 @@ def test_a_ladder_on_text_that_is_to_be_prepared(tmp_path, capsys):
     assert "below_range" in {item["name"] for item in result["plans"][0]["warnings"]}
 
 
+def test_a_prepared_corpus_gives_the_vocabulary_and_says_when_it_is_short(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\n".join(f"line {number} of a text" for number in range(400)))
+    options = ["--document-bytes", "300", "--val-fraction", "0.1", "--out", str(tmp_path / "data")]
+    assert main(["data", "prepare", str(tmp_path / "text.txt"), *options]) == 0
+    out = tmp_path / "ladder.toml"
+    words = ["--flops", "1e16", "--arch", "tnl", "--gpus", "1", "--length", "128", "--out", str(out)]
+    result = plan(capsys, *words, "--data", str(tmp_path / "data"))
+    assert result["vocab_size"] == load_study(out).model.vocab_size == 257
+    assert load_study(out).data.path == str(tmp_path / "data")
+    assert "data_repeats" in {item["name"] for item in result["ladder"]["warnings"]}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
