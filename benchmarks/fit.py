@@ -3,8 +3,7 @@
     python benchmarks/fit.py [--tables 200] [--resamples 500] [--out RESULT.json]
 
 Speed: a chinchilla law with 0.5% noise at 12 sizes by 20 lengths, 240 points; the grid of starts, and 1000 resamples of
-points. Coverage: many tables of 60 points, 12 sizes by 5 lengths, of the same law and of a gamma form; and of 24 runs
-with 5 checkpoints each whose noise is mostly a shift of the whole run, resampled by run and by point.
+points. Coverage: many tables of a planted law, with the loss of a run far beyond them predicted too (`CASES`).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import argparse
 import datetime
 import json
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import numpy as np
 from ops_cpu import processor
 
 from linscale.run_folder import code_version
+from linscale.study.table.group import Group
+from linscale.study.table.noise import find_repeats, redraw
 from linscale.study.table.surface_fit import Array, Loss, Problem, fit, resample
 from linscale.study.table.surfaces import LAWS, chinchilla, gamma_form
 
@@ -32,8 +34,8 @@ LOSSES = ("huber:1e-3", "l2", "lad")
 def main() -> None:
     """Print both tables, and write them where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=int, default=200)
-    parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--tables", type=int, default=400)
+    parser.add_argument("--resamples", type=int, default=300)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     record: dict[str, Any] = {
@@ -44,9 +46,8 @@ def main() -> None:
         "speed": [speed(loss) for loss in LOSSES],
         "coverage": [],
     }
-    cases = [("chinchilla", "l2", None), ("chinchilla", "huber:1e-3", None), ("gamma", "l2", None)]
-    for law, loss, by in [*cases, ("chinchilla", "l2", "run"), ("chinchilla", "l2", "point")]:
-        record["coverage"].append(coverage(law, loss, by, arguments.tables, arguments.resamples))
+    for case in CASES:
+        record["coverage"].append(coverage(case, arguments.tables, arguments.resamples))
         print(record["coverage"][-1], flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -72,28 +73,74 @@ def speed(loss: str) -> dict[str, Any]:
     return row | {"settled": float(settled.mean())}
 
 
-def coverage(law: str, loss: str, by: str | None, tables: int, resamples: int) -> dict[str, Any]:
-    """Share of tables whose intervals hold each parameter; `by` None for independent points, else runs with five."""
-    truth = np.array(CHINCHILLA if law == "chinchilla" else GAMMA)
-    surface = chinchilla if law == "chinchilla" else gamma_form
-    random = np.random.default_rng(1)
-    n, d = grid(12, 5) if by is None else grid(6, 4)
-    run = np.arange(n.size)
-    if by is not None:
-        run = np.repeat(run, 5)
-        n, d = n[run], d[run] * np.tile([0.2, 0.4, 0.6, 0.8, 1.0], len(n))
-    hits = np.zeros(len(truth))
+FAR = (1e11, 2e12)  # N and D, beyond every table: the prediction whose coverage is measured
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tables whose law is known."""
+
+    law: str
+    loss: str
+    table: str
+    """"points": 12 sizes by 5 lengths. "runs": 24 runs of 5 checkpoints. "seeds": 12 configurations, 3 runs each."""
+    by: str
+    outliers: bool = False
+    """One point in twelve is off by ten standard deviations."""
+
+
+CASES = (
+    *(Case("chinchilla", loss, "points", "point") for loss in LOSSES),
+    Case("chinchilla", "huber:1e-3", "points", "point", outliers=True),
+    Case("gamma", "l2", "points", "point"),
+    *(Case("chinchilla", loss, "runs", "run") for loss in ("l2", "huber:1e-3")),
+    Case("chinchilla", "l2", "runs", "point"),
+    Case("chinchilla", "l2", "seeds", "run"),
+    Case("chinchilla", "l2", "seeds", "seed"),
+)
+
+
+def design(kind: str) -> tuple[Array, Array, Array]:
+    """N, D and the run of every point."""
+    if kind == "points":
+        n, d = grid(12, 5)
+        return n, d, np.arange(n.size)
+    n, d = grid(6, 4) if kind == "runs" else grid(4, 3)
+    run = np.repeat(np.arange(n.size), 5 if kind == "runs" else 3)
+    share = np.tile([0.2, 0.4, 0.6, 0.8, 1.0], n.size) if kind == "runs" else 1.0
+    return n[run], d[run] * share, run if kind == "runs" else np.arange(run.size)
+
+
+def coverage(case: Case, tables: int, resamples: int) -> dict[str, Any]:
+    """Share of tables whose intervals hold each parameter, and the loss at `FAR`.
+
+    Noise of runs is mostly a shift of the whole run: 0.8 of it, and 0.6 of every checkpoint's own, in squares.
+    """
+    truth = np.array(CHINCHILLA if case.law == "chinchilla" else GAMMA)
+    surface = chinchilla if case.law == "chinchilla" else gamma_form
+    random, (n, d, run) = np.random.default_rng(1), design(case.table)
+    hits = np.zeros(len(truth) + 1)
     for table in range(tables):
-        noise = NOISE * random.normal(size=n.size)
-        if by is not None:
-            noise = 0.4 * noise + 0.8 * NOISE * random.normal(size=run[-1] + 1)[run]
-        problem = Problem(LAWS[law], Loss.parse(loss, "log"), np.array([n, d]), surface(n, d, *truth) * np.exp(noise))
-        labels = run if by == "run" else np.arange(n.size)
-        replicates, _ = resample(problem, fit(problem).vector, labels, resamples, seed=table)
-        low, high = np.percentile(problem.numbers(replicates), [2.5, 97.5], axis=0)
-        hits += (low <= truth) & (truth <= high)
-    held = dict(zip(LAWS[law].parameters, (hits / tables).tolist(), strict=True))
-    return {"law": law, "loss": loss, "by": by or "point, independent", "tables": tables, "held": held}
+        noise = random.normal(size=n.size)
+        if case.table == "runs":
+            noise = 0.6 * noise + 0.8 * random.normal(size=run[-1] + 1)[run]
+        if case.outliers:
+            noise += 10 * (random.random(n.size) < 1 / 12)
+        values = surface(n, d, *truth) * np.exp(NOISE * noise)
+        problem = Problem(LAWS[case.law], Loss.parse(case.loss, "log"), np.array([n, d]), values)
+        vector = fit(problem).vector
+        if case.by == "seed":
+            group = Group("all", {"n": n, "d": d, "loss": values}, {}, np.arange(n.size), {})
+            replicates, _ = redraw(problem, vector, find_repeats(group, ("n", "d")), resamples, seed=table)
+        else:
+            replicates, _ = resample(problem, vector, run if case.by == "run" else np.arange(n.size), resamples, table)
+        numbers = problem.numbers(replicates)
+        drawn = np.column_stack([numbers, surface(*FAR, *numbers.T)])
+        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        true = np.append(truth, surface(*FAR, *truth))
+        hits += (low <= true) & (true <= high)
+    names = [*LAWS[case.law].parameters, "prediction"]
+    return asdict(case) | {"tables": tables, "held": dict(zip(names, (hits / tables).tolist(), strict=True))}
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def test_the_rule_sees_a_violation(tmp_path):
     "module",
     ["linscale", "linscale.config", "linscale.run_folder", "linscale.shape", "linscale.data", "linscale.cli"]
     + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report")]
+    + [f"linscale.study.prediction.{name}" for name in ("forecast", "contest")]
     + [f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity")]
     + [f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")],
 )

@@ -12,7 +12,7 @@ from linscale.config import config, load_toml, parse, to_dict
 from linscale.data.prepare import PrepareOptions
 from linscale.models import SIZES, ModelConfig, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
-from linscale.study.fit import FitConfig
+from linscale.study.envelope_fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 

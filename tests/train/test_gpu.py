@@ -39,11 +39,12 @@ def test_compiled_and_recomputed_blocks_train_as_eager_ones_do(make: Make, tmp_p
 
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_packed_documents_train_compiled_as_eager(make: Make, tmp_path: Path, arch: str) -> None:
-    """Their number differs from batch to batch."""
+    """Their number differs from batch to batch. In fp32: Adam spreads the rounding of bf16 too far."""
     for compiled in ("off", "on"):
         model = {"arch": arch, **SHAPE, "softmax_every": 3}
-        assert train(tmp_path / compiled, make(model=model, device="cuda", compile=compiled, documents=True, lr=1e-3))
-    torch.testing.assert_close(losses(tmp_path / "on"), losses(tmp_path / "off"), rtol=1e-2, atol=0)  # bf16
+        config = make(model=model, device="cuda", compile=compiled, documents=True, lr=1e-3, precision="fp32")
+        assert train(tmp_path / compiled, config)
+    torch.testing.assert_close(losses(tmp_path / "on"), losses(tmp_path / "off"), rtol=2e-3, atol=0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

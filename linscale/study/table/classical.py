@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from linscale.study.table.minimise import LAD_DELTAS, Residual
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, starts
+from linscale.study.table.surface_fit import AGREE, ROUNDING, Problem, Solution, starts
 from linscale.study.table.surfaces import Array, evaluate
 
 STARTS = 16  # of the grid, those with the lowest objective
@@ -22,19 +22,19 @@ def classical(problem: Problem) -> Solution:
 
     goal, free = _goal(problem), np.array(problem.law.free)
     grid = starts(problem)
-    ones = np.ones((1, problem.values.size))
-    heights = goal.objective(goal.residuals(evaluate(grid, goal.x).value), ones)
+    weights = problem.weight[None]
+    heights = goal.objective(goal.residuals(evaluate(grid, goal.x).value), weights)
     found = []
     for start in grid[np.argsort(heights, kind="stable")[:STARTS]]:
         vector = np.where(free, np.clip(start, *problem.bounds), start)
-        unit = float(goal.objective(goal.residuals(evaluate(vector[None], goal.x).value), ones)[0]) or 1.0
+        unit = float(goal.objective(goal.residuals(evaluate(vector[None], goal.x).value), weights)[0]) or 1.0
 
         def scaled(values: Array, vector: Array = vector, unit: float = unit) -> tuple[float, Array]:
             full = vector[None].copy()
             full[0, free] = values
             at = evaluate(full, goal.x)
-            gradient, _ = goal.derivatives(at, ones, majorise=True)
-            return float(goal.objective(goal.residuals(at.value), ones)[0]) / unit, gradient[0, free] / unit
+            gradient, _ = goal.derivatives(at, weights, majorise=True)
+            return float(goal.objective(goal.residuals(at.value), weights)[0]) / unit, gradient[0, free] / unit
 
         options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 1e-14, "gtol": 1e-10}
         bounds = problem.bounds[:, free].T
@@ -42,7 +42,7 @@ def classical(problem: Problem) -> Solution:
         vector[free] = result.x
         found.append((_height(problem, vector), vector, result.success))
     lowest, best, _ = min(found, key=lambda each: each[0])
-    agree = sum(height <= lowest * (1 + AGREE) + 1e-15 for height, _, _ in found)
+    agree = sum(height <= lowest * (1 + AGREE) + ROUNDING * problem.values.size for height, _, _ in found)
     return Solution(best, lowest, len(found), agree, sum(bool(each[2]) for each in found))
 
 
@@ -58,6 +58,6 @@ def _goal(problem: Problem) -> Residual:
 def _height(problem: Problem, vector: Array) -> float:
     residuals = np.abs(problem.residuals(vector))
     if problem.loss.kind == "lad":
-        return float(residuals.sum())
+        return float((problem.weight * residuals).sum())
     inside = np.minimum(residuals, problem.loss.delta if problem.loss.kind == "huber" else np.inf)
-    return float((inside * (residuals - inside / 2)).sum())
+    return float((problem.weight * inside * (residuals - inside / 2)).sum())

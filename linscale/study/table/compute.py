@@ -7,15 +7,13 @@ head, attention and the state of linear attention make kappa differ from 0, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.definitions import DEFINITIONS
-from linscale.study.table.group import Group, summary
+from linscale.study.table.group import Group
 from linscale.study.table.surfaces import optimum
 
 Array = np.ndarray
@@ -76,25 +74,3 @@ def described(group: Group, law: ComputeLaw) -> dict[str, Any]:
         "kappa": law.kappa,
         "largest_deviation": law.deviation,
     }
-
-
-def optima(table: Mapping[str, Array], law: ComputeLaw) -> dict[str, dict[str, Any]]:
-    """Where FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day, with intervals.
-
-    `table` has A, B, alpha and beta, each (1 + r,): the fit, then r resamples. Nothing where an exponent is 0 or less.
-    """
-    A, B, alpha, beta = (table[name] for name in ("A", "B", "alpha", "beta"))
-    if min(alpha[0], beta[0]) <= 0:
-        return {}
-    with np.errstate(all="ignore"):
-        a, log_n, log_d = law.optimum(A, B, alpha, beta)
-        b = 1 - (1 + law.kappa) * a
-        day = np.log(PFLOP_S_DAY)
-        values = {
-            "a": a,
-            "n_opt_coefficient": np.exp(log_n + a * day),
-            "n_opt_exponent": a,
-            "d_opt_coefficient": np.exp(log_d + b * day),
-            "d_opt_exponent": b,
-        }
-    return {name: summary(each[0], each[1:]) for name, each in values.items()}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from linscale.config import UserError
 from linscale.study.laws import PFLOP_S_DAY
+from linscale.study.table.options import LawOptions
 from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
 
 Array = np.ndarray
-Unit = Literal["run", "point", "budget"]
+Unit = Literal["run", "point", "budget", "seed"]
 BUDGET_GAP = 0.05  # in log C: points closer than this to a neighbour are of one budget
 INTERVAL = (2.5, 97.5)
 DIGITS = 8  # significant, of the draws in the JSON
@@ -31,6 +32,7 @@ class PointFit:
     bootstrap: int = 1000
     by: Unit = "point"
     seed: int = 0
+    options: LawOptions = field(default_factory=LawOptions)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Group:
         """(m,) what tells the units of a bootstrap apart. Raises UserError when the table does not say."""
         if by == "point":
             return self.rows
+        if by == "seed":
+            raise UserError("by = seed: this law is resampled by run, point or budget")
         if by in self.labels:
             return self.labels[by]
         if by == "run":
@@ -63,6 +67,13 @@ class Group:
         if "c" not in self.numbers:
             raise UserError("by = budget: needs FLOPs; name them with --columns c=NAME or c=6nd, or budget=NAME")
         return budgets(self.numbers["c"])
+
+
+def part(group: Group, members: Array) -> Group:
+    """The points at some positions."""
+    numbers = {role: values[members] for role, values in group.numbers.items()}
+    labels = {role: values[members] for role, values in group.labels.items()}
+    return Group(group.name, numbers, labels, group.rows[members], group.columns)
 
 
 def budgets(flops: Array) -> Array:
@@ -83,6 +94,8 @@ def select(points: Points, name: str, rule: tuple[str, int]) -> tuple[Group, lis
     kept, gone = members, members[:0]
     end, count = rule
     if count:
+        if "loss" not in points.numbers:
+            raise UserError(f"drop = {end}:{count}: the law reads no loss to rank by; leave rows out with --where")
         loss = points.numbers["loss"][members]
         order = np.argsort(-loss if end == "lowest" else loss, kind="stable")
         cut = max(len(members) - count, 0)

@@ -6,7 +6,7 @@ curvature, damping until the objective falls, and entries on a bound held there 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,10 +28,14 @@ class Residual:
     x: Array
     """(K, m) logarithms of the inputs."""
     log_loss: Array
-    """(m,)"""
+    """(m,), or (P, m) where every problem has its own."""
     delta: float
     """Where Huber's rho = r^2 / 2 turns into delta * (|r| - delta / 2); inf for squares."""
     space: Space = "log"
+
+    def part(self, problems: Array | slice) -> Residual:
+        """Some of the problems."""
+        return self if self.log_loss.ndim == 1 else replace(self, log_loss=self.log_loss[problems])
 
     def residuals(self, value: Array) -> Array:
         """Residuals (P, m) from log L (P, m)."""
@@ -68,11 +72,12 @@ def minimise(
     """
     vectors, free = starts.copy(), np.broadcast_to(free, starts.shape)
     objective, settled = np.empty(len(starts)), np.zeros(len(starts), dtype=bool)
-    size = max(1, CHUNK // problem.log_loss.size)
+    size = max(1, CHUNK // problem.log_loss.shape[-1])
     for first in range(0, len(starts), size):
         chunk = slice(first, first + size)
         part = weights if len(weights) == 1 else weights[chunk]
-        vectors[chunk], objective[chunk], settled[chunk] = _newton(problem, starts[chunk], part, free[chunk], bounds)
+        solved = _newton(problem.part(chunk), starts[chunk], part, free[chunk], bounds)
+        vectors[chunk], objective[chunk], settled[chunk] = solved
     return vectors, objective, settled
 
 
@@ -97,14 +102,14 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
         active = np.flatnonzero(quiet < 2)
         if not active.size:
             break
-        here = vectors[active]
+        here, own = vectors[active], problem.part(active)
         part = weights if len(weights) == 1 else weights[active]
         majorise = count < 12 or count % 4 == 0
-        gradient, second = problem.derivatives(evaluate(here, problem.x), part, majorise)
+        gradient, second = own.derivatives(evaluate(here, problem.x), part, majorise)
         outward = ((here <= bounds[0]) & (gradient > 0)) | ((here >= bounds[1]) & (gradient < 0))
-        step = _step(gradient, second, free[active] & ~outward, damping[active])
+        step = damped_step(gradient, second, free[active] & ~outward, damping[active])
         there = np.where(free[active], np.clip(here + step, *bounds), here)
-        after = problem.objective(problem.residuals(evaluate(there, problem.x).value), part)
+        after = own.objective(own.residuals(evaluate(there, problem.x).value), part)
         better = after <= objective[active]
         fall = np.where(better, objective[active] - after, 0.0)
         vectors[active[better]], objective[active[better]] = there[better], after[better]
@@ -115,7 +120,7 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
     return vectors, objective, quiet >= 2
 
 
-def _step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
+def damped_step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
     """-(|second| + damping)^-1 gradient over the free entries, in units in which the diagonal is one."""
     mask = free.astype(float)
     diagonal = np.abs(np.diagonal(second, axis1=1, axis2=2)) * mask

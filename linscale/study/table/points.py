@@ -27,7 +27,10 @@ __all__ = ["ROWS_SHOWN", "Points", "parse_columns", "read_points"]
 Array = np.ndarray
 CHECKED = ("n", "d", "c", "bpb", "vocab_size")
 """Roles that checks of the points read where they are whole, though no law asks for them."""
-ZERO_ALLOWED = ("softmax_every",)
+FROM_ZERO = ("error", "accuracy", "softmax_every")
+"""Numbers that may be 0."""
+GAPS = ("error",)
+"""Of them, those that a row may lack: nan there."""
 ROWS_SHOWN = 5
 
 
@@ -36,7 +39,7 @@ class Points:
     """The rows that were selected, and those that were not."""
 
     numbers: Mapping[str, Array]
-    """By role, each (m,), finite and positive: what was asked for, and what checks read besides."""
+    """By role, each (m,), finite and positive but for FROM_ZERO and GAPS: what was asked for, and what checks read."""
     labels: Mapping[str, Array]
     """By role, "run" and "budget" where there is such a column: (m,) texts."""
     rows: Array
@@ -61,10 +64,14 @@ def read_points(
     *,
     columns: Mapping[str, str],
     needed: tuple[str, ...],
+    optional: tuple[str, ...] = (),
     group: tuple[str, ...] = (),
     where: str = "",
 ) -> Points:
-    """Read a source, by its path or open. `needed` roles must be there; labels are read where they are.
+    """Read a source, by its path or open. `needed` roles must be there; those of `optional` and labels are read where
+    they are.
+
+    A column that only carries the usual name of an optional role, and holds no number at all, is not taken for it.
 
     Raises UserError for a source or a condition that cannot be read, and, naming rows, for what is not a positive
     number in a column that is needed.
@@ -72,7 +79,8 @@ def read_points(
     source = open_source(source) if isinstance(source, Path) else source
     path = source.path
     chooser = Chooser(str(path), source.names, columns)
-    chosen = chooser.choose(needed, columns)
+    held = tuple(role for role in optional if role in columns or _holds_numbers(source, chooser.find(role)))
+    chosen = chooser.choose((*needed, *held), columns)
     for name in group:
         require(str(path), source.names, name, "group")
     dropped = _select(source.connection, where)
@@ -101,7 +109,7 @@ def _all_numbers(source: Source, chosen: Mapping[str, str]) -> dict[str, Array]:
         if is_definition(role, name):
             numbers[role] = _derived(role, name, numbers)
         else:
-            numbers[role] = _numbers(source.connection, source.path, name, zero=role in ZERO_ALLOWED)
+            numbers[role] = _numbers(source, name, role)
     return {role: values for role, values in numbers.items() if role != "arch"}
 
 
@@ -132,13 +140,29 @@ def _select(connection: duckdb.DuckDBPyConnection, where: str) -> Array:
     return rows
 
 
-def _numbers(connection: duckdb.DuckDBPyConnection, path: Path, name: str, *, zero: bool = False) -> Array:
-    values = _values(connection, name)
-    wrong = np.flatnonzero(~(_positive(values) | (zero & (values == 0))))
+def _numbers(source: Source, name: str, role: str) -> Array:
+    values = _values(source.connection, name)
+    right = _positive(values) | ((role in FROM_ZERO) & (values == 0))
+    if role in GAPS:
+        right |= _empty(source.connection, name)
+    wrong = np.flatnonzero(~right)
     if wrong.size:
-        raise UserError(f"{path}: {name} is not a positive number in {_shown(connection, name, wrong)}; "
-                        "leave such rows out with --where")  # fmt: skip
+        what = "a number from 0" if role in FROM_ZERO else "a positive number"
+        shown = _shown(source.connection, name, wrong)
+        raise UserError(f"{source.path}: {name} is not {what} in {shown}; leave such rows out with --where")
     return values
+
+
+def _holds_numbers(source: Source, name: str | None) -> bool:
+    query = "select count(try_cast({} as double)) from points"
+    return name is not None and source.connection.execute(query.format(identifier(name))).fetchall()[0][0] > 0
+
+
+def _empty(connection: duckdb.DuckDBPyConnection, name: str) -> Array:
+    """(m,) whether a column holds nothing."""
+    column = identifier(name)
+    query = f"select {column} is null or cast({column} as varchar) = '' as empty from selected order by _row"
+    return np.asarray(connection.execute(query).fetchnumpy()["empty"], dtype=bool)
 
 
 def _shown(connection: duckdb.DuckDBPyConnection, name: str, wrong: Array) -> str:

@@ -14,11 +14,12 @@ import numpy as np
 from linscale.config import UserError
 from linscale.study.sources.read import Source
 from linscale.study.table.columns import Chooser
-from linscale.study.table.compute import compute_of, optima
+from linscale.study.table.compute import compute_of
 from linscale.study.table.definitions import DEFINITIONS
 from linscale.study.table.fit import TABLE_LAWS, fit_points
 from linscale.study.table.group import PointFit, select
 from linscale.study.table.points import Points, read_points
+from linscale.study.table.surface import allocation
 from linscale.study.table.surface_fit import Loss
 
 REPLICATES = 200
@@ -63,8 +64,15 @@ def _fit(source: Source, choices: Choices) -> dict[str, Any]:
 
 
 def _points(source: Source, choices: Choices, more: tuple[str, ...] = ()) -> Points:
-    needed = (*TABLE_LAWS[choices.settings.law].roles, *more)
-    return read_points(source, columns=choices.columns, needed=needed, group=choices.group, where=choices.where)
+    law = TABLE_LAWS[choices.settings.law]
+    return read_points(
+        source,
+        columns=choices.columns,
+        needed=(*law.roles, *more),
+        optional=law.optional,
+        group=choices.group,
+        where=choices.where,
+    )
 
 
 def _recounted(source: Source, choices: Choices, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -72,13 +80,14 @@ def _recounted(source: Source, choices: Choices, groups: list[dict[str, Any]]) -
     points = _points(source, choices, ("c",))
     found = []
     for fitted in groups:
-        if "alpha" in fitted["parameters"] and "n_opt_exponent" in fitted.get("derived", {}):
+        if {"A", "B", "alpha", "beta"} <= set(fitted["parameters"]) and "n_opt_exponent" in fitted.get("derived", {}):
             group, _ = select(points, fitted["group"], choices.settings.drop)
-            table = {
-                name: np.array([fitted["parameters"][name]["value"], *fitted["draws"][name]])
+            table = (
+                np.array([fitted["parameters"][name]["value"], *fitted["draws"][name]])
                 for name in ("A", "B", "alpha", "beta")
-            }
-            found.append({**fitted, "derived": optima(table, compute_of(group))})
+            )
+            stretch = fitted["bootstrap"]["prediction_stretch"]
+            found.append({**fitted, "derived": allocation(*table, factor=stretch, compute=compute_of(group))})
     return found
 
 
@@ -89,7 +98,7 @@ def _variants(source: Source, choices: Choices) -> Iterator[tuple[str, Choices]]
     settings = choices.settings
     if settings.drop[1]:
         yield "without --drop", replace(choices, settings=replace(settings, drop=("highest", 0)))
-    for text in LOSSES:
+    for text in LOSSES if TABLE_LAWS[settings.law].reads_loss else ():
         loss = Loss.parse(text, settings.loss.space)
         if str(loss) != str(settings.loss):
             yield f"--loss {text}", replace(choices, settings=replace(settings, loss=loss))

@@ -7,37 +7,40 @@ from typing import Any
 
 import numpy as np
 
+from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
-from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
+from linscale.study.table.compute import ComputeLaw, compute_of, described
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
+from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, fit, resample
+from linscale.study.table.resampling import widened
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretching
 from linscale.study.table.surfaces import LAWS, Array
-from linscale.study.table.warnings import point_warnings, surface_warnings
+from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
 
 def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group for the laws of `surfaces.LAWS`. Raises UserError when the points are too few."""
     law = LAWS[settings.law]
-    flops = compute_of(group)
     inputs = np.array([group.compute if role == "c" else group.numbers[role] for role in law.inputs])
-    problem = Problem(law, settings.loss, inputs, group.numbers["loss"])
-    labels = group.units(settings.by) if settings.bootstrap else np.empty(0)
+    problem = Problem(law, settings.loss, inputs, group.numbers["loss"], group.numbers.get("weight"))
+    repeats = find_repeats(group, law.inputs)
     solution, second = fit(problem), classical(problem)
     if second.objective < solution.objective * (1 - AGREE):
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
-    replicates, settled = np.empty((0, len(solution.vector))), np.empty(0, dtype=bool)
-    units = 0
-    if settings.bootstrap:
-        units = len(np.unique(labels))
-        replicates, settled = resample(problem, solution.vector, labels, settings.bootstrap, settings.seed)
+    drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
+    replicates = spread(problem, solution.vector, drawn, factor)
+    compute = compute_of(group)
+    flops = ("c",) if "c" in group.numbers and "c" not in law.inputs else ()  # predictions count compute by them
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
+    valley = find_valley(problem, solution.vector)
+    noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
     return {
         "law": law.name,
         "formula": law.formula,
         "parameters": parameters,
-        "derived": _derived(problem, solution.vector, replicates, flops) if "d" in law.inputs else {},
-        **({"compute": described(group, flops)} if "d" in law.inputs else {}),
+        "derived": _derived(problem, solution.vector, drawn, factor, compute) if "d" in law.inputs else {},
+        **({"compute": described(group, compute)} if "d" in law.inputs else {}),
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
         "classical": {
@@ -48,11 +51,42 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             "settled": second.settled,
         },
         "points_used": len(group.rows),
-        "bootstrap": {"replicates": len(replicates), "settled": int(settled.sum()), "units": units, "by": settings.by},
-        "draws": draws(law.parameters, problem.numbers(replicates)),
-        "points": listed_points(group, (*law.inputs, "loss"), problem.residuals(solution.vector)),
-        "warnings": point_warnings(group) + surface_warnings(solution, parameters, settled, units),
+        "bootstrap": {
+            "replicates": len(drawn),
+            "settled": int(settled.sum()),
+            "units": units,
+            "by": settings.by,
+            "prediction_stretch": factor,
+        },
+        "draws": draws(law.parameters, problem.numbers(drawn)),
+        "points": listed_points(group, (*law.inputs, *flops, "loss"), problem.residuals(solution.vector)),
+        "condition": valley.condition,
+        "seed_noise": noise,
+        "warnings": [
+            *point_warnings(group),
+            *surface_warnings(solution, parameters, settled, units),
+            *valley_warnings(valley, noise),
+        ],
     }
+
+
+def _resampled(
+    problem: Problem, vector: Array, group: Group, repeats: Repeats | None, settings: PointFit
+) -> tuple[Array, Array, int, float]:
+    """Centred vectors of resamples, which of them settled, how many units there are, and how far to stretch."""
+    if not settings.bootstrap:
+        return np.empty((0, len(vector))), np.empty(0, dtype=bool), 0, 1.0
+    if settings.by == "seed":
+        drawn, settled = redraw(problem, vector, repeats, settings.bootstrap, settings.seed)
+        return drawn, settled, len(np.unique(repeats.runs)) if repeats else 0, 1.0
+    labels = group.units(settings.by)
+    drawn, settled = refit(problem, vector, labels, settings.bootstrap, settings.seed)
+    return drawn, settled, len(np.unique(labels)), stretching(problem, vector, labels, drawn)
+
+
+def _seed_noise(problem: Problem, vector: Array, repeats: Repeats) -> dict[str, float | None]:
+    fits = lack_of_fit(problem, vector, repeats)
+    return {"sd": repeats.sd, "degrees": repeats.freedom, "lack_of_fit": fits}
 
 
 def _parameters(
@@ -72,7 +106,34 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vector: Array, replicates: Array, flops: ComputeLaw) -> dict[str, dict[str, Any]]:
-    """Where FLOPs are spent best."""
-    both = problem.numbers(np.vstack([vector, replicates]))
-    return optima(dict(zip(problem.law.parameters, both.T, strict=True)), flops)
+def _derived(
+    problem: Problem, vector: Array, drawn: Array, factor: float, compute: ComputeLaw
+) -> dict[str, dict[str, Any]]:
+    names = problem.law.parameters
+    both = problem.numbers(np.vstack([vector, drawn]))
+    table = (both[:, names.index(name)] for name in ("A", "B", "alpha", "beta"))
+    return allocation(*table, factor=factor, compute=compute)
+
+
+def allocation(
+    A: Array, B: Array, alpha: Array, beta: Array, *, factor: float, compute: ComputeLaw | None = None
+) -> dict[str, dict[str, Any]]:
+    """Where FLOPs, 6 N D unless `compute` says otherwise, are spent best: exponents, coefficients at 1 PFLOP/s-day.
+
+    Each array is (1 + r,): the estimate, then its resamples, stretched by `factor`. Empty for an exponent of nothing.
+    """
+    if min(alpha[0], beta[0]) <= 0:
+        return {}
+    law = compute or ComputeLaw()
+    with np.errstate(all="ignore"):
+        a, log_n, log_d = law.optimum(A, B, alpha, beta)
+        b = 1 - (1 + law.kappa) * a
+        day = np.log(PFLOP_S_DAY)
+        values = {
+            "a": a,
+            "n_opt_coefficient": np.exp(log_n + a * day),
+            "n_opt_exponent": a,
+            "d_opt_coefficient": np.exp(log_d + b * day),
+            "d_opt_exponent": b,
+        }
+    return {name: summary(each[0], widened(each, factor)[1:]) for name, each in values.items()}

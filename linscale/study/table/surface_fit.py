@@ -15,16 +15,19 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.table.minimise import Residual, Space, least_absolute, minimise
+from linscale.study.table.resampling import drawn_counts, steadied, stretch
 from linscale.study.table.surfaces import Array, Law, evaluate
 
 Kind = Literal["huber", "l2", "lad"]
+GRID_EXPONENT = tuple(np.geomspace(0.05, 1.2, 8))
+GRID_COARSE = (0.05, 0.2, 0.4, 0.8)  # of the gamma form, whose E is no linear parameter
 GRID_E = (0.0, 0.3, 0.6, 0.9)  # of the lowest loss
-GRID_EXPONENT = (0.05, 0.2, 0.4, 0.8)
 GRID_GAMMA = (0.5, 1.0, 2.0)
 NOTHING = 1e-6  # of the lowest loss: what E, or a term at the mean of its input, is held above
 EXPONENT_BOUNDS = (0.0, 4.0)
 GAMMA_BOUNDS = (0.05, 10.0)
 AGREE = 1e-4  # relative difference in the objective
+ROUNDING = 1e-13  # of the objective, a point: below it points lie on the law
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class Problem:
     """(K, m): N and D, or C in PFLOP/s-days."""
     values: Array
     """(m,) loss, nats per token."""
+    weights: Array | None = None
+    """(m,) what each point counts, such as the inverse of its variance; all alike without."""
+
+    @property
+    def weight(self) -> Array:
+        """(m,) weights with a mean of one."""
+        return np.ones(self.values.size) if self.weights is None else self.weights / self.weights.mean()
 
     @property
     def centre(self) -> Array:
@@ -82,20 +92,28 @@ class Problem:
         return np.array(rows).T
 
     def solve(
-        self, starts: Array, *, weights: Array | None = None, free: Array | None = None, centre: Array | None = None
+        self,
+        starts: Array,
+        *,
+        counts: Array | None = None,
+        values: Array | None = None,
+        free: Array | None = None,
+        centre: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """Minimise from starts (P, p), by default over the law's parameters: vectors, objectives, settled.
 
+        counts (P, m) is how often each point counts in each problem, once without; values (P, m) are other losses.
         `centre` (K, 1) is the origin of the inputs' logarithms in the vectors; coefficients are unbounded with another.
         """
         origin = self.centre if centre is None else centre
         delta = {"huber": self.loss.delta, "l2": np.inf, "lad": 1.0}[self.loss.kind]
-        problem = Residual(np.log(self.inputs) - origin, np.log(self.values), delta, self.loss.space)
+        losses = np.log(self.values if values is None else values)
+        problem = Residual(np.log(self.inputs) - origin, losses, delta, self.loss.space)
         bounds = self.bounds
         moved = np.flatnonzero((origin != self.centre)[:, 0])
         bounds[:, 1 + moved] = [[-np.inf], [np.inf]]
         method = least_absolute if self.loss.kind == "lad" else minimise
-        weights = np.ones((1, self.values.size)) if weights is None else weights
+        weights = self.weight[None] if counts is None else self.weight * counts
         return method(
             problem, starts, weights=weights, free=np.array(self.law.free) if free is None else free, bounds=bounds
         )
@@ -129,6 +147,29 @@ class Solution:
     """Starts that came to rest within the allowed number of steps."""
 
 
+@dataclass(frozen=True)
+class Valley:
+    """How flat the objective is in its flattest direction."""
+
+    condition: float
+    """Of the derivatives of log L in the parameters, each of length one: 30 to 100 is usual for such laws."""
+    along: tuple[str, ...]
+    """Parameters that trade against each other there."""
+
+
+def find_valley(problem: Problem, vector: Array) -> Valley:
+    """The condition number at a centred vector, over the free parameters that are not on a bound."""
+    low, high = problem.bounds
+    free = np.array(problem.law.free) & (vector - low > 1e-6) & (high - vector > 1e-6)
+    columns = evaluate(vector[None], np.log(problem.inputs) - problem.centre).gradient[0][:, free]
+    columns = columns * np.sqrt(problem.weight)[:, None]
+    lengths = np.linalg.norm(columns, axis=0)
+    _, singular, directions = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+    names = np.array(problem.law.names)[free]
+    condition = float(singular[0] / max(singular[-1], 1e-16)) if len(names) else 1.0
+    return Valley(condition, tuple(str(name) for name in names[np.abs(directions[-1]) > 0.3]) if len(names) else ())
+
+
 def fit(problem: Problem) -> Solution:
     """Minimise from every point of the grid. Raises UserError when the points are too few for the law."""
     _enough(problem)
@@ -136,30 +177,53 @@ def fit(problem: Problem) -> Solution:
     vectors, objectives, settled = problem.solve(grid)
     best = int(np.argmin(objectives))
     polished, lowest, _ = problem.solve(_to_bound(problem, vectors[best : best + 1]))
-    agree = int((objectives <= lowest[0] * (1 + AGREE) + 1e-15).sum())
+    agree = int((objectives <= lowest[0] * (1 + AGREE) + ROUNDING * problem.values.size).sum())
     return Solution(polished[0], float(lowest[0]), len(grid), max(agree, 1), int(settled.sum()))
 
 
 def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """As `refit`, with vectors stretched (see `stretching`): for intervals of parameters."""
+    vectors, settled = refit(problem, best, labels, count, seed)
+    return spread(problem, best, vectors, stretching(problem, best, labels, vectors)), settled
+
+
+def stretching(problem: Problem, best: Array, labels: Array, vectors: Array) -> float:
+    """How far the fits of resamples, centred vectors (r, p), are stretched: see `resampling`'s stretch and steadied."""
+    residuals = problem.residuals(best)
+    factor = stretch(residuals, labels, len(problem.law.parameters))
+    if problem.loss.kind == "l2":
+        return factor
+    low, high = problem.bounds
+    free = np.array(problem.law.free) & (best - low > 1e-6) & (high - best > 1e-6)
+    columns = _derivatives(problem, best)[:, free]
+    delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
+    return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
+
+
+def _derivatives(problem: Problem, vector: Array) -> Array:
+    """(m, p) of what residuals are of in a centred vector, times the weights' roots."""
+    at = evaluate(vector[None], np.log(problem.inputs) - problem.centre)
+    level = 1.0 if problem.loss.space == "log" else np.exp(at.value[0])[:, None]
+    columns: Array = at.gradient[0] * level * np.sqrt(problem.weight)[:, None]
+    return columns
+
+
+def refit(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
     """Fit `count` resamples of the units that labels (m,) tell apart, drawn with replacement, from the vector `best`.
 
-    Returns centred vectors (count, p) and whether each settled (count,). A fit eats p of the freedom of m points, and
-    resamples vary too little: their distance from `best` is stretched by sqrt(u / (u - 1) * (m - 1) / (m - p)) for u
-    units, the usual correction of clustered standard errors, where bounds allow. Raises UserError for one unit.
+    Returns centred vectors (count, p) and whether each settled (count,). Raises UserError for one unit.
     """
-    units, unit_of = np.unique(labels, return_inverse=True)
-    if len(units) < 2:
-        raise UserError("all points are of one unit: there is nothing to resample; use --by point or --bootstrap 0")
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=count)
-    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), weights=drawn[:, unit_of].astype(float))
-    points, used, u = labels.size, len(problem.law.parameters), len(units)
-    stretch = np.sqrt(u / (u - 1) * (points - 1) / (points - used))
+    counts = drawn_counts(labels, count, seed)
+    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), counts=counts)
+    return vectors, settled
+
+
+def spread(problem: Problem, best: Array, vectors: Array, factor: float) -> Array:
+    """Centred vectors (r, p) with their distance from `best` times `factor`, as far as bounds allow."""
     free = list(problem.law.free)
-    stretched = best[free] + (vectors[:, free] - best[free]) * stretch
     inside = vectors.copy()
-    inside[:, free] = np.clip(stretched, *problem.bounds[:, free])
-    return inside, settled
+    inside[:, free] = np.clip(best[free] + (vectors[:, free] - best[free]) * factor, *problem.bounds[:, free])
+    return inside
 
 
 def _to_bound(problem: Problem, vectors: Array) -> Array:
@@ -170,23 +234,51 @@ def _to_bound(problem: Problem, vectors: Array) -> Array:
 
 
 def starts(problem: Problem) -> Array:
-    """(P, p) centred vectors on a grid, with the coefficients that fit best there."""
+    """(P, p) centred vectors on a grid of exponents, with what is linear solved for (variable projection).
+
+    E, A and B come from non-negative least squares of relative residuals. In the gamma form E is on the grid too, and
+    A and B are those of (L - E)^(1/gamma).
+    """
     law, count = problem.law, len(problem.inputs)
     x = np.log(problem.inputs) - problem.centre
-    lowest = problem.values.min()
-    shares = GRID_E if law.free[0] else (0.0,)
-    gammas = GRID_GAMMA if law.free[-1] else (1.0,)
-    floor = problem.bounds[0, 0]
+    lowest, floor = problem.values.min(), problem.bounds[0, 0]
+    gridded = law.free[-1]
+    shares, gammas, steps = (GRID_E, GRID_GAMMA, GRID_COARSE) if gridded else ((0.0,), (1.0,), GRID_EXPONENT)
     rows = []
-    for share, gamma, *exponents in itertools.product(shares, gammas, *[GRID_EXPONENT] * count):
+    for share, gamma in itertools.product(shares, gammas):
         target = (problem.values - share * lowest) ** (1 / gamma)
-        terms = np.exp(-np.array(exponents)[:, None] * x)  # (K, m)
-        weights = 1 / target
-        solved, *_ = np.linalg.lstsq((terms * weights).T, target * weights, rcond=None)
-        solved = np.maximum(solved, 1e-2 * target.mean())
-        log_e = -np.inf if not law.free[0] else max(np.log(max(share, 1e-2) * lowest), floor)
-        rows.append([log_e, *np.log(solved), *exponents, gamma])
-    return np.array(rows)
+        exponents = np.array(list(itertools.product(steps, repeat=count)))
+        columns = np.exp(-exponents[:, None] * x.T)  # (G, m, K)
+        if law.free[0] and not gridded:
+            columns = np.concatenate([np.ones_like(columns[..., :1]), columns], axis=-1)
+        weights = np.sqrt(problem.weight) / target
+        solved = nonnegative(columns * weights[:, None], target * weights)
+        terms = np.log(np.maximum(solved[:, -count:], 1e-2 * target.mean()))
+        if not law.free[0]:
+            log_e = np.full(len(terms), -np.inf)
+        else:
+            log_e = np.full(len(terms), share * lowest) if gridded else solved[:, 0]
+            log_e = np.maximum(np.log(np.clip(log_e, 1e-2 * lowest, lowest)), floor)
+        rows.append(np.column_stack([log_e, terms, exponents, np.full(len(terms), gamma)]))
+    return np.concatenate(rows)
+
+
+def nonnegative(columns: Array, target: Array) -> Array:
+    """Non-negative least squares of target (m,) on columns (G, m, k), k at most three: (G, k), by all active sets."""
+    count = columns.shape[-1]
+    gram, right = columns.transpose(0, 2, 1) @ columns, columns.transpose(0, 2, 1) @ target
+    best, height = np.zeros(columns.shape[::2]), np.zeros(len(columns))
+    for size in range(1, count + 1):
+        for chosen in map(list, itertools.combinations(range(count), size)):
+            part, side = gram[:, chosen][:, :, chosen], right[:, chosen]
+            ridge = 1e-13 * np.trace(part, axis1=1, axis2=2)[:, None, None] * np.eye(size)
+            solved = np.linalg.solve(part + ridge, side[..., None])[..., 0]
+            fall = -(solved * side).sum(-1)  # of the squares, less |target|^2
+            better = (solved >= 0).all(-1) & (fall < height)
+            best[better] = 0.0
+            best[np.ix_(better, chosen)] = solved[better]
+            height = np.where(better, fall, height)
+    return best
 
 
 def _enough(problem: Problem) -> None:

@@ -7,11 +7,15 @@ from typing import Any
 
 from linscale.study.table.checks import point_warnings as point_warnings
 from linscale.study.table.group import warning
-from linscale.study.table.surface_fit import Solution
+from linscale.study.table.surface_fit import Solution, Valley
 from linscale.study.table.surfaces import Array
 
 FEW_UNITS = 10
 FEW_AGREE = 0.25
+FLAT = (
+    200.0  # condition number: a square of sizes and lengths has 20 to 120, one ray of tokens per parameter 280 to 400
+)
+UNLIKELY = 0.01
 
 
 def surface_warnings(
@@ -23,6 +27,18 @@ def surface_warnings(
         text = "few starts reach the best objective: the valley is flat, or has several floors"
         found.append(warning("starts_disagree", text, [f"{solution.agree} of {solution.starts}"]))
     return found + resampling_warnings(settled, units)
+
+
+def valley_warnings(valley: Valley, noise: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """Of a flat valley, and of a law that misses its points by more than seeds move them."""
+    found = []
+    if valley.condition > FLAT:
+        text = "a flat valley: parameters trade against each other at hardly any cost; quote predictions, not them"
+        found.append(warning("flat_valley", text, [f"condition number {valley.condition:.0f}", *valley.along]))
+    if noise and noise["lack_of_fit"] is not None and noise["lack_of_fit"] < UNLIKELY:
+        text = "the law misses its points by more than seeds move them: another law, or points that do not belong"
+        found.append(warning("lack_of_fit", text, [f"probability {noise['lack_of_fit']:.1g}"]))
+    return found
 
 
 def verdict_warnings(parameters: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

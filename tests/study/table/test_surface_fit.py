@@ -13,7 +13,7 @@ from linscale.study.table.profile import profiles
 from linscale.study.table.surface_fit import Loss, Problem, fit, resample
 from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, power
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCALING = next((p for at in (ROOT, ROOT.parent) if (p := at / "shared" / "data" / "scaling").is_dir()), Path("none"))
 published = pytest.mark.skipif(not SCALING.is_dir(), reason="the published points are not on this machine")
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(2e7, 2e10, 8), np.geomspace(5e8, 5e11, 6)))
