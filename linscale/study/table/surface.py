@@ -30,7 +30,7 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
     drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
     replicates = spread(problem, solution.vector, drawn, factor)
-    compute = compute_of(group)
+    compute = compute_of(group) if "d" in law.inputs else ComputeLaw()
     flops = ("c",) if "c" in group.numbers and "c" not in law.inputs else ()  # predictions count compute by them
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
     valley = find_valley(problem, solution.vector)
