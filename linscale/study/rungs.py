@@ -11,7 +11,8 @@ from linscale.config import UserError
 from linscale.models.count import flops_per_token, paper_flops_per_step
 from linscale.models.language_model import LanguageModelConfig
 from linscale.study.design import gradients
-from linscale.study.fit import FitConfig, envelope
+from linscale.study.envelope_fit import FitConfig
+from linscale.study.fit import envelope
 from linscale.study.knowledge import Knowledge
 from linscale.study.prospect import Flops
 from linscale.study.recipe import Recipe, recipe

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["ROWS_SHOWN", "Points", "parse_columns", "read_points"]
 
 Array = np.ndarray
-FROM_ZERO = ("error", "accuracy", "softmax_every")
-"""Roles whose numbers may be 0."""
-GAPS = ("error",)
-"""Those that a row may lack: nan there."""
 CHECKED = ("n", "d", "c", "bpb", "vocab_size")
 """Roles that checks of the points read where they are whole, though no law asks for them."""
+FROM_ZERO = ("error", "accuracy", "softmax_every")
+"""Numbers that may be 0."""
+GAPS = ("error",)
+"""Of them, those that a row may lack: nan there."""
 ROWS_SHOWN = 5
 
 
@@ -39,8 +39,7 @@ class Points:
     """The rows that were selected, and those that were not."""
 
     numbers: Mapping[str, Array]
-    """By role, each (m,), finite and positive but for what FROM_ZERO and GAPS say: what was asked
-    for, and what checks read besides."""
+    """By role, each (m,), finite and positive but for FROM_ZERO and GAPS: what was asked for, and what checks read."""
     labels: Mapping[str, Array]
     """By role, "run" and "budget" where there is such a column: (m,) texts."""
     rows: Array
@@ -69,9 +68,8 @@ def read_points(
     group: tuple[str, ...] = (),
     where: str = "",
 ) -> Points:
-    """Read a source, by its path or open.
-
-    `needed` roles must be there; those of `optional` and labels are read where they are.
+    """Read a source, by its path or open. `needed` roles must be there; those of `optional` and labels are read where
+    they are.
 
     A column that only carries the usual name of an optional role, and holds no number at all, is not taken for it.
 
@@ -81,17 +79,14 @@ def read_points(
     source = open_source(source) if isinstance(source, Path) else source
     path = source.path
     chooser = Chooser(str(path), source.names, columns)
-    chosen = chooser.choose(needed, columns)
+    held = tuple(role for role in optional if role in columns or _holds_numbers(source, chooser.find(role)))
+    chosen = chooser.choose((*needed, *held), columns)
     for name in group:
         require(str(path), source.names, name, "group")
     dropped = _select(source.connection, where)
     rows = _column(source.connection, "_row")
     if not rows.size:
         raise UserError(f"{path}: no rows" + (f" where {where}" if where else " below its header"))
-    for role in optional:
-        column = chooser.find(role)
-        if role not in chosen and column and not np.isnan(_values(source.connection, column)).all():
-            chosen[role] = column
     numbers = _all_numbers(source, chosen)
     for role in CHECKED:
         column = chooser.find(role)
@@ -114,7 +109,7 @@ def _all_numbers(source: Source, chosen: Mapping[str, str]) -> dict[str, Array]:
         if is_definition(role, name):
             numbers[role] = _derived(role, name, numbers)
         else:
-            numbers[role] = _numbers(source.connection, source.path, name, role)
+            numbers[role] = _numbers(source, name, role)
     return {role: values for role, values in numbers.items() if role != "arch"}
 
 
@@ -145,25 +140,29 @@ def _select(connection: duckdb.DuckDBPyConnection, where: str) -> Array:
     return rows
 
 
-def _numbers(connection: duckdb.DuckDBPyConnection, path: Path, name: str, role: str) -> Array:
-    values = _values(connection, name)
-    right = _positive(values)
-    if role in FROM_ZERO:
-        right |= values == 0
+def _numbers(source: Source, name: str, role: str) -> Array:
+    values = _values(source.connection, name)
+    right = _positive(values) | ((role in FROM_ZERO) & (values == 0))
     if role in GAPS:
-        right |= _empty(connection, name)
-    if not right.all():
+        right |= _empty(source.connection, name)
+    wrong = np.flatnonzero(~right)
+    if wrong.size:
         what = "a number from 0" if role in FROM_ZERO else "a positive number"
-        shown = _shown(connection, name, np.flatnonzero(~right))
-        raise UserError(f"{path}: {name} is not {what} in {shown}; leave such rows out with --where")
+        shown = _shown(source.connection, name, wrong)
+        raise UserError(f"{source.path}: {name} is not {what} in {shown}; leave such rows out with --where")
     return values
 
 
+def _holds_numbers(source: Source, name: str | None) -> bool:
+    query = "select count(try_cast({} as double)) from points"
+    return name is not None and source.connection.execute(query.format(identifier(name))).fetchall()[0][0] > 0
+
+
 def _empty(connection: duckdb.DuckDBPyConnection, name: str) -> Array:
-    """(m,) whether a row holds nothing."""
+    """(m,) whether a column holds nothing."""
     column = identifier(name)
-    query = f"select coalesce(cast({column} as varchar), '') = '' as value from selected order by _row"
-    return np.asarray(connection.execute(query).fetchnumpy()["value"], dtype=bool)
+    query = f"select {column} is null or cast({column} as varchar) = '' as empty from selected order by _row"
+    return np.asarray(connection.execute(query).fetchnumpy()["empty"], dtype=bool)
 
 
 def _shown(connection: duckdb.DuckDBPyConnection, name: str, wrong: Array) -> str:

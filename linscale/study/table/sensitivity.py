@@ -63,8 +63,15 @@ def _fit(source: Source, choices: Choices) -> dict[str, Any]:
 
 
 def _points(source: Source, choices: Choices, more: tuple[str, ...] = ()) -> Points:
-    needed = (*TABLE_LAWS[choices.settings.law].roles, *more)
-    return read_points(source, columns=choices.columns, needed=needed, group=choices.group, where=choices.where)
+    law = TABLE_LAWS[choices.settings.law]
+    return read_points(
+        source,
+        columns=choices.columns,
+        needed=(*law.roles, *more),
+        optional=law.optional,
+        group=choices.group,
+        where=choices.where,
+    )
 
 
 def _recounted(source: Source, choices: Choices, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -72,13 +79,14 @@ def _recounted(source: Source, choices: Choices, groups: list[dict[str, Any]]) -
     points = _points(source, choices, ("c",))
     found = []
     for fitted in groups:
-        if "alpha" in fitted["parameters"] and "n_opt_exponent" in fitted.get("derived", {}):
+        if {"A", "B", "alpha", "beta"} <= set(fitted["parameters"]) and "n_opt_exponent" in fitted.get("derived", {}):
             group, _ = select(points, fitted["group"], choices.settings.drop)
             table = {
                 name: np.array([fitted["parameters"][name]["value"], *fitted["draws"][name]])
                 for name in ("A", "B", "alpha", "beta")
             }
-            found.append({**fitted, "derived": optima(table, compute_of(group))})
+            stretch = fitted["bootstrap"]["prediction_stretch"]
+            found.append({**fitted, "derived": optima(table, compute_of(group), stretch)})
     return found
 
 
@@ -89,7 +97,7 @@ def _variants(source: Source, choices: Choices) -> Iterator[tuple[str, Choices]]
     settings = choices.settings
     if settings.drop[1]:
         yield "without --drop", replace(choices, settings=replace(settings, drop=("highest", 0)))
-    for text in LOSSES:
+    for text in LOSSES if TABLE_LAWS[settings.law].reads_loss else ():
         loss = Loss.parse(text, settings.loss.space)
         if str(loss) != str(settings.loss):
             yield f"--loss {text}", replace(choices, settings=replace(settings, loss=loss))
