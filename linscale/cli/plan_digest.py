@@ -73,7 +73,7 @@ def _plan(each: Proposal) -> dict[str, Any]:
 
 def _ladder(ladder: Ladder, proposals: list[Proposal], machine: Machine, length: int) -> dict[str, Any]:
     from linscale.models.count import flops_per_token
-    from linscale.study.shape import count
+    from linscale.study.sizing import count
 
     archs = [each.prospect.arch for each in proposals]
     exact = {

@@ -20,7 +20,7 @@ from linscale.study.even_ladder import even_ladder
 from linscale.study.knowledge import Knowledge
 from linscale.study.prospect import Flops
 from linscale.study.rungs import STEPS, Rung, exact_flops, has_envelope, possible_rungs
-from linscale.study.shape import count
+from linscale.study.sizing import count
 from linscale.study.table.group import warning
 
 Array = np.ndarray

@@ -17,7 +17,7 @@ from linscale.study.plan_warnings import of_law, of_numbers, of_recipe, of_shape
 from linscale.study.prospect import Interval, Prospect
 from linscale.study.recipe import Recipe, recipe
 from linscale.study.rungs import CHECKPOINTS, law_flops_per_token
-from linscale.study.shape import Shape, nearest_shape
+from linscale.study.sizing import Shape, nearest_shape
 from linscale.study.table.group import warning
 from linscale.train.config import TrainConfig, checkpoint_steps
 

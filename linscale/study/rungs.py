@@ -17,7 +17,7 @@ from linscale.study.knowledge import Knowledge
 from linscale.study.prospect import Flops
 from linscale.study.recipe import Recipe, recipe
 from linscale.study.results import Curve
-from linscale.study.shape import Shape, count, nearest_shape, smallest
+from linscale.study.sizing import Shape, count, nearest_shape, smallest
 from linscale.train.config import LOG_SPACING_START
 
 Array = np.ndarray

@@ -14,7 +14,7 @@ from linscale.study.plan import StudyConfig, planned_runs
 from linscale.study.prospect import published
 from linscale.study.recipe import recipe
 from linscale.study.rungs import STEPS, Rung, exact_flops, has_envelope, possible_rungs
-from linscale.study.shape import Shape, nearest_shape
+from linscale.study.sizing import Shape, nearest_shape
 
 FLOPS, LENGTH, VOCAB = 1e19, 2048, 32_000
 
