@@ -10,7 +10,7 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.prediction import cautions
-from linscale.study.prediction.compute_law import ComputeLaw, best_repeated, compute_law, repeated_loss
+from linscale.study.prediction.compute_law import ComputeLaw, best_repeated, compute_law, surface_loss
 from linscale.study.prediction.estimate import REPEATS, SEED, ends, estimate, scattered, share
 from linscale.study.prediction.fitted import Fitted
 from linscale.study.prediction.score import Score
@@ -59,7 +59,9 @@ def answer_of_loss(fitted: Fitted, question: Question, answer: Answer, score: Sc
     answer["at"] |= {"flops": flops, "params": n, "tokens": d}
     found, losses, spread = [], None, np.empty(0)
     if fitted.law in SURFACES and n is not None and d is not None:
-        losses = _on_surface(fitted, n, d, question.unique)
+        if question.unique is not None:
+            _repeats(fitted)
+        losses = surface_loss(fitted, n, d, question.unique)
     elif flops is not None:
         losses = _spent_best(fitted, law, flops, question.unique, answer)
         if n is not None or d is not None:
@@ -103,17 +105,6 @@ def _placed(fitted: Fitted, question: Question) -> tuple[float | None, float | N
     if question.loss is None:
         raise UserError(f"{fitted.name}: --bpb is for a sigmoid: give --flops, or --params and --tokens, or --loss")
     return n, d, None
-
-
-def _on_surface(fitted: Fitted, n: float, d: float, unique: float | None) -> Array:
-    shape = np.ones(1 + fitted.resamples)
-    if unique is not None:
-        _repeats(fitted)
-    if fitted.law == "repeat":
-        losses = repeated_loss(fitted, n * shape, d * shape, d if unique is None else unique)
-    else:
-        losses = surface(fitted.law, fitted.values).loss(n * shape, d * shape)
-    return widened(losses, fitted.stretch)
 
 
 def _spent_best(fitted: Fitted, law: ComputeLaw, flops: float, unique: float | None, answer: Answer) -> Array:

@@ -128,6 +128,16 @@ def _at(line: Line, flops: Array | float) -> Array:
         return np.asarray(np.exp(log_k + exponent * np.log(np.asarray(flops) / PFLOP_S_DAY)))
 
 
+def surface_loss(fitted: Fitted, n: float, d: float, unique: float | None = None) -> Array:
+    """(1 + r,) loss of n parameters and d tokens by a law of SURFACES; `unique` tokens are for the repeat law."""
+    shape = np.ones(1 + fitted.resamples)
+    if fitted.law == "repeat":
+        losses = repeated_loss(fitted, n * shape, d * shape, d if unique is None else unique)
+    else:
+        losses = surface(fitted.law, fitted.values).loss(n * shape, d * shape)
+    return widened(losses, fitted.stretch)
+
+
 def repeated_loss(fitted: Fitted, n: Array, d: Array, unique: Array | float) -> Array:
     """(1 + r, ...) loss of n parameters and d tokens (1 + r, ...), passes over `unique` tokens."""
     return surface("repeat", fitted.values).loss(*effective(fitted.values, n, d, unique))

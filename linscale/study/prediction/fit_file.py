@@ -34,6 +34,11 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 
 def read_fit(path: Path) -> list[Fitted]:
     """The groups of a file. Raises UserError, in one line, for what is not such a file or cannot be used."""
+    return groups_of(read_content(path), str(path))
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What is in the file of a fit. Raises UserError, in one line, for what is not such a file."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file, the JSON of linscale fit or a study's fits.json")
     if not path.is_file():
@@ -44,11 +49,15 @@ def read_fit(path: Path) -> list[Fitted]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON, or cut short ({error}); write it again with linscale fit --json") from None
-    return groups_of(content, str(path))
+    return _checked(content, str(path))
 
 
 def groups_of(content: Any, source: str) -> list[Fitted]:
     """The groups of a file's content. Raises UserError naming `source`."""
+    return [fitted_of(entry, content, source) for entry in _checked(content, source)["groups"]]
+
+
+def _checked(content: Any, source: str) -> dict[str, Any]:
     groups = content.get("groups") if isinstance(content, dict) else None
     if not isinstance(groups, list) or not all(isinstance(entry, dict) for entry in groups) or not groups:
         raise UserError(f"{source}: no fitted groups in it; expected the JSON of linscale fit or a study's fits.json")
@@ -57,7 +66,7 @@ def groups_of(content: Any, source: str) -> list[Fitted]:
         newer = isinstance(version, int) and version > VERSION
         remedy = "it is from a newer linscale: update, or fit again" if newer else "fit again"
         raise UserError(f"{source}: version = {version!r}, and this linscale reads version {VERSION}; {remedy}")
-    return [fitted_of(entry, content, source) for entry in groups]
+    return dict(content)
 
 
 def select(groups: list[Fitted], names: tuple[str, ...]) -> list[Fitted]:
