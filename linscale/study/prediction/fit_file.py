@@ -95,7 +95,7 @@ def fitted_of(entry: Mapping[str, Any], content: Mapping[str, Any], source: str)
     try:
         fit = {key: float(each["value"]) for key, each in table.items()}
         drawn = {key: np.array(draws[key], dtype=float) for key in fit if key in draws}
-        if not drawn and entry.get("band"):
+        if not drawn and "compute" in (entry.get("band") or {}):  # that of the pac law is another thing
             drawn = drawn_from_band(entry["band"])
     except (TypeError, ValueError, KeyError):
         raise UserError(f"{source}: group {name}: a parameter or a draw is not a number; fit again") from None
