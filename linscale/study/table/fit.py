@@ -89,6 +89,7 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
             refused.append({"group": name, "reason": str(error)})
         else:
             groups.append({"group": name, **fitted, "dropped": dropped + fitted.get("dropped", [])})
+    loss = str(settings.loss).removesuffix("L") + ("L" if "loss" in law.roles else "accuracy")
     if not groups:
         raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
     return {
@@ -98,7 +99,7 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
         "definitions": points.definitions,
         "notes": list(points.notes),
         "settings": {
-            "loss": str(settings.loss) if law.reads_loss else None,
+            "loss": loss if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
             "bootstrap": settings.bootstrap,
             "by": settings.by,
