@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from linscale.study.design import Question, best_size, gradients, misfit
-from linscale.study.prediction.surface import surface
+from linscale.study.prediction.surface import effective, surface
 from linscale.study.prospect import Prospect
 
 Array = np.ndarray
@@ -70,7 +70,7 @@ def knowledge(prospect: Prospect, n: float, d: float, flops: float) -> Knowledge
     vector = _centred(prospect, centre)
     if not points:
         return Knowledge(vector, centre, _prior(vector, PRIOR_SPREAD), NOISE, "prior")
-    x = np.log([np.array(points[role], dtype=float) for role in ("n", "d")]) - centre[:, None]
+    x = np.log(_sizes(prospect, points)) - centre[:, None]
     value, gradient = gradients(vector, x)
     residual = value - np.log(np.array(points["loss"], dtype=float))
     noise = float(np.sqrt((residual**2).sum() / max(residual.size - vector.size + 1, 1)))
@@ -78,6 +78,16 @@ def knowledge(prospect: Prospect, n: float, d: float, flops: float) -> Knowledge
     weights = 1 / (noise**2 + misfit(noise, -x.sum(0) / np.log(10)) ** 2) / _in_run(points, residual.size)
     precision = _prior(vector, PRIOR_SPREAD * WEAK) + (gradient.T * weights) @ gradient
     return Knowledge(vector, centre, precision, noise, "points")
+
+
+def _sizes(prospect: Prospect, points: Mapping[str, Any]) -> tuple[Array, Array]:
+    """N and D of the points, each (m,): of the repeat law the effective ones, in which its surface is."""
+    n, d = (np.array(points[role], dtype=float) for role in ("n", "d"))
+    if prospect.fitted.law != "repeat" or "unique" not in points:
+        return n, d
+    values = {name: each[:1] for name, each in prospect.fitted.values.items()}
+    size, tokens = effective(values, n[None], d[None], np.array(points["unique"], dtype=float)[None])
+    return size[0], tokens[0]
 
 
 def _centred(prospect: Prospect, centre: Array) -> Array:

@@ -100,7 +100,7 @@ def fitted(path: Path, content: Mapping[str, Any], arch: str) -> Prospect:
     Raises UserError where there is none, or none that gives a size.
     """
     entry, warnings = _group(path, content, arch)
-    law, name = str(entry["law"]), str(entry["group"])
+    law, name = str(entry.get("law")), str(entry.get("group"))
     if law not in SURFACES + POWERS:
         raise UserError(
             f"fit = {path}: {name} has the law {law}, which has no optimal size; expected one of "
@@ -132,18 +132,18 @@ def _described(shape: Shape, params: float, length: int) -> dict[str, Array]:
 
 def _group(path: Path, content: Mapping[str, Any], arch: str) -> tuple[Mapping[str, Any], list[dict[str, str]]]:
     groups = content["groups"]
-    exact = [each for each in groups if arch in str(each["group"]).split("/")]
+    exact = [each for each in groups if arch in str(each.get("group")).split("/")]
     if len(exact) == 1:
         return exact[0], []
-    names = ", ".join(str(each["group"]) for each in groups)
+    names = ", ".join(str(each.get("group")) for each in groups)
     if len(exact) > 1:
         raise UserError(
             f"fit = {path}: {len(exact)} groups are of {arch} ({names}); leave one with --where when fitting"
         )
     for item in content.get("refused", []):
-        if arch in str(item["group"]).split("/"):
+        if arch in str(item.get("group")).split("/"):
             raise UserError(f"fit = {path}: {arch} could not be fitted: {item['reason']}")
-    if [str(each["group"]) for each in groups] == ["all"]:
+    if [str(each.get("group")) for each in groups] == ["all"]:
         text = "the fit does not tell architectures apart: its one law is taken for each"
         return groups[0], [warning("one_law", text, [arch])]
     raise UserError(f"fit = {path}: no group {arch!r}; it has {names or 'none'}")

@@ -350,3 +350,15 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="cannot write the report"):
         write_fit_report(result, tmp_path / "file" / "page.html")
+
+
+def test_captions_speak_of_what_is_there_alone(tmp_path: Path, page: Callable[..., str]) -> None:
+    closed = page({"source": "t.csv", "columns": {}, "settings": {}, "units": UNITS, "dropped": [], "refused": [],
+                   "groups": [envelope_group() | {"starts": None, "classical": None}]})  # fmt: skip
+    assert "Diamonds: minima of the budgets" in closed
+    assert "profile interval" not in closed
+    assert "Starts agree" not in closed
+    surface = page({**fitted(write_table(tmp_path / "t.csv")), "source": "t.csv"})
+    assert "the profile interval of the likelihood with all others fitted anew" in surface
+    assert "Starts agree" in surface
+    assert "Diamonds" not in surface

@@ -11,6 +11,7 @@ from linscale.study.knowledge import knowledge
 from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY
 from linscale.study.prediction.compute_law import surface_loss
 from linscale.study.prediction.fit_file import groups_of
+from linscale.study.prediction.surface import effective
 from linscale.study.prospect import Interval, fitted, published
 from linscale.study.table.surfaces import chinchilla
 
@@ -176,3 +177,14 @@ def test_intervals_of_power_laws_count_as_what_is_known():
     said = prospect.loss(5e8, 9e10, 3 * PFLOP_S_DAY)
     half = np.log(said.high / said.low) / 2
     assert 1.96 * np.sqrt(known.question(np.array([1e8]), np.array([1e10])).now[0]) == pytest.approx(half, rel=0.05)
+
+
+def test_repeated_tokens_count_in_the_design_for_what_they_are_worth():
+    """The law has the points exactly, and so their residuals are none, unless repeated tokens are taken as new ones."""
+    values, seen = SURFACE | {"r_d": 15.0, "r_n": 5.0}, points()
+    seen["unique"] = (np.array(seen["d"]) / np.resize([1.0, 8.0, 40.0], len(seen["d"]))).tolist()
+    columns = {name: np.array([value]) for name, value in values.items()}
+    n, d = effective(columns, *(np.array(seen[role])[None] for role in ("n", "d", "unique")))
+    seen["loss"] = chinchilla(n[0], d[0], *SURFACE.values()).tolist()
+    prospect = fitted(Path("f.json"), content(entry(law="repeat", values=values, points=seen)), "hgrn2")
+    assert knowledge(prospect, 1e9, 2e10, 1.2e20).noise < 0.001

@@ -11,6 +11,7 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.prediction.fitted import Fitted
+from linscale.study.table.columns import LABELS
 
 Array = np.ndarray
 VERSION = 1
@@ -30,6 +31,8 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "pac": ("coefficient", "exponent"),
 }
 """By law, what a group must hold to be used."""
+PARTS = ("bootstrap", "points", "minima", "compute", "objective")
+SAYS = {"name", "text", "detail"}
 
 
 def read_fit(path: Path) -> list[Fitted]:
@@ -100,6 +103,8 @@ def fitted_of(entry: Mapping[str, Any], content: Mapping[str, Any], source: str)
     if len(lengths) > 1:
         raise UserError(f"{source}: group {name}: draws of unequal length; fit again")
     values = {key: np.concatenate([[fit[key]], drawn[key] if lengths != {0} else []]) for key in fit}
+    if wrong := _misshapen(entry, content):
+        raise UserError(f"{source}: group {name}: {wrong}; fit again")
     settings = content.get("settings")
     table_file = {"table": content.get("source"), "columns": content.get("columns") or {}, "settings": settings or {}}
     return Fitted(name, source, law, values, entry, table_file)
@@ -136,3 +141,26 @@ def _deviates(generator: np.random.Generator, x: Array, sigma: Array) -> tuple[A
     covariance = np.array([[curve, shared], [shared, height]])
     slopes, levels = generator.multivariate_normal(np.zeros(2), covariance, size=COUNT, method="eigh").T
     return slopes, levels
+
+
+def _misshapen(entry: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:
+    """What else of a group that is read is not as a fit writes it, in words."""
+    for holder, keys in ((content, ("columns", "settings")), (entry, PARTS)):
+        for key in keys:
+            if not isinstance(holder.get(key) or {}, dict):
+                return f"{key} is not an object"
+    warnings = entry.get("warnings") or []
+    if not isinstance(warnings, list) or not all(isinstance(each, dict) and each.keys() >= SAYS for each in warnings):
+        return "warnings is not a list of objects with name, text and detail"
+    if not isinstance((entry.get("bootstrap") or {}).get("prediction_stretch") or 1.0, int | float):
+        return "prediction_stretch is not a number"
+    for key in ("points", "minima"):
+        columns = entry.get(key) or {}
+        if not all(isinstance(values, list) for values in columns.values()):
+            return f"{key} is not an object of lists"
+        if len({len(values) for values in columns.values()}) > 1:
+            return f"{key} has lists of unequal length"
+        numbers = [each for role, values in columns.items() if role not in LABELS for each in values]
+        if not all(each is None or isinstance(each, int | float) for each in numbers):
+            return f"{key} holds what is not a number"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ from linscale.study.laws import PFLOP_S_DAY
 
 Array = np.ndarray
 SEED = 0  # of what is joined at random
+NORMAL_SCORES = np.array([statistics.NormalDist().inv_cdf((at + 0.5) / 40) for at in range(40)])
+"""Values that stand for a normal distribution, equally likely each."""
 ERROR = ("E_error", "k", "g")  # parameters of the overtrain law's second step
 
 
@@ -91,7 +94,10 @@ class Fitted:
 
     @cached_property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Least and most that was fitted: by role, c in FLOPs, as far as the file tells."""
+        """Least and most that was fitted: by role, c in FLOPs, as far as the file tells.
+
+        Laws through minima know the compute of these, and not that of every point: curves end far beyond them.
+        """
         seen = dict(self.observed)
         if "c" not in seen and {"n", "d"} <= set(seen):
             seen["c"] = self.flops.flops(seen["n"], seen["d"])
@@ -99,19 +105,43 @@ class Fitted:
         if self.entry.get("compute_range"):
             low, high = self.entry["compute_range"]
             found["c"] = (low * PFLOP_S_DAY, high * PFLOP_S_DAY)
+        elif self._minima:
+            low, high = min(self._minima["compute"]), max(self._minima["compute"])
+            found["c"] = (low * PFLOP_S_DAY, high * PFLOP_S_DAY)
         return found
+
+    @property
+    def _minima(self) -> Mapping[str, Any]:
+        """What a law of compute was fitted to, C in PFLOP/s-days; empty for other laws."""
+        line = self.entry.get("minima") or {}
+        return line if "l_exponent" in self.values and line.get("compute") else {}
 
     @property
     def space(self) -> Literal["log", "linear"]:
         """Whether residuals are of logarithms."""
-        return "log" if "of log " in str((self.entry.get("objective") or {}).get("name")) else "linear"
+        return "log" if self._minima or "of log " in str((self.entry.get("objective") or {}).get("name")) else "linear"
 
     @cached_property
     def residuals(self) -> Array:
-        """(m,) prediction minus observation in `space`, widened by sqrt(m / (m - p)) for the p parameters fitted."""
+        """(m,) prediction minus observation in `space`, widened by sqrt(m / (m - p)) for the p parameters fitted.
+
+        Of laws through minima, those of the minima, each with the noise of a point about it: other points of a curve
+        or a budget are off the law because their size is not the best.
+        """
+        if self._minima:
+            return self._minima_residuals()
         listed = (self.entry.get("points") or {}).get("residual") or []
         fitted = [name for name in self.values if name not in ERROR]
         return widened_residuals(np.array(listed, dtype=float), len(fitted))
+
+    def _minima_residuals(self) -> Array:
+        compute, loss = (np.array(self._minima[key], dtype=float) for key in ("compute", "loss"))
+        coefficient, exponent = (self.values[name][0] for name in ("l_coefficient", "l_exponent"))
+        floor = self.values["E"][0] if "E" in self.values else 0.0
+        of_law = np.log(floor + coefficient * compute**exponent) - np.log(loss)
+        noise = float((self.entry.get("bootstrap") or {}).get("seed_noise") or 0.0)
+        spread = noise * NORMAL_SCORES
+        return np.add.outer(widened_residuals(of_law, 2 + ("E" in self.values)), spread).ravel()
 
     def take(self, rows: Array) -> Fitted:
         """The fit with its resamples chosen and ordered by rows (r',), counted from 0."""

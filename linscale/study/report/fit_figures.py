@@ -80,9 +80,9 @@ def _of_compute(fits: Sequence[Fitted], law: str) -> Figure | None:
         marks += published(name, law, (float(compute[0]), float(compute[-1])))
     if not marks:
         return None
-    frame = replace(_FRAMES[law], marks=tuple(marks))
-    dotted = any(mark.kind == "dotted" for mark in marks)
-    return replace(frame, caption=f"{frame.caption} Dotted: the published laws.") if dotted else frame
+    drawn = {mark.kind for mark in marks}
+    caption = " ".join([_FRAMES[law].caption, *(words for kind, words in ALSO_DRAWN.items() if kind in drawn)])
+    return replace(_FRAMES[law], marks=tuple(marks), caption=caption)
 
 
 def _minima(group: Group) -> Mapping[str, Any] | None:
@@ -99,6 +99,12 @@ def _frontier(fitted: Fitted, key: str, compute: Array) -> Array | None:
     return {"loss": law.loss, "params": law.params, "tokens": law.tokens}[key](flops)
 
 
+ALSO_DRAWN = {
+    "minimum": "Diamonds: minima of the budgets, which the law goes through.",
+    "faint": "Pale: the lower envelope, which the law goes through.",
+    "dotted": "Dotted: the published laws.",
+}
+"""By kind of mark, what a caption adds where there are such."""
 _FRAMES = {
     "l": Figure(
         "loss-compute", "Loss against compute", COMPUTE, LOSS, (),

@@ -54,7 +54,8 @@ def parameters(groups: Sequence[Group]) -> str:
     headings = "".join(
         f'<th scope="col"{" class=text" if name == "verdict" else ""}>{name}</th>' for name in ("parameter", *columns)
     )
-    caption = "The 95% interval is over resamples, the profile interval of the likelihood with all others fitted anew."
+    caption = "The 95% interval is over resamples" + ", the profile interval of the likelihood" * profile
+    caption += " with all others fitted anew." if profile else "."
     if paper:
         caption += " Published: Shen et al. 2024, another corpus and vocabulary: only exponents compare."
     verdicts = "".join(
@@ -82,10 +83,12 @@ def minimum(groups: Sequence[Group]) -> str:
         rows.append(f"<tr>{name}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     names = ("group", "points", "objective", "starts that agree", "L-BFGS-B", "resamples")
     objectives = "; ".join(dict.fromkeys(str(group["objective"]["name"]) for group in groups))
-    caption = (
-        f"Objective: {escape(objectives)}. Starts agree when they end within 0.01% of the best; L-BFGS-B is the same "
-        "objective minimised in the classical way, and how many of its starts agree."
-    )
+    caption = f"Objective: {escape(objectives)}."
+    if any(group.get("starts") for group in groups):
+        caption += (
+            " Starts agree when they end within 0.01% of the best; L-BFGS-B is the same objective minimised in the "
+            "classical way, and how many of its starts agree."
+        )
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return table(caption, f"<tr>{head}</tr>", f"<tbody>{''.join(rows)}</tbody>", "How sure the minimum is")
 

@@ -7,6 +7,7 @@ a folder  of linscale's runs or one of them; of transformers' checkpoints; of lm
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,20 +129,32 @@ def _renamed(names: Sequence[str]) -> Mapping[str, str]:
 def _open_file(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such file; expected a table with one row a point, or a folder of runs")
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unknown kind of file; expected {', '.join(READERS)}, .json or a folder")
     with open(path, "rb") as file:  # says in the system's words what may not be read
         start = file.read(1 << 16)
     if not start.strip():
         raise UserError(f"{path}: the file is empty; expected a header and one row a point")
-    reader = READERS[path.suffix].format(quoted(path))
+    reader = READERS[path.suffix.lower()].format(quoted(path))
     connection.execute(f"create table points as select row_number() over () as _row, * from {reader}")
     names = _names(connection)
-    wrong = [words for mark, words in DELIMITERS.items() if len(names) == 1 and mark in names[0]]
+    wrong = [mark for mark in DELIMITERS if len(names) == 1 and mark in names[0]]
     if wrong:
         raise UserError(
-            f"{path}: one column, {names[0]!r}: its cells may be parted by {wrong[0]}, not alike in all rows"
+            f"{path}: one column, {names[0]!r}: its cells may be parted by {DELIMITERS[wrong[0]]}, not alike in all "
+            f"rows{_uneven(path, wrong[0])}"
         )
+
+
+def _uneven(path: Path, mark: str) -> str:
+    """The first line of a file with more or fewer cells than its header, in words; empty where there is none."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = csv.reader(file, delimiter=mark)
+        header = len(next(lines, []))
+        for cells in lines:
+            if cells and len(cells) != header:
+                return f": line {lines.line_num} has {len(cells)} cells, the header {header}"
+    return ""
 
 
 def _names(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -42,6 +42,8 @@ ALSO: Mapping[str, tuple[str, ...]] = {
     "d": ("num_tokens", "n_tokens", "tokens_seen", "num_input_tokens_seen", "D"),
     "c": ("training_flops", "train_flops", "C"),
     "loss": ("val_loss", "validation_loss", "eval_loss", "val/loss", "validation/loss", "eval/loss"),
+    "bpb": ("bpb",),
+    "accuracy": ("acc",),
     "run": ("run_name", "run_id"),
     "schedule": ("lr_schedule", "lr_scheduler_type"),
     "n_body": ("params_no_embed", "params_non_embedding", "params_without_embedding", "n_non_embedding"),
@@ -82,6 +84,10 @@ def is_definition(role: str, name: str) -> bool:
     return name in DEFINITIONS.get(role, {})
 
 
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
 class Chooser:
     """Finds the columns of a table for what a law needs."""
 
@@ -110,13 +116,20 @@ class Chooser:
         return None if name is None or is_definition(role, name) else name
 
     def _usual(self, role: str) -> str | None:
-        """The column of a role by the names in use; that of a shape also where it is nested, as in model.d_model."""
+        """The column of a role by the names in use; that of a shape also where it is nested, as in model.d_model.
+
+        Case, and spaces and hyphens in the place of underscores, count only where names spelled alike are missing, and
+        in names of one letter.
+        """
         if USUAL[role] in self._names:
             return USUAL[role]
         also = [name for name in ALSO.get(role, ()) if name in self._names]
         if not also and role in NESTED:
             ends = (USUAL[role], *ALSO.get(role, ()))
             also = [name for name in self._names if re.split(r"[./]", name)[-1] in ends]
+        if not also:
+            known = {_folded(name) for name in (USUAL[role], *ALSO.get(role, ())) if len(name) > 1}
+            also = [name for name in self._names if _folded(name) in known]
         return also[0] if len(also) == 1 else None
 
     def _add(self, role: str, found: dict[str, str], above: tuple[str, ...]) -> None:

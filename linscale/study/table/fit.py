@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from linscale.config import UserError
-from linscale.study.laws import UNITS
 from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
 from linscale.study.table.isoflop import fit_isoflop
@@ -55,6 +54,15 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
 """By the name of --law; --irreducible makes power power_irreducible, --no-excess makes repeat repeat_no_excess."""
 
 
+UNITS: Mapping[str, str] = {
+    "C": "PFLOP/s-day = 8.64e19 training FLOPs, as the table or its definition counts them",
+    "L": "nats per token",
+    "N_opt": "parameters, as the table or its definition counts them",
+    "D_opt": "tokens",
+}
+"""Of the laws' quantities; what a table's own numbers leave out is its affair, and `columns` says which they are."""
+
+
 def parse_drop(text: str) -> tuple[str, int]:
     """ "highest:5" or "lowest:2". Raises UserError for anything else."""
     end, _, count = text.partition(":")
@@ -85,16 +93,17 @@ def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
             refused.append({"group": name, "reason": str(error)})
         else:
             groups.append({"group": name, **fitted, "dropped": dropped + fitted.get("dropped", [])})
+    loss = str(settings.loss).removesuffix("L") + ("L" if "loss" in law.roles else "accuracy")
     if not groups:
         raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
     return {
         "version": 1,
-        "units": UNITS,
+        "units": dict(UNITS),
         "columns": dict(points.columns),
         "definitions": points.definitions,
         "notes": list(points.notes),
         "settings": {
-            "loss": str(settings.loss) if law.reads_loss else None,
+            "loss": loss if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
             "bootstrap": settings.bootstrap,
             "by": settings.by,

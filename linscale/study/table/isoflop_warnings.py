@@ -77,6 +77,7 @@ def scatter_warning(seen: Array, expected: Array) -> list[dict[str, str]]:
     limit = np.percentile(expected, SCATTER_QUANTILE, axis=0)
     far = [name for name, a, b in zip(("L", "N_opt", "D_opt"), seen, limit, strict=True) if a > b + 1e-9]
     text = "minima scatter about the law more than the noise of the points explains: take --by budget, or another law"
+    text += "; L bends with --irreducible" if "L" in far else ""
     return [warning("scatter", text, far)] if far else []
 
 

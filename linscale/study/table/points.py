@@ -7,6 +7,7 @@ from 1, without the header. DuckDB reads, and its SQL selects.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ FROM_ZERO = ("error", "accuracy", "softmax_every")
 GAPS = ("error",)
 """Of them, those that a row may lack: nan there."""
 ROWS_SHOWN = 5
+NEARLY = r"\s*[-+$]?\d[\d.,' _\u00a0\u202f]*(e[-+]?\d+)?\s*(%|x|[kmbgtpe]|thousand|million|billion|trillion)?\s*"
+"""What a person reads as a number: with separators, a decimal comma, a percent sign or a prefix."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,11 @@ def _select(connection: duckdb.DuckDBPyConnection, where: str) -> Array:
         rows: Array = connection.execute(query).fetchnumpy()["_row"]
         connection.execute(f"create or replace temp view selected as select * from points where {held}")
     except duckdb.Error as error:
-        raise UserError(f"where = {where!r}: {' '.join(str(error).split('LINE')[0].split())}") from None
+        said = " ".join(str(error).split("LINE")[0].split())
+        text = "VARCHAR" in said or "Conversion Error" in said
+        remedy = "expected a condition in SQL, as in loss < 6; names with spaces and words of SQL go in double quotes"
+        remedy = "compare a column that holds text as in try_cast(loss as double) < 6" if text else remedy
+        raise UserError(f"where = {where!r}: {said}; {remedy}") from None
     return rows
 
 
@@ -149,7 +156,7 @@ def _numbers(source: Source, name: str, role: str) -> Array:
     if wrong.size:
         what = "a number from 0" if role in FROM_ZERO else "a positive number"
         shown = _shown(source.connection, name, wrong)
-        raise UserError(f"{source.path}: {name} is not {what} in {shown}; leave such rows out with --where")
+        raise UserError(f"{source.path}: {name} is not {what} in {shown}; {_remedy(source.connection, name, wrong)}")
     return values
 
 
@@ -163,6 +170,19 @@ def _empty(connection: duckdb.DuckDBPyConnection, name: str) -> Array:
     column = identifier(name)
     query = f"select {column} is null or cast({column} as varchar) = '' as empty from selected order by _row"
     return np.asarray(connection.execute(query).fetchnumpy()["empty"], dtype=bool)
+
+
+def _remedy(connection: duckdb.DuckDBPyConnection, name: str, wrong: Array) -> str:
+    """What to do about values that are no numbers: write them otherwise, or leave them out."""
+    some = ", ".join(map(str, _column(connection, "_row")[wrong[:ROWS_SHOWN]]))
+    column = identifier(name)
+    cells = f"cast({column} as varchar), typeof({column}), try_cast({column} as double) is null"
+    found = connection.execute(f"select {cells} from selected where _row in ({some})").fetchall()
+    if any(unread and re.fullmatch(NEARLY, text or "", re.I) for text, _, unread in found):
+        return "write numbers plainly, as 20000000, 2e7 or 0.25"
+    read = column if '"' in name or not name.isidentifier() else name
+    read = f"try_cast({read} as double)" if any(kind == "VARCHAR" for _, kind, _ in found) else read
+    return f"leave such rows out, as in --where '{read} > 0 and {read} < 1e30'"
 
 
 def _shown(connection: duckdb.DuckDBPyConnection, name: str, wrong: Array) -> str:

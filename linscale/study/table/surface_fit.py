@@ -55,7 +55,7 @@ class Loss:
 
     def __str__(self) -> str:
         """In words, for tables and the JSON."""
-        words = {"huber": f"Huber (delta {self.delta:g})", "l2": "half the square", "lad": "absolute value"}
+        words = {"huber": f"Huber losses (delta {self.delta:g})", "l2": "halves of squares", "lad": "absolute values"}
         return f"sum of the {words[self.kind]} of residuals of {'log L' if self.space == 'log' else 'L'}"
 
 

@@ -45,6 +45,13 @@ def test_the_fit_comes_first_and_its_resamples_behind_it(make):
         (lambda c: c["groups"][0]["parameters"].pop("l_exponent"), "group all: no parameter l_exponent"),
         (lambda c: c["groups"][0]["parameters"].update(l_exponent={"value": "x"}), "is not a number; fit again"),
         (lambda c: c["groups"][0].update(draws={"l_exponent": [1.0], "l_coefficient": []}), "draws of unequal length"),
+        (lambda c: c["groups"][0].update(points={"n": "x"}), "points is not an object of lists; fit again"),
+        (lambda c: c["groups"][0].update(points={"n": [1.0], "residual": ["x"]}), "points holds what is not a number"),
+        (lambda c: c["groups"][0].update(points={"n": [1.0, 2.0], "d": [1.0]}), "points has lists of unequal length"),
+        (lambda c: c["groups"][0].update(warnings=["no"]), "warnings is not a list of objects"),
+        (lambda c: c["groups"][0].update(bootstrap="none"), "bootstrap is not an object"),
+        (lambda c: c["groups"][0].update(bootstrap={"prediction_stretch": "x"}), "prediction_stretch is not a number"),
+        (lambda c: c.update(columns="x"), "columns is not an object"),
     ],
 )
 def test_what_is_no_fit_is_named(make, change, message):

@@ -192,6 +192,21 @@ def test_what_lies_outside_is_named_with_its_distance(make):
     assert warned(inside) == ["no_intervals"]
 
 
+def test_laws_through_minima_know_the_compute_and_the_scatter_of_these_alone(make):
+    """Most checkpoints of an envelope's curves are far off it, and end far beyond it."""
+    lines = {"l_coefficient": 3.0, "l_exponent": -0.1}
+    minima = {"compute": [0.1, 1.0, 10.0], "loss": [3 * 0.1**-0.1 * 1.01, 3.0 * 0.99, 3 * 10**-0.1]}
+    points = {"c": [1e-3 * DAY, 1e3 * DAY], "residual": [-0.5, -0.5]}
+    draws = {name: np.full(300, value) for name, value in lines.items()}
+    content = make("envelope", lines, draws, minima=minima, points=points, bootstrap={"seed_noise": 0.003})
+    answer = one(content, flops=100 * DAY)
+    (caution,) = [each for each in answer["warnings"] if each["name"] == "extrapolation"]
+    assert caution["detail"] == "C 8.64e+21 is 10x the most, 8.64e+20"
+    assert warned(one(content, flops=5 * DAY)) == []
+    ends = np.log([answer["loss"][key] / answer["loss"]["value"] for key in ("new_low", "new_high")])
+    assert ends == pytest.approx(np.sqrt(3) * np.array([-0.01, 0.01]) + [-0.005, 0.005], abs=0.003)
+
+
 def test_what_the_fit_does_not_vouch_for_is_repeated(make):
     content = make("chinchilla", CHINCHILLA)
     content["groups"][0]["parameters"]["E"] |= {"at_bound": True, "identified": False}

@@ -67,7 +67,8 @@ def test_losses_that_are_no_positive_numbers_name_their_row(tmp_path, loss):
     path = tmp_path / "p.csv"
     path.write_text(f'params,tokens,loss\n1e8,1e9,3\n1e8,1e9,"{loss}"\n')
     with pytest.raises(
-        UserError, match=r"loss is not a positive number in row 2 \(.*; leave such rows out with --where"
+        UserError,
+        match=r"loss is not a positive number in row 2 \(.*; (leave such rows out, as in|write numbers plainly)",
     ):
         read_points(path, columns={}, needed=NEEDED)
 

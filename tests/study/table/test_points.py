@@ -1,6 +1,7 @@
 """Tables of points as DuckDB reads them, and their groups fitted."""
 
 import json
+import re
 from pathlib import Path
 
 import duckdb
@@ -137,3 +138,49 @@ def test_flops_in_other_units_are_noticed_and_budgets_are_told_apart(tmp_path):
     assert {each["name"]: each["detail"] for each in group["warnings"]}["flops_differ"] == "row 5"
     with pytest.raises(UserError, match="no column tells runs apart"):
         fit_points(points, PointFit("chinchilla", Loss(), by="run"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "where", "remedy"),
+    [
+        (['"20,000,000"', "2e8", "3e8"], "", "write numbers plainly, as 20000000, 2e7 or 0.25"),
+        (["20M", "2e8", "3e8"], "", "write numbers plainly"),
+        (["1 000", "2e8", "3e8"], "", "write numbers plainly"),
+        (["1e8", "-2e8", "3e8"], "", r"leave such rows out, as in --where 'params > 0 and params < 1e30'"),
+        (["1e8", "nan", "3e8"], "", r"'params > 0 and params < 1e30'"),
+        (["1e8", "N/A", "3e8"], "", r"'try_cast\(params as double\) > 0 and try_cast\(params as double\) < 1e30'"),
+        (
+            ["1e8", "N/A", "3e8"],
+            "params < 1e9",
+            r"compare a column that holds text as in try_cast\(loss as double\) < 6",
+        ),
+        (["1e8", "2e8", "3e8"], "select > 1", "words of SQL go in double quotes"),
+    ],
+)
+def test_what_to_do_about_cells_that_are_no_numbers(tmp_path, cells, where, remedy):
+    path = tmp_path / "points.csv"
+    path.write_text("params,tokens,loss\n" + "".join(f"{cell},1e9,3.0\n" for cell in cells))
+    with pytest.raises(UserError, match=remedy) as error:
+        read_points(path, columns={}, needed=NEEDED, where=where)
+    assert "\n" not in str(error.value)
+    if found := re.search(r"--where '(.*)'", str(error.value)):  # the remedy works
+        assert read_points(path, columns={}, needed=NEEDED, where=found[1]).rows.tolist() == [1, 3]
+
+
+def test_the_line_that_has_other_cells_is_named(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("params,tokens,loss\n1e8,1e9,3.0\n1e8,2e9\n")
+    with pytest.raises(UserError, match="line 3 has 2 cells, the header 3"):
+        read_points(path, columns={}, needed=NEEDED)
+
+
+def test_names_are_found_whatever_their_case(tmp_path):
+    path = tmp_path / "POINTS.CSV"
+    path.write_text("Params,Num Tokens,Val-Loss,D\n1e8,1e9,3.0,7\n")
+    points = read_points(path, columns={}, needed=("n", "loss"))
+    assert points.columns == {"n": "Params", "loss": "Val-Loss"}
+    path.write_text("Params,Num Tokens,loss,LOSS_x\n1e8,1e9,3.0,7\n")
+    assert read_points(path, columns={}, needed=NEEDED).columns["d"] == "Num Tokens"
+    path.write_text("bpb,acc\n0.9,0.5\n")
+    points = read_points(path, columns={}, needed=("bpb", "accuracy"))
+    assert points.columns == {"bpb": "bpb", "accuracy": "acc"}

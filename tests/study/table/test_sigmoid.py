@@ -154,3 +154,10 @@ def test_the_published_accuracies_of_the_olmo_ladder_come_back(tmp_path):
             (tmp_path / "bits.csv").write_text("\n".join(lines))
             group = fit(tmp_path / "bits.csv", "chinchilla", columns={"loss": "bits_per_byte"}, loss=Loss())
             assert {each["name"]: each["detail"] for each in group["warnings"]}["at_bound"] == "E"
+
+
+def test_settings_say_what_the_residuals_are_of(tmp_path):
+    points = read_points(planted(tmp_path / "p.csv"), columns={}, needed=("bpb", "accuracy"))
+    result = fit_points(points, PointFit("sigmoid", Loss("l2", space="linear"), bootstrap=0))
+    assert result["settings"]["loss"] == result["groups"][0]["objective"]["name"]
+    assert "embeddings" not in str(result["units"])
