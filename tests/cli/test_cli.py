@@ -201,6 +201,21 @@ def test_any_text_can_be_continued(call, prompt):
     assert json.loads(out)["prompt"] == prompt
 
 
+def test_a_continuation_is_the_same_as_text_and_as_json(call):
+    words = ["generate", "run", "--prompt", "To be", "--max-tokens", "30", "--top-p", "0.9", "--seed", "4"]
+    found = json.loads(call(*words, "--logprobs", "2", "--json")[1])
+    assert call(*words)[1] == f"To be{found['continuation']}\n"
+    assert found["finish_reason"] in ("stop", "length")
+    assert {len(found[name]) for name in ("tokens", "logprobs", "top_logprobs", "offsets")} == {len(found["tokens"])}
+    assert [len(best) for best in found["top_logprobs"]] == [2] * len(found["tokens"])
+    stop = found["continuation"][3:5]
+    cut = json.loads(call(*words, "--stop", "no such text", "--stop", stop, "--json")[1])
+    assert cut["continuation"] == found["continuation"][: found["continuation"].index(stop)]
+    assert cut["finish_reason"] == "stop"
+    status, _, err = call(*words, "--min-p", "1.5")
+    assert (status, "min_p = 1.5: expected 0 to 1" in err) == (2, True)
+
+
 def test_signals_and_system_errors_are_one_line(call, monkeypatch):
     def meet(event):
         def info():
