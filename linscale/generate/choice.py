@@ -18,6 +18,7 @@ from linscale.generate.noise import uniform
 from linscale.generate.sampling import Sampling
 
 ALL = 2**62  # as top_k
+FEW = 1024  # highest scores, among which top-p mostly ends: where the host may look, the others need no order
 UNIT = 2.0**32  # weight of the most probable token; sums over 2^21 tokens are exact in float64
 
 
@@ -28,8 +29,10 @@ class Needs(NamedTuple):
     """A temperature above 0."""
     penalty: bool = False
     """A repetition penalty other than 1."""
-    ranks: bool = False
-    """top-k or top-p: logits are sorted."""
+    ranks: int = 0
+    """How many of the highest logits top-k and top-p must have in order: a power of 2, or ALL; 0 for neither."""
+    min_p: bool = False
+    """A min-p above 0."""
     logprobs: int | None = None
     """The most alternatives that a row asks for; None where none asks for log-probabilities."""
 
@@ -40,9 +43,16 @@ class Needs(NamedTuple):
         return cls(
             draws=bool(drawn),
             penalty=any(each.repetition_penalty != 1 for each in samplings),
-            ranks=any(each.top_k is not None or each.top_p < 1 for each in drawn),
+            ranks=max(map(_ranks, drawn), default=0),
+            min_p=any(each.min_p > 0 for each in drawn),
             logprobs=max((each.logprobs for each in samplings if each.logprobs is not None), default=None),
         )
+
+
+def _ranks(sampling: Sampling) -> int:
+    if sampling.top_k is None:
+        return ALL if sampling.top_p < 1 else 0
+    return min(ALL, 1 << (sampling.top_k - 1).bit_length())  # few values, so that few graphs are captured
 
 
 class Rows(NamedTuple):
@@ -167,21 +177,40 @@ def weights(scores: Tensor, rows: Rows, needs: Needs) -> Tensor:
     best = scores.amax(1, keepdim=True)
     found = _weights(scores, best, rows)
     if needs.ranks:
-        ranked = scores.sort(1, descending=True).values
-        shares = _weights(ranked, best, rows)
-        last = rows.top_k.clamp(max=scores.shape[1])[:, None] - 1
-        shares = shares * (ranked >= ranked.gather(1, last))
-        sums = shares.cumsum(1)
-        # A token stays while those before it have less than top_p of what top-k left; the first always does.
-        count = (sums - shares < rows.top_p[:, None] * sums[:, -1:]).sum(1, keepdim=True).clamp(min=1)
-        found = found * (scores >= ranked.gather(1, count - 1))
-    return found * (found >= rows.min_p[:, None] * UNIT)
+        if scores.is_cpu and min(needs.ranks, scores.shape[1]) > FEW:
+            least, enough = _least(scores, best, found, rows, FEW)
+            if not enough.all():
+                least, _ = _least(scores, best, found, rows, needs.ranks)
+        else:
+            least, _ = _least(scores, best, found, rows, needs.ranks)
+        found *= scores >= least
+    if needs.min_p:
+        found *= found >= rows.min_p[:, None] * UNIT
+    return found
 
 
 def _weights(scores: Tensor, best: Tensor, rows: Rows) -> Tensor:
     # exp in float64, whose last bits may differ between devices, is cut to 32: they agree
     temperature = torch.where(rows.temperature == 0, 1.0, rows.temperature)[:, None]
-    return (((scores.double() - best.double()) / temperature).exp() * UNIT).long()
+    return (scores.double() - best.double()).div_(temperature).exp_().mul_(UNIT).long()
+
+
+def _least(scores: Tensor, best: Tensor, found: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
+    """The lowest score that top-k and top-p let in, (S, 1), and whether the first `ranks` of a row tell it, (S, 1).
+
+    A token stays while those before it have less than top_p of what top-k left; the first always does.
+    """
+    ranks = min(ranks, scores.shape[1])
+    ranked = (scores.topk(ranks, 1) if ranks < scores.shape[1] else scores.sort(1, descending=True)).values
+    top_k, top_p = rows.top_k[:, None], rows.top_p[:, None]
+    last = ranked.gather(1, top_k.clamp(max=ranks) - 1).masked_fill(top_k > ranks, float("-inf"))
+    asked = top_p * (found * (scores >= last)).sum(1, keepdim=True)
+    shares = _weights(ranked, best, rows) * (ranked >= last)
+    sums = shares.cumsum(1)
+    count = (sums - shares < asked).sum(1, keepdim=True).clamp(min=1)
+    free = (top_k == ALL) & (top_p >= 1)
+    enough = free | (top_k <= ranks) | (top_k == ALL) & (sums[:, -1:] >= asked)
+    return ranked.gather(1, count - 1).masked_fill(free, float("-inf")), enough
 
 
 def _draw(found: Tensor, noise: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rich.console import Console
 from linscale import cli
 from linscale.cli import main, output
 from linscale.config import UserError
+from linscale.generate.continuation import Piece
 from linscale.run_folder import write_json
 
 RUN = """
@@ -214,6 +215,19 @@ def test_a_continuation_is_the_same_as_text_and_as_json(call):
     assert cut["finish_reason"] == "stop"
     status, _, err = call(*words, "--min-p", "1.5")
     assert (status, "min_p = 1.5: expected 0 to 1" in err) == (2, True)
+
+
+def test_text_is_printed_as_it_is_made(call, capsys, monkeypatch):
+    printed = []
+
+    def write(model, tokenizer, prompt, sampling):
+        for text in ("one", "", "two"):
+            yield Piece(65, text, 0, None, (), None)
+            printed.append(capsys.readouterr().out)
+
+    monkeypatch.setattr("linscale.cli.generate.write", write)
+    assert call("generate", "run", "--prompt", "zero")[:2] == (0, "\n")
+    assert printed == ["zeroone", "", "two"]
 
 
 def test_signals_and_system_errors_are_one_line(call, monkeypatch):

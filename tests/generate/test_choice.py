@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 from scipy.stats import chi2
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers.generation import logits_process as theirs
 
-from linscale.generate.choice import Needs, Rows, choose, penalised, weights
+from linscale.generate import choice
+from linscale.generate.choice import ALL, Needs, Rows, choose, penalised, weights
 from linscale.generate.noise import GOLDEN, mix, uniform
 from linscale.generate.sampling import Sampling
 
@@ -105,7 +105,7 @@ def test_each_row_is_what_it_is_alone():
         rows = Rows.empty(len(chosen), V)
         for slot, row in enumerate(chosen):
             rows.put(slot, samplings[row], prompts[row])
-        needs = Needs(True, True, True, 3) if len(chosen) < 10 else Needs.of(some)
+        needs = Needs(True, True, ALL, True, 3) if len(chosen) < 10 else Needs.of(some)
         wide = torch.full((len(chosen), V + 13), 1e9)
         wide[:, :V] = logits[chosen]
         for step in range(8):
@@ -169,7 +169,7 @@ def test_neighbouring_seeds_and_steps_have_nothing_in_common():
 def test_greedy_takes_the_lowest_of_equals_of_the_tokenizer():
     logits = torch.zeros(2, 9, dtype=torch.bfloat16)
     logits[0, [3, 5]], logits[1, 8] = 1.0, 9.0
-    for needs in (Needs(), Needs(draws=True, ranks=True)):
+    for needs in (Needs(), Needs(draws=True, ranks=ALL)):
         rows = Rows.empty(2, 6)
         assert choose(logits, rows, needs, 6).tokens.tolist() == [3, 0]
     rows = Rows.of([Sampling(seed=seed) for seed in range(500)], [[]] * 500, 6)
@@ -194,7 +194,7 @@ def test_log_probabilities_are_the_models_own():
     samplings = [Sampling(**{**SETTINGS["all"], "logprobs": row % 5, "seed": row}) for row in range(24)]
     wide = torch.cat([logits, torch.full((24, 3), 50.0)], 1)
     needs = Needs.of(samplings)
-    assert needs == (True, True, True, 4)
+    assert needs == (True, True, 32, True, 4)
     found = choose(wide, Rows.of(samplings, prompts, V), needs, V)
     expected = logits.log_softmax(1)
     torch.testing.assert_close(found.logprobs, expected.gather(1, found.tokens[:, None])[:, 0])
@@ -205,13 +205,35 @@ def test_log_probabilities_are_the_models_own():
     assert choose(logits, Rows.empty(24, V), Needs(), V)[1:] == (None, None, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_how_many_logits_are_ordered_changes_nothing(dtype, monkeypatch):
+    """Also where many are equal, as in bfloat16."""
+    options = [{}, {"top_k": 3}, {"top_k": 16}, {"top_p": 0.5}, {"top_p": 0.999}, {"top_k": 9, "top_p": 0.6}]
+    kept = set()
+    for seed, spread in enumerate((0.1, 1.0, 3.0, 8.0)):
+        logits = (spread * torch.randn(6, 300, generator=torch.Generator().manual_seed(seed))).to(dtype).float()
+        samplings = [Sampling(**each, temperature=1.3) for each in options]
+        rows, found = Rows.of(samplings, [[]] * 6, 300), []
+        for few in (1, 8, 64, 10**9):
+            monkeypatch.setattr(choice, "FEW", few)
+            found.append(weights(logits, rows, Needs(draws=True, ranks=ALL)))
+        assert all(torch.equal(found[0], other) for other in found)
+        for row in (0, 1, 2, 5):
+            alone = Rows.of(samplings[row : row + 1], [[]], 300)
+            needs = Needs.of(samplings[row : row + 1])
+            assert needs.ranks == {0: 0, 1: 4, 2: 16, 5: 16}[row]
+            assert torch.equal(weights(logits[row : row + 1], alone, needs), found[0][row : row + 1])
+        kept |= set((found[0] > 0).sum(1).tolist())
+    assert len(kept) > 12
+
+
 def test_nothing_waits_for_the_device_and_shapes_are_fixed():
-    """Tensors without values cannot tell the host anything: what a CUDA graph needs of a step."""
-    with FakeTensorMode():
-        rows, logits = Rows.empty(4, V), torch.zeros(4, V + 3, dtype=torch.bfloat16)
-        for needs in (Needs(), Needs(draws=True), Needs(True, True, True, 5)):
-            choice = choose(logits, rows, needs, V)
-            rows.advance(choice.tokens)
-            assert choice.tokens.shape == (4,)
-        with pytest.raises(DataDependentOutputException):
-            int(choice.tokens[0])
+    """Tensors without values, which are not on a CPU, tell the host nothing: what a CUDA graph needs of a step."""
+    size = 2 * choice.FEW
+    rows, logits = Rows.empty(4, size, "meta"), torch.zeros(4, size + 3, dtype=torch.bfloat16, device="meta")
+    for needs in (Needs(), Needs(draws=True), Needs(True, True, ALL, True, 5), Needs(True, True, 64, True, 5)):
+        found = choose(logits, rows, needs, size)
+        rows.advance(found.tokens)
+        assert (found.tokens.shape, found.tokens.device.type) == ((4,), "meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(found.tokens[0] == 0)
