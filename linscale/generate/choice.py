@@ -102,15 +102,15 @@ class Rows(NamedTuple):
             rows.put(slot, sampling, prompt)
         return rows
 
-    def put(self, slot: int, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
-        """Begin a text in row `slot`; `prompt` is what a repetition penalty also counts."""
+    def put(self, slot: int, sampling: Sampling, prompt: Sequence[int] = (), step: int = 0) -> None:
+        """Begin a text in row `slot`, or go on with one that has drawn `step` tokens; a penalty counts `prompt` too."""
         self.temperature[slot] = sampling.temperature
         self.top_k[slot] = min(sampling.top_k or ALL, ALL)
         self.top_p[slot] = sampling.top_p
         self.min_p[slot] = sampling.min_p
         self.penalty[slot] = sampling.repetition_penalty
-        self.seed[slot] = sampling.seed
-        self.step[slot] = 0
+        self.seed[slot] = sampling.seed or 0
+        self.step[slot] = step
         if sampling.repetition_penalty == 1:
             return  # `seen` of such a row is never looked at
         if not self.seen.shape[1]:

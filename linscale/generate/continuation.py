@@ -37,15 +37,15 @@ class Continuation:
         """All tokens so far, with the end-of-text token where it came."""
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer, sampling.stop, prompt)
+        self._stream = TextStream(tokenizer, prompt, sampling.stop)
 
-    def push(self, token: int, logprob: float | None = None, alternatives: Sequence[tuple[int, float]] = ()) -> Piece:
+    def add(self, token: int, logprob: float | None = None, alternatives: Sequence[tuple[int, float]] = ()) -> Piece:
         """Take the next token. Of `alternatives` as many are kept as were asked for."""
         if self.finish_reason is not None:
             raise ValueError(f"the text has ended ({self.finish_reason})")
         offset = self._stream.length
         self.tokens.append(token)
-        text = self._stream.push(token)
+        text = self._stream.add(token)
         ended = token == self._tokenizer.eos_id and not self.sampling.ignore_eos
         last = len(self.tokens) >= self.sampling.max_tokens
         if ended or last:

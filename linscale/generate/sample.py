@@ -89,7 +89,7 @@ def _write(
         with torch.no_grad():
             choice = choose(model.logits(x), rows, needs, size)
             rows.advance(choice.tokens)
-        piece = text.push(*pushed(choice, 0))
+        piece = text.add(*added(choice, 0))
         yield piece
         if piece.finish_reason is not None:
             return
@@ -98,8 +98,8 @@ def _write(
             x = x[:, 0]
 
 
-def pushed(choice: Choice, row: int) -> tuple[int, float | None, list[tuple[int, float]]]:
-    """What `Continuation.push` takes, of one row of a choice."""
+def added(choice: Choice, row: int) -> tuple[int, float | None, list[tuple[int, float]]]:
+    """What `Continuation.add` takes, of one row of a choice."""
     token = int(choice.tokens[row])
     if choice.logprobs is None or choice.best_tokens is None or choice.best_logprobs is None:
         return token, None, []

@@ -9,19 +9,19 @@ from linscale.data.tokenizer import Tokenizer
 BROKEN = "\ufffd"  # what bytes that are not UTF-8 decode to
 PENDING = 3  # bytes that a character may have so far, each of which some tokenizers show as one BROKEN
 MOST_WINDOW = 64  # tokens decoded at once
-CONTEXT = 16  # tokens of a prompt that are tried, to tell whether the first word has a space in front
+CONTEXT = 16  # tokens before that are tried, to tell whether the first word has a space in front
 
 
 class TextStream:
     """The text of tokens, piece by piece: a piece is what no later token changes.
 
-    All pieces together are the text of all tokens behind that of `prompt`, up to the first place where a stop string
+    All pieces together are the text of all tokens behind that of `before`, up to the first place where a stop string
     begins, once the text has one. A token may hold a part of a character, which is given when it is whole; text that
     may be the beginning of a stop string is kept until it is not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
-        """`prompt`: tokens before the text, of which only the last are looked at."""
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+        """`before`: tokens of the text that is continued, of which only the last are looked at."""
         self.stopped = False
         """Whether a stop string was found; later tokens give nothing."""
         self.length = 0
@@ -33,9 +33,9 @@ class TextStream:
         self._context: int  # how many those some are
         self._context_length: int  # characters of their text
         self._known: str  # the beginning of the window's text that went to `_give`, or is the context's
-        self._begin(_context(tokenizer, prompt))
+        self._begin(_context(tokenizer, before))
 
-    def push(self, token: int) -> str:
+    def add(self, token: int) -> str:
         """The text that one more token makes certain; often empty."""
         if self.stopped or token == self._tokenizer.eos_id:
             return ""
@@ -99,10 +99,10 @@ def _overlap(text: str, ending: str) -> int:
     return next((n for n in range(min(len(text), len(ending) - 1), 0, -1) if text.endswith(ending[:n])), 0)
 
 
-def _context(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The fewest tokens at the end of a prompt that are text and begin and end between characters; [] if none do."""
-    for count in range(1, min(CONTEXT, len(prompt)) + 1):
-        tokens = [int(token) for token in prompt[-count:]]
+def _context(tokenizer: Tokenizer, before: Sequence[int]) -> list[int]:
+    """The fewest tokens at the end of `before` that are text and begin and end between characters; [] if none do."""
+    for count in range(1, min(CONTEXT, len(before)) + 1):
+        tokens = [int(token) for token in before[-count:]]
         text = tokenizer.decode(tokens)
         if text and BROKEN not in text:
             return tokens

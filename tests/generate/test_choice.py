@@ -85,6 +85,7 @@ def test_seen_tokens_are_those_of_prompt_and_text():
     assert rows.step.tolist() == [10]
     rows.put(0, Sampling(repetition_penalty=2), [V + 5, 1])  # a new text, one token of which is not the tokenizer's
     assert rows.seen.nonzero()[:, 1].tolist() == [1]
+    assert rows.step.tolist() == [0]
     with pytest.raises(ValueError, match="penalties=False"):
         Rows.empty(1, V, penalties=False).put(0, sampling)
 
@@ -113,6 +114,19 @@ def test_each_row_is_what_it_is_alone():
             rows.advance(choose(turned, rows, needs, V).tokens)
             tokens = choose(wide, rows, needs, V).tokens
             assert tokens.tolist() == [alone[row][step] for row in chosen]
+
+
+def test_a_row_goes_on_where_its_draws_stopped():
+    logits, _, _ = batch(1)
+    for sampling in (Sampling(seed=5, temperature=5), Sampling(temperature=5)):
+        rows, tokens = Rows.of([sampling], [[]], V), []
+        for _ in range(12):
+            tokens.append(int(choose(logits, rows, Needs.of([sampling]), V).tokens))
+            rows.advance(torch.tensor(tokens[-1:]))
+        for step in (0, 7):
+            rows.put(0, sampling, step=step)
+            assert int(choose(logits, rows, Needs.of([sampling]), V).tokens) == tokens[step]
+        assert len(set(tokens)) > 3
 
 
 @pytest.mark.parametrize("name", ["plain", "hot", "all", "top-p"])

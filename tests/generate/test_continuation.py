@@ -13,7 +13,7 @@ def run(tokens, **options):
     text = Continuation(BYTES, Sampling(**options))
     pieces = []
     for token in tokens:
-        pieces.append(text.push(token, -1.0, [(token, -1.0), (1, -2.0)]))
+        pieces.append(text.add(token, -1.0, [(token, -1.0), (1, -2.0)]))
         if text.finish_reason:
             break
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
@@ -38,9 +38,9 @@ def test_why_a_text_ends():
 def test_offsets_and_log_probabilities():
     for asked, expected in ((None, (None, ())), (0, (-0.5, ())), (1, (-0.5, ((97, -0.5),)))):
         text = Continuation(BYTES, Sampling(logprobs=asked, stop="b!"))
-        pieces = [text.push(token, -0.5, [(97, -0.5), (98, -3.0)]) for token in "aéb!".encode()]
+        pieces = [text.add(token, -0.5, [(97, -0.5), (98, -3.0)]) for token in "aéb!".encode()]
         assert [piece.offset for piece in pieces] == [0, 1, 1, 2, 3]
         assert [piece.text for piece in pieces] == ["a", "", "é", "", ""]
         assert {(piece.logprob, piece.alternatives) for piece in pieces} == {expected}
     with pytest.raises(ValueError, match="has ended"):
-        text.push(97)
+        text.add(97)

@@ -44,13 +44,13 @@ BYTES, BPE, PIECES = load_tokenizer("byte"), train_bpe(WORDS, 400), sentencepiec
 TOKENIZERS = {"byte": BYTES, "bpe": BPE, "sentencepiece": PIECES, "wordpiece": wordpiece()}
 
 
-def streamed(tokenizer, tokens, stop=(), prompt=()):
+def streamed(tokenizer, tokens, stop=(), before=()):
     """The pieces, and how many tokens were read."""
-    stream, pieces = TextStream(tokenizer, stop, prompt), []
+    stream, pieces = TextStream(tokenizer, before, stop), []
     for count, token in enumerate(tokens, 1):
-        pieces.append(stream.push(token))
+        pieces.append(stream.add(token))
         if stream.stopped:
-            assert stream.push(tokens[0]) == stream.end() == ""
+            assert stream.add(tokens[0]) == stream.end() == ""
             return pieces, count
     pieces.append(stream.end())
     assert stream.stopped or stream.length == len("".join(pieces))
@@ -115,36 +115,36 @@ def test_the_text_is_cut_before_the_first_stop_string_and_never_shows_it(name):
 
 
 def test_nothing_that_may_begin_a_stop_string_is_shown_before_it_is_sure():
-    stream = TextStream(BYTES, ["</end>", "<stop>"])
-    given = [stream.push(byte) for byte in b"a<b</en</enx<<s"]
+    stream = TextStream(BYTES, stop=["</end>", "<stop>"])
+    given = [stream.add(byte) for byte in b"a<b</en</enx<<s"]
     assert given == ["a", "", "<b", "", "", "", "", "</en", "", "", "", "</enx", "", "<", ""]
     assert stream.end() == "<s"
-    stream = TextStream(BYTES, ["</end>", "<stop>"])
-    assert "".join(stream.push(byte) for byte in b"a</en<stop>b") == "a</en"
+    stream = TextStream(BYTES, stop=["</end>", "<stop>"])
+    assert "".join(stream.add(byte) for byte in b"a</en<stop>b") == "a</en"
     assert stream.stopped
 
 
 def test_a_character_comes_when_its_last_byte_does():
     stream = TextStream(BYTES)
-    assert [stream.push(byte) for byte in "é🦋".encode()] == ["", "é", "", "", "", "🦋"]
-    assert [stream.push(0xE4), stream.length, stream.end(), stream.length] == ["", 2, "\ufffd", 3]
+    assert [stream.add(byte) for byte in "é🦋".encode()] == ["", "é", "", "", "", "🦋"]
+    assert [stream.add(0xE4), stream.length, stream.end(), stream.length] == ["", 2, "\ufffd", 3]
     butterfly = PIECES.encode("🦋🦋")[-8:]
     stream = TextStream(PIECES)
-    assert [stream.push(token) for token in butterfly] == ["", "", "", "🦋"] * 2
+    assert [stream.add(token) for token in butterfly] == ["", "", "", "🦋"] * 2
 
 
 def test_the_first_word_has_its_space_behind_a_prompt_and_not_without():
     prompt, rest = PIECES.encode("to be"), PIECES.encode("the")
     assert "".join(streamed(PIECES, rest)[0]) == "the"
-    assert "".join(streamed(PIECES, rest, prompt=prompt)[0]) == " the"
-    assert "".join(streamed(PIECES, rest, prompt=[PIECES.eos_id])[0]) == "the"
-    assert "".join(streamed(PIECES, rest, prompt=[*prompt, PIECES.eos_id])[0]) == " the"
+    assert "".join(streamed(PIECES, rest, before=prompt)[0]) == " the"
+    assert "".join(streamed(PIECES, rest, before=[PIECES.eos_id])[0]) == "the"
+    assert "".join(streamed(PIECES, rest, before=[*prompt, PIECES.eos_id])[0]) == " the"
     broken = PIECES.encode("🦋")[-2:]  # ends of a character are no context
-    assert "".join(streamed(PIECES, PIECES.encode("🦋")[-4:], prompt=broken)[0]) == "🦋"
+    assert "".join(streamed(PIECES, PIECES.encode("🦋")[-4:], before=broken)[0]) == "🦋"
 
 
 def test_a_stop_string_does_not_reach_into_the_prompt():
-    assert streamed(BYTES, b"bc", stop=["ab"], prompt=b"a") == (["b", "c", ""], 2)
+    assert streamed(BYTES, b"bc", stop=["ab"], before=b"a") == (["b", "c", ""], 2)
 
 
 @pytest.mark.parametrize("name", ["byte", "bpe", "sentencepiece"])
