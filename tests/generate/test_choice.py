@@ -251,3 +251,8 @@ def test_nothing_waits_for_the_device_and_shapes_are_fixed():
         assert (found.tokens.shape, found.tokens.device.type) == ((4,), "meta")
     with pytest.raises(RuntimeError, match="meta"):
         bool(found.tokens[0] == 0)
+
+
+def test_a_draw_takes_each_token_as_often_as_its_weight_says():
+    found, noise = torch.tensor([[0, 2, 0, 1, 0]]).expand(6, -1), [0, 0.33, 0.34, 0.66, 0.67, 1 - 2**-53]
+    assert choice._draw(found, torch.tensor(noise, dtype=torch.float64)).tolist() == [1, 1, 1, 1, 3, 3]
