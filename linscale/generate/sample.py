@@ -1,14 +1,18 @@
-"""Continue a prompt: one forward pass over the prompt, then one token at a time from the state."""
+"""Continue a prompt: it is read once, then one token at a time from the state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
-from linscale.models import LanguageModel
+from linscale.generate.batch import read_documents
+from linscale.generate.choice import Choice, Needs, Rows, choose
+from linscale.generate.continuation import Continuation, Piece
+from linscale.generate.sampling import Sampling
+from linscale.models import LanguageModel, State
 
 
 def sample(
@@ -27,31 +31,16 @@ def sample(
     temperature 0 takes the most probable token each time; `top_k` draws among the k most probable ones.
     The draw depends on `seed` alone. Raises UserError for a value out of range.
     """
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"prompt: character {error.start} is not valid Unicode; expected UTF-8 text") from None
-    tokens = stream(
-        model,
-        tokenizer,
-        [tokenizer.eos_id, *tokenizer.encode(prompt)],
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
+    sampling = Sampling(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed, ignore_eos=not stop_at_eos
     )
-    continuation = []
-    for token in tokens:
-        if stop_at_eos and token == tokenizer.eos_id:
-            break
-        continuation.append(token)
-    return tokenizer.decode(continuation)
+    return "".join(piece.text for piece in write(model, tokenizer, opened(tokenizer, prompt), sampling))
 
 
 def stream(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: list[int],
+    prompt: Sequence[int],
     *,
     max_tokens: int,
     temperature: float = 1.0,
@@ -62,49 +51,57 @@ def stream(
 
     Only tokens of the tokenizer are drawn, where the model's vocabulary is padded beyond it.
     """
-    _check(prompt, max_tokens, temperature, top_k, seed)
-    return _stream(model, tokenizer.vocab_size, prompt, max_tokens, temperature, top_k, seed)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed, ignore_eos=True)
+    return (piece.token for piece in write(model, tokenizer, prompt, sampling))
 
 
-def _stream(
-    model: LanguageModel,
-    vocab_size: int,
-    prompt: list[int],
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-) -> Iterator[int]:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    tokens, state = torch.tensor([prompt], device=device), None  # (1, T)
-    for _ in range(max_tokens):
-        with torch.no_grad():
-            output = model(tokens, state=state)
-        state = output.state
-        token = _choose(output.logits[0, -1, :vocab_size].double().cpu(), temperature, top_k, generator)
-        yield token
-        tokens = torch.tensor([[token]], device=device)
+def opened(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a document that begins with `prompt`, with the end-of-text token in front."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"prompt: character {error.start} is not valid Unicode; expected UTF-8 text") from None
+    return [tokenizer.eos_id, *tokenizer.encode(prompt)]
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """One token from logits (V,)."""
-    if temperature == 0:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        least = logits.topk(top_k).values[-1]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(0), 1, generator=generator))
+def write(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, state: State | None = None
+) -> Iterator[Piece]:
+    """Continue the tokens of `prompt`, read from an empty state or behind the one sequence of `state`.
 
-
-def _check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
-    if not prompt:
+    Yields a piece a token; the last says why the text ended. A penalty counts the tokens of `prompt` alone, not
+    those in `state`. Raises UserError for a prompt without tokens, before anything is read.
+    """
+    if not len(prompt):
         raise UserError("prompt: no tokens; expected at least one, such as the end-of-text token that opens a document")
-    if max_tokens < 1:
-        raise UserError(f"max_tokens = {max_tokens}: expected at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature = {temperature}: expected a number of at least 0")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k = {top_k}: expected at least 1, or none for all tokens")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed = {seed}: expected 0 to 2^63 - 1")
+    return _write(model, tokenizer, prompt, sampling, state)
+
+
+def _write(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, state: State | None
+) -> Iterator[Piece]:
+    size, needs = tokenizer.vocab_size, Needs.of([sampling])
+    rows = Rows.of([sampling], [prompt], size, model.embedding.weight.device)
+    text = Continuation(tokenizer, sampling, prompt)
+    with torch.no_grad():
+        x, state = read_documents(model, [prompt], state)
+    while True:
+        with torch.no_grad():
+            choice = choose(model.logits(x), rows, needs, size)
+            rows.advance(choice.tokens)
+        piece = text.add(*added(choice, 0))
+        yield piece
+        if piece.finish_reason is not None:
+            return
+        with torch.no_grad():
+            x, state = model.read(choice.tokens[:, None], state)
+            x = x[:, 0]
+
+
+def added(choice: Choice, row: int) -> tuple[int, float | None, list[tuple[int, float]]]:
+    """What `Continuation.add` takes, of one row of a choice."""
+    token = int(choice.tokens[row])
+    if choice.logprobs is None or choice.best_tokens is None or choice.best_logprobs is None:
+        return token, None, []
+    best = zip(choice.best_tokens[row].tolist(), choice.best_logprobs[row].tolist(), strict=True)
+    return token, float(choice.logprobs[row]), list(best)

@@ -15,6 +15,7 @@ from rich.console import Console
 from linscale import cli
 from linscale.cli import main, output
 from linscale.config import UserError
+from linscale.generate.continuation import Piece
 from linscale.run_folder import write_json
 
 RUN = """
@@ -199,6 +200,34 @@ def test_any_text_can_be_continued(call, prompt):
     status, out, _ = call("generate", "run", "--prompt", prompt, "--max-tokens", "3", "--json")
     assert status == 0
     assert json.loads(out)["prompt"] == prompt
+
+
+def test_a_continuation_is_the_same_as_text_and_as_json(call):
+    words = ["generate", "run", "--prompt", "To be", "--max-tokens", "30", "--top-p", "0.9", "--seed", "4"]
+    found = json.loads(call(*words, "--logprobs", "2", "--json")[1])
+    assert call(*words)[1] == f"To be{found['continuation']}\n"
+    assert found["finish_reason"] in ("stop", "length")
+    assert {len(found[name]) for name in ("tokens", "logprobs", "top_logprobs", "offsets")} == {len(found["tokens"])}
+    assert [len(best) for best in found["top_logprobs"]] == [2] * len(found["tokens"])
+    stop = found["continuation"][3:5]
+    cut = json.loads(call(*words, "--stop", "no such text", "--stop", stop, "--json")[1])
+    assert cut["continuation"] == found["continuation"][: found["continuation"].index(stop)]
+    assert cut["finish_reason"] == "stop"
+    status, _, err = call(*words, "--min-p", "1.5")
+    assert (status, "min_p = 1.5: expected 0 to 1" in err) == (2, True)
+
+
+def test_text_is_printed_as_it_is_made(call, capsys, monkeypatch):
+    printed = []
+
+    def write(model, tokenizer, prompt, sampling):
+        for text in ("one", "", "two"):
+            yield Piece(65, text, 0, None, (), None)
+            printed.append(capsys.readouterr().out)
+
+    monkeypatch.setattr("linscale.cli.generate.write", write)
+    assert call("generate", "run", "--prompt", "zero")[:2] == (0, "\n")
+    assert printed == ["zeroone", "", "two"]
 
 
 def test_signals_and_system_errors_are_one_line(call, monkeypatch):

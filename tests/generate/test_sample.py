@@ -10,7 +10,9 @@ from torch import nn
 
 from linscale.config import UserError, parse
 from linscale.data.tokenizer import Tokenizer, load_tokenizer
-from linscale.generate.sample import sample, stream
+from linscale.generate.batch import read_documents
+from linscale.generate.sample import opened, sample, stream, write
+from linscale.generate.sampling import Sampling
 from linscale.models import LanguageModel, ModelConfig, build_model
 
 
@@ -39,9 +41,16 @@ class Planted(nn.Module):
         self.row = nn.Parameter(logits)
         self.seen: list[list[int]] = []
 
-    def forward(self, tokens: torch.Tensor, state: Any = None) -> Any:
+    @property
+    def embedding(self) -> Any:
+        return SimpleNamespace(weight=self.row)
+
+    def read(self, tokens: torch.Tensor, state: Any = None, cu_seqlens: Any = None) -> Any:
         self.seen.append(tokens[0].tolist())
-        return SimpleNamespace(logits=self.row.expand(1, tokens.shape[1], -1), state=(state or 0) + tokens.shape[1])
+        return torch.zeros(*tokens.shape, 1), (state or 0) + tokens.shape[1]
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.row.expand(*x.shape[:-1], -1)
 
 
 def planted(values: dict[str, float], vocab_size: int = 257) -> Any:
@@ -72,12 +81,12 @@ def test_the_prompt_is_opened_by_eos_and_read_once(tokenizer: Tokenizer) -> None
 
 
 def test_draws_follow_temperature_and_top_k(tokenizer: Tokenizer) -> None:
-    model, count = planted({"a": 2.0, "b": 1.0, "c": 0.0}), 4000
+    model, count = planted({"a": 2.0, "b": 1.0, "c": 0.0}), 1500
     for temperature, top_k in ((1.0, None), (2.0, None), (1.0, 2), (1e-6, None)):
         kept = torch.tensor([2.0, 1.0, 0.0])[:top_k]
         expected = (kept.double() / temperature).softmax(0).tolist() + [0.0] * (3 - len(kept))
         text = sample(model, tokenizer, "", max_tokens=count, temperature=temperature, top_k=top_k, seed=1)
-        assert [text.count(letter) / count for letter in "abc"] == pytest.approx(expected, abs=0.03)
+        assert [text.count(letter) / count for letter in "abc"] == pytest.approx(expected, abs=0.05)
 
 
 def test_the_seed_alone_decides(tokenizer: Tokenizer) -> None:
@@ -116,12 +125,49 @@ def test_tokens_come_one_at_a_time(tokenizer: Tokenizer) -> None:
     assert len(model.seen) == 3
 
 
+def test_pieces_have_text_reason_and_log_probabilities(tokenizer: Tokenizer) -> None:
+    model, prompt = tiny(), [256, 97, 98]
+    free = list(stream(model, tokenizer, prompt, max_tokens=30, seed=3))
+    assert torch.is_grad_enabled()
+    sampling = Sampling(max_tokens=30, seed=3, logprobs=2, ignore_eos=True)
+    pieces = list(write(model, tokenizer, prompt, sampling))
+    assert [piece.token for piece in pieces] == free
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(free)
+    assert [piece.finish_reason for piece in pieces] == [None] * 29 + ["length"]
+    with torch.no_grad():
+        expected = model(torch.tensor([[*prompt, *free]])).logits[0, 2:-1, :257].log_softmax(1)
+    found = torch.tensor([piece.logprob for piece in pieces])
+    torch.testing.assert_close(found, expected.gather(1, torch.tensor(free)[:, None])[:, 0])
+    best = expected.topk(2, 1)
+    assert [[token for token, _ in piece.alternatives] for piece in pieces] == best.indices.tolist()
+    torch.testing.assert_close(torch.tensor([[nats for _, nats in p.alternatives] for p in pieces]), best.values)
+
+
+def test_a_stop_string_ends_the_text_and_is_not_shown(tokenizer: Tokenizer) -> None:
+    model = planted({"a": 1.0, "b": 1.0})
+    whole = sample(model, tokenizer, "", max_tokens=200, seed=5)
+    pieces = list(write(model, tokenizer, [256], Sampling(max_tokens=200, seed=5, stop=("abba", "bbb"))))
+    first = min(whole.index("abba"), whole.index("bbb"))
+    assert "".join(piece.text for piece in pieces) == whole[:first]
+    assert pieces[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("arch", ["llama", "hgrn2"])
+def test_a_text_goes_on_from_a_state(arch: str, tokenizer: Tokenizer) -> None:
+    model, tokens, sampling = tiny(arch), opened(tokenizer, "a longer text"), Sampling(max_tokens=12, seed=1)
+    with torch.no_grad():
+        _, state = read_documents(model, [tokens[:8]])
+    expected = [piece.token for piece in write(model, tokenizer, tokens, sampling)]
+    for _ in range(2):  # the state is not changed
+        assert [piece.token for piece in write(model, tokenizer, tokens[8:], sampling, state)] == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_tokens": 0}, "max_tokens = 0: expected at least 1"),
         ({"temperature": -1.0}, "temperature = -1.0"),
-        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": float("nan")}, "temperature = nan: input should be a finite number"),
         ({"top_k": 0}, "top_k = 0"),
         ({"seed": -1}, "seed = -1: expected 0 to"),
         ({"seed": 2**80}, "seed = .*: expected 0 to"),
