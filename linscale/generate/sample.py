@@ -62,7 +62,7 @@ def stream(
 
     Only tokens of the tokenizer are drawn, where the model's vocabulary is padded beyond it.
     """
-    _check(prompt, max_tokens, temperature, top_k, seed)
+    check(prompt, max_tokens, temperature, top_k, seed)
     return _stream(model, tokenizer.vocab_size, prompt, max_tokens, temperature, top_k, seed)
 
 
@@ -82,12 +82,12 @@ def _stream(
         with torch.no_grad():
             output = model(tokens, state=state)
         state = output.state
-        token = _choose(output.logits[0, -1, :vocab_size].double().cpu(), temperature, top_k, generator)
+        token = choose(output.logits[0, -1, :vocab_size].double().cpu(), temperature, top_k, generator)
         yield token
         tokens = torch.tensor([[token]], device=device)
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+def choose(logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
     """One token from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())
@@ -97,7 +97,7 @@ def _choose(logits: torch.Tensor, temperature: float, top_k: int | None, generat
     return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(0), 1, generator=generator))
 
 
-def _check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
+def check(prompt: list[int], max_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     if not prompt:
         raise UserError("prompt: no tokens; expected at least one, such as the end-of-text token that opens a document")
     if max_tokens < 1:

@@ -1,0 +1,105 @@
+"""linscale chat: a conversation whose state is kept between turns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from linscale.cli.output import print_note
+from linscale.cli.session import Store, open_session, open_store, read_prompt, text_stream
+from linscale.config import UserError
+
+if TYPE_CHECKING:
+    from linscale.generate.session import Session
+    from linscale.generate.state_store import StateStore
+
+HELP = "/save [NAME] saves the state, /fork NAME goes on in a copy, /quit ends; Ctrl-C ends an answer"
+
+
+def chat(
+    path: Annotated[Path, tyro.conf.Positional],
+    *,
+    state: str | None = None,
+    max_tokens: int = 400,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int | None = None,
+    store: Store = None,
+) -> None:
+    """Talk with a trained model. What was said is never read again: the state is kept between turns.
+
+    Each line of standard input is a message, written as "User: ..." and answered behind "Assistant:". /save NAME saves
+    the state, /save alone under the last name again. /fork NAME saves it and goes on under that name, so that the
+    other stays as it was last saved. /quit ends, as the end of the input does.
+
+    Args:
+        path: A run folder, or one of its checkpoints.
+        state: A saved state to go on from.
+        max_tokens: The most tokens of an answer.
+        temperature: 0 always takes the most probable token.
+        top_k: Draw among this many of the most probable tokens.
+        seed: The same seed and messages, the same answers.
+    """
+    from linscale.generate.sample import check
+
+    check([0], max_tokens, temperature, top_k, seed or 0)
+    states = open_store(path, store)
+    talk = Conversation(open_session(path, states, state), states, state)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print_note(HELP)
+    while True:
+        print("> " if terminal else "", end="", flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input: not UTF-8 ({error.reason} at byte {error.start})") from None
+        words = line.split()
+        if not line or words[:1] == ["/quit"]:
+            return
+        if line.startswith("/"):
+            try:
+                talk.command(words)
+            except UserError as error:
+                print_note(str(error))
+        elif words:
+            talk.answer(line.rstrip("\r\n"), max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+            seed = None  # the draws of one conversation follow each other
+
+
+class Conversation:
+    """A session that takes turns, and the name that its state is saved under."""
+
+    def __init__(self, session: Session, states: StateStore, name: str | None) -> None:
+        self.session, self.states, self.name = session, states, name
+
+    def answer(self, message: str, *, max_tokens: int, temperature: float, top_k: int | None, seed: int | None) -> None:
+        """Read a message and print the answer as it is made; Ctrl-C ends it, and what was made is kept."""
+        from linscale.generate.chat_template import STOP, turn
+
+        session = self.session
+        before = session.tokenizer.decode(session.last)
+        read_prompt(session, turn(message, before), None)
+        tokens = session.stream(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        try:
+            for piece in text_stream(session, tokens, session.last, STOP):
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        print(flush=True)
+
+    def command(self, words: list[str]) -> None:
+        """Carry out /save or /fork. Raises UserError for another, and for a name that cannot be used."""
+        verb, names = words[0], words[1:]
+        if verb not in ("/save", "/fork") or len(names) > 1 or (verb == "/fork" and not names):
+            raise UserError(f"{' '.join(words)}: not a command; {HELP}")
+        name = names[0] if names else self.name
+        if name is None:
+            raise UserError("/save: a name is needed the first time: /save NAME")
+        session, again = self.session, verb == "/save" and name == self.name
+        self.states.save(name, session.snapshot(), session.model, session.tokenizer, replace=again)
+        self.name = name
+        print_note(f"state '{name}' saved behind {session.length:,} tokens")
