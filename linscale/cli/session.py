@@ -75,6 +75,8 @@ def _read_file(session: Session, file: Path, opening: Sequence[int]) -> None:
                 bar.update(f"reading {file}", read - (read - before) * len(left) / count, total)
             before = read
         session.read(left)
+        if session.length > session.chunk:
+            bar.update(f"reading {file}", total, total)
 
 
 def text_stream(

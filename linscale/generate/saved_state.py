@@ -106,7 +106,10 @@ def write_state(path: Path, snapshot: Snapshot, identity: Identity, *, bf16: boo
 def _publish(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors would let nobody else read it
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -103,7 +103,7 @@ def call(place, monkeypatch, capsys):
         ("info mamba", "arch = 'mamba': expected one of llama, tnl, hgrn2, cosformer2"),
         ("info tnl --size 12M", "size = '12M': expected one of 70M"),
         ("train", "Missing from linscale train: PATH"),
-        ("generate run", "--prompt STR The text to continue."),
+        ("generate run", "prompt: not given; expected --prompt TEXT, --file FILE or --state NAME"),
         ("data prepare file.txt --out new --workers 0", "workers = 0: input should be greater than or equal to 1"),
         ("data prepare file.txt --out new --val-fraction 2", "val_fraction = 2.0: input should be less than 1"),
         ("data prepare file.txt --out new", "input 'file.txt': no such file or folder"),
