@@ -55,9 +55,8 @@ def generate(
     check([0], max_tokens, temperature, top_k, seed or 0)  # before a long prompt is read
     session = open_session(path, states, state)
     read_prompt(session, prompt, file)
-    before = session.last if state is not None and not prompt and file is None else ()
     tokens = session.stream(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
-    text = _show(None if json else prompt or "", text_stream(session, tokens, before))
+    text = _show(None if json else prompt or "", text_stream(session, tokens, session.last))
     if save_state is not None:
         states.save(save_state, session.snapshot(), session.model, session.tokenizer)
     if json:

@@ -1,9 +1,13 @@
 """States on the command line: read once, gone on from as if never interrupted; generate and chat as they are called."""
 
+import dataclasses
+import importlib
+import inspect
 import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from linscale import cli
 from linscale.checkpoint import load, save
 from linscale.cli import main
 from linscale.data.tokenizer import load_tokenizer
 from linscale.generate import session as sessions
 from linscale.generate.sample import sample
+from linscale.generate.saved_state import StateRecord
 from linscale.models import CONFIGS, build_model
 
+ROOT = Path(__file__).parent.parent.parent
+SHARED = {"json", "max_tokens", "temperature", "top_k", "seed", "store"}  # as of other commands
 TEXT = "To be, or not to be,\nthat is the question:\nWhether 'tis nobler in the mind\n"
 
 
@@ -175,6 +183,22 @@ def test_a_conversation_keeps_its_state_and_forks(call, place):
     whole = continuation(call, "--prompt", prompt, *options)
     assert whole == answers[0]
     assert continuation(call, "--prompt", f"{prompt}{whole}\nUser: More\nAssistant:", "--temperature", "0")
+
+
+def test_the_page_is_true(call, place):
+    """Every field, command and option is in it, and its Python runs."""
+    page = (ROOT / "docs" / "reference" / "states.md").read_text()
+    for field in dataclasses.fields(StateRecord):
+        assert re.search(rf"^\|.*`{field.name}`.* \|", page, re.M), field.name
+    for verb, place_of in {**cli.VERBS["state"], "chat": cli.VERBS["chat"], "generate": cli.VERBS["generate"]}.items():
+        module, name = place_of.split(".")
+        command = getattr(importlib.import_module(f"linscale.cli.{module}"), name)
+        assert re.search(rf"`(state )?{verb} RUN.*`", page)
+        for option in inspect.signature(command).parameters.values():
+            if option.kind is option.KEYWORD_ONLY and option.name not in SHARED:
+                assert f"--{option.name.replace('_', '-')}`" in page, (verb, option.name)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code.replace("runs/small", "run"), {})
 
 
 def test_text_is_printed_as_it_is_made(place):
