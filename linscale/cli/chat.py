@@ -77,14 +77,16 @@ class Conversation:
         self.session, self.states, self.name = session, states, name
 
     def answer(self, message: str, *, max_tokens: int, temperature: float, top_k: int | None, seed: int | None) -> None:
-        """Read a message and print the answer as it is made; Ctrl-C ends it, and what was made is kept."""
+        """Read a message and print the answer as it is made; Ctrl-C ends it, and what was made is kept.
+
+        A message that was not read to its end is not part of the conversation."""
         from linscale.generate.chat_template import STOP, turn
 
         session = self.session
         before = session.tokenizer.decode(session.last)
-        read_prompt(session, turn(message, before), None)
-        tokens = session.stream(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
         try:
+            read_prompt(session, turn(message, before), None)
+            tokens = session.stream(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
             for piece in text_stream(session, tokens, session.last, STOP):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:

@@ -185,6 +185,25 @@ def test_a_conversation_keeps_its_state_and_forks(call, place):
     assert continuation(call, "--prompt", f"{prompt}{whole}\nUser: More\nAssistant:", "--temperature", "0")
 
 
+def test_an_interrupted_answer_ends_and_is_kept(call, monkeypatch):
+    """Ctrl-C after three characters of the first answer, and while the third message is read."""
+    advance, calls = sessions.Session._advance, []
+
+    def interrupted(self, tokens, state):
+        calls.append(len(tokens))
+        if len(calls) in (4, 13):
+            raise KeyboardInterrupt
+        return advance(self, tokens, state)
+
+    monkeypatch.setattr(sessions.Session, "_advance", interrupted)
+    given = "Hello\n/save a\nMore\nLost\n/save b\n"
+    status, out, err = call("chat", "run", "--max-tokens", "6", "--seed", "1", given=given)
+    assert status == 0
+    assert calls[12] == len("\nUser: Lost\nAssistant:")
+    assert [len(answer) for answer in out.splitlines()] == [3, 6, 0]
+    assert [note.split()[-2] for note in err.splitlines()] == [str(23 + 3), str(23 + 3 + 22 + 6)]
+
+
 def test_the_page_is_true(call, place):
     """Every field, command and option is in it, and its Python runs."""
     page = (ROOT / "docs" / "reference" / "states.md").read_text()
