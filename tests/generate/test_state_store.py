@@ -17,9 +17,13 @@ from safetensors import safe_open
 
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer, train_bpe
+from linscale.generate.batch import read_documents
 from linscale.generate.identity import identify, model_hash
 from linscale.generate.session import Session
+from linscale.generate.snapshot import Snapshot
 from linscale.generate.state_store import StateStore, states_folder
+from linscale.generate.states import fork
+from linscale.layers.softmax_attention import KeyValues
 from linscale.models import CONFIGS, build_model
 from linscale.models.count import state_elements
 
@@ -136,6 +140,35 @@ def _umask():
     before = os.umask(0)
     os.umask(before)
     return before
+
+
+@pytest.mark.parametrize("case", ["cosformer2 2", "llama 0"])
+def test_a_sequence_of_a_batch_is_saved_without_its_neighbours(store, case):
+    """Caches of a batch are padded to its longest sequence; what goes on from the file is what goes on alone."""
+    model = tiny(case)
+    prompts = [PROMPT[:30], PROMPT[:11], PROMPT]
+    with torch.no_grad():
+        x, states = read_documents(model, prompts)
+        logits = model.logits(x)
+    with pytest.raises(ValueError, match="a state of 3 sequences; one is saved"):
+        store.save("all", Snapshot(states, logits[1], tuple(prompts[1])), model, BYTES)
+    state = fork(states, torch.tensor([1]))
+    padded = state._replace(layers=tuple(_padded(layer) for layer in state.layers))
+    path = store.save("a", Snapshot(padded, logits[1], tuple(prompts[1])), model, BYTES)
+    shapes = {x.shape for name, x in safetensors.numpy.load_file(path).items() if name.endswith((".k", ".v"))}
+    assert shapes == {(11, 2, 8)}
+    resumed, alone = store.resume("a", model, BYTES), begun(model, tokens=prompts[1])
+    assert (resumed.length, resumed.last) == (alone.length, alone.last)
+    for session in (resumed, alone):
+        session.read([1, 2, 3])
+    torch.testing.assert_close(resumed.snapshot().logits, alone.snapshot().logits, rtol=1e-4, atol=1e-4)
+
+
+def _padded(layer):
+    """A cache with room behind it, filled with what must not be read."""
+    if not isinstance(layer, KeyValues):
+        return layer
+    return KeyValues(*(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 5), value=float("nan")) for x in layer))
 
 
 def test_only_a_linear_state_stays_as_small_as_it_was(store):
