@@ -42,6 +42,14 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "evaluate": "evaluate.evaluate",
     "tasks": {"list": "tasks.list_sets", "prepare": "tasks.prepare"},
     "generate": "generate.generate",
+    "chat": "chat.chat",
+    "state": {
+        "create": "state.create",
+        "list": "state.list_states",
+        "show": "state.show",
+        "fork": "state.fork",
+        "delete": "state.delete",
+    },
     "doctor": "doctor.doctor",
 }
 
@@ -64,7 +72,13 @@ SUMMARIES = {
     "evaluate": "measure checkpoints: perplexity, zero-shot tasks, recall in context, loss on any text",
     "tasks list": "the evaluation sets: where each is, its licence, whether it is intact",
     "tasks prepare": "build a folder of evaluation sets from files or the Hub",
-    "generate": "continue a prompt with a trained model",
+    "generate": "continue a prompt or a saved state with a trained model",
+    "chat": "talk with a trained model, whose state is kept between turns",
+    "state create": "read a text once, of any length, and save the state behind it",
+    "state list": "the saved states of a run",
+    "state show": "what is recorded of a saved state",
+    "state fork": "copy a saved state to another name",
+    "state delete": "delete a saved state",
     "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }
 

@@ -1,19 +1,21 @@
-"""linscale generate: a continuation, shown as it is written."""
+"""linscale generate: a continuation, shown as it is made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from linscale.checkpoint import load
-from linscale.cli.output import Json, print_json
-from linscale.data.tokenizer import Tokenizer
-from linscale.distributed import cores, limit_threads
-from linscale.generate.continuation import Piece
-from linscale.generate.sample import opened, write
+from linscale.cli.output import Json, print_json, print_note
+from linscale.cli.session import Drawn, Store, open_session, open_store, read_prompt
+from linscale.config import UserError
 from linscale.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from linscale.data.tokenizer import Tokenizer
+    from linscale.generate.continuation import Piece
 
 DEFAULTS = Sampling(temperature=0.8)
 
@@ -21,26 +23,50 @@ DEFAULTS = Sampling(temperature=0.8)
 def generate(
     path: Annotated[Path, tyro.conf.Positional],
     *,
-    prompt: str,
-    sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = DEFAULTS,
+    prompt: str | None = None,
+    file: Path | None = None,
+    state: str | None = None,
+    save_state: str | None = None,
+    sampling: Drawn = DEFAULTS,
+    store: Store = None,
     json: Json = False,
 ) -> None:
-    """Continue a prompt with a trained model.
+    """Continue a prompt with a trained model, and print the text as it is made.
 
     Args:
         path: A run folder, or one of its checkpoints.
         prompt: The text to continue.
+        file: A text file to continue instead, of any length (also .gz, .zst, .xz).
+        state: A saved state to go on from: the prompt is read behind its text, and may be left out.
+        save_state: A name to save the state behind the new text under.
         sampling: How tokens are drawn, and where the text ends.
     """
-    limit_threads(cores())
-    model, tokenizer = load(path)
-    pieces = write(model, tokenizer, opened(tokenizer, prompt), sampling)
+    if prompt is not None and file is not None:
+        raise UserError("prompt and file: both are given; expected one of them")
+    if prompt is None and file is None and state is None:
+        raise UserError("prompt: not given; expected --prompt TEXT, --file FILE or --state NAME")
+    states = open_store(path, store)
+    if save_state is not None:
+        states.require_free(save_state)
+    session = open_session(path, states, state)
+    read_prompt(session, prompt, file)
+    pieces = session.stream(sampling)
+    made = list(pieces if json else _shown(prompt or "", pieces))
+    if save_state is not None:
+        states.save(save_state, session.snapshot(), session.model, session.tokenizer)
     if json:
-        print_json({"path": str(path), "prompt": prompt, **record(tokenizer, list(pieces), sampling)})
-        return
+        behind = {"length": session.length, "state": save_state}
+        print_json({"path": str(path), "prompt": prompt, **record(session.tokenizer, made, sampling), **behind})
+    elif save_state is not None:
+        print_note(f"state '{save_state}' saved behind {session.length:,} tokens")
+
+
+def _shown(prompt: str, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces, each printed as it comes, behind the prompt."""
     print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece.text, end="", flush=True)
+        yield piece
     print()
 
 

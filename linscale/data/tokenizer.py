@@ -47,6 +47,8 @@ class Tokenizer(ABC):
     vocab_size: int
     eos_id: int
     content: dict[str, Any]
+    in_pieces: bool
+    """Whether pieces of a text that start behind a single line end, with a word, encode to the ids of the whole."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -92,6 +94,7 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 257
     eos_id = 256
     content: dict[str, Any] = BYTE_FORMAT
+    in_pieces = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
@@ -118,7 +121,7 @@ class SubwordTokenizer(Tokenizer):
         vocab = self._tokenizer.get_vocab()
         self.eos_id, self.vocab_size = vocab[self._eos], max(vocab.values()) + 1
         self.name = f"bpe:{self.vocab_size}" if _trained_here(content) else name
-        self._in_pieces = _splits_at_lines(content)
+        self.in_pieces = _splits_at_lines(content)
 
     @staticmethod
     def _build(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
@@ -146,7 +149,7 @@ class SubwordTokenizer(Tokenizer):
         return found
 
     def _encode_text(self, text: str) -> np.ndarray:
-        pieces = _pieces(text) if self._in_pieces else [text]
+        pieces = _pieces(text) if self.in_pieces else [text]
         ids = self._encode_pieces(pieces)
         if (ids == self.eos_id).any():
             # The model's own vocabulary holds the name, not only the added tokens: no piece may contain it whole.

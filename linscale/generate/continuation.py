@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from linscale.data.tokenizer import Tokenizer
+from linscale.generate.choice import Choice
 from linscale.generate.sampling import Sampling
 from linscale.generate.text_stream import TextStream
 
@@ -58,3 +59,12 @@ class Continuation:
         if asked is None:
             logprob = None
         return Piece(token, text, offset, logprob, tuple(alternatives[: asked or 0]), self.finish_reason)
+
+
+def added(choice: Choice, row: int) -> tuple[int, float | None, list[tuple[int, float]]]:
+    """What `Continuation.add` takes, of one row of a choice."""
+    token = int(choice.tokens[row])
+    if choice.logprobs is None or choice.best_tokens is None or choice.best_logprobs is None:
+        return token, None, []
+    best = zip(choice.best_tokens[row].tolist(), choice.best_logprobs[row].tolist(), strict=True)
+    return token, float(choice.logprobs[row]), list(best)

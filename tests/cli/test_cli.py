@@ -104,7 +104,7 @@ def call(place, monkeypatch, capsys):
         ("info mamba", "arch = 'mamba': expected one of llama, tnl, hgrn2, cosformer2"),
         ("info tnl --size 12M", "size = '12M': expected one of 70M"),
         ("train", "Missing from linscale train: PATH"),
-        ("generate run", "--prompt STR The text to continue."),
+        ("generate run", "prompt: not given; expected --prompt TEXT, --file FILE or --state NAME"),
         ("data prepare file.txt --out new --workers 0", "workers = 0: input should be greater than or equal to 1"),
         ("data prepare file.txt --out new --val-fraction 2", "val_fraction = 2.0: input should be less than 1"),
         ("data prepare file.txt --out new", "input 'file.txt': no such file or folder"),
@@ -220,12 +220,12 @@ def test_a_continuation_is_the_same_as_text_and_as_json(call):
 def test_text_is_printed_as_it_is_made(call, capsys, monkeypatch):
     printed = []
 
-    def write(model, tokenizer, prompt, sampling):
+    def stream(session, sampling):
         for text in ("one", "", "two"):
             yield Piece(65, text, 0, None, (), None)
             printed.append(capsys.readouterr().out)
 
-    monkeypatch.setattr("linscale.cli.generate.write", write)
+    monkeypatch.setattr("linscale.generate.session.Session.stream", stream)
     assert call("generate", "run", "--prompt", "zero")[:2] == (0, "\n")
     assert printed == ["zeroone", "", "two"]
 

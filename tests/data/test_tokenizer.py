@@ -125,8 +125,8 @@ def test_truncation_padding_and_templates_of_the_file_do_not_apply():
 def test_pieces_only_where_nothing_depends_on_the_whole():
     inner = word_tokenizer("[UNK]", "a", EOS=True)
     inner.normalizer = normalizers.Prepend("_")
-    assert not SubwordTokenizer(json.loads(inner.to_str()), "words")._in_pieces
-    assert BPE._in_pieces
+    assert not SubwordTokenizer(json.loads(inner.to_str()), "words").in_pieces
+    assert BPE.in_pieces
 
 
 @pytest.mark.parametrize(

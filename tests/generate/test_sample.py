@@ -13,6 +13,8 @@ from linscale.data.tokenizer import Tokenizer, load_tokenizer
 from linscale.generate.batch import read_documents
 from linscale.generate.sample import opened, sample, stream, write
 from linscale.generate.sampling import Sampling
+from linscale.generate.session import Session
+from linscale.generate.snapshot import Snapshot
 from linscale.models import LanguageModel, ModelConfig, build_model
 
 
@@ -39,6 +41,7 @@ class Planted(nn.Module):
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
         self.row = nn.Parameter(logits)
+        self.blocks: list[nn.Module] = []
         self.seen: list[list[int]] = []
 
     @property
@@ -47,7 +50,8 @@ class Planted(nn.Module):
 
     def read(self, tokens: torch.Tensor, state: Any = None, cu_seqlens: Any = None) -> Any:
         self.seen.append(tokens[0].tolist())
-        return torch.zeros(*tokens.shape, 1), (state or 0) + tokens.shape[1]
+        read = 0 if state is None else state.position
+        return torch.zeros(*tokens.shape, 1), SimpleNamespace(position=read + tokens.shape[1])
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self.row.expand(*x.shape[:-1], -1)
@@ -156,10 +160,13 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(tokenizer: Tokenizer) -> N
 def test_a_text_goes_on_from_a_state(arch: str, tokenizer: Tokenizer) -> None:
     model, tokens, sampling = tiny(arch), opened(tokenizer, "a longer text"), Sampling(max_tokens=12, seed=1)
     with torch.no_grad():
-        _, state = read_documents(model, [tokens[:8]])
+        x, state = read_documents(model, [tokens[:8]])
+        snapshot = Snapshot(state, model.logits(x)[0], tuple(tokens[:8]))
     expected = [piece.token for piece in write(model, tokenizer, tokens, sampling)]
     for _ in range(2):  # the state is not changed
-        assert [piece.token for piece in write(model, tokenizer, tokens[8:], sampling, state)] == expected
+        session = Session(model, tokenizer, snapshot)
+        session.read(tokens[8:])
+        assert [piece.token for piece in session.stream(sampling)] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""A snapshot: all that it takes to go on with a text, as a value. What is saved, loaded and forked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from linscale.models import State
+
+LAST = 64  # tokens that every snapshot keeps, for text that begins in the middle of a character
+
+
+class Snapshot(NamedTuple):
+    """A text as a model remembers it. Nothing in it is ever changed: going on makes new tensors."""
+
+    state: State
+    """Of one sequence: position (1,)."""
+    logits: Tensor | None
+    """(V,) behind the last token that `state` has read; None where `unread` has tokens, which give them."""
+    last: tuple[int, ...]
+    """The last tokens of the text, at most LAST, those of `unread` included."""
+    unread: tuple[int, ...] = ()
+    """Tokens of the text that `state` has not read: what was made last. They are read one by one, as steps."""
+    tokens: np.ndarray | None = None
+    """All tokens of the text, (count,) integers, where they were kept."""
+    draws: tuple[int, int] | None = None
+    """Where tokens were made: the seed, and how many times it has drawn."""
+    seen: np.ndarray | None = None
+    """(vocabulary of the tokenizer,) bool, the tokens that the text has, which a repetition penalty counts; without
+    it those of `tokens`, or else of `last`, are counted."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return int(self.state.position) + len(self.unread)
