@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     shape = {"vocab_size": 257, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.5}
     model = build_model(CONFIGS["hgrn2"](**shape, tie_embeddings=False))
     with torch.no_grad():
-        model.embedding.weight[:, 0] += 3  # a channel that is always up, by which other tokens are put down
+        model.embedding.weight[:, 0] += 6  # a channel that is always up, by which other tokens are put down
         model.head.weight[:, 0] = torch.tensor([0.0 if 32 <= token < 127 else -50.0 for token in range(257)])
     optimizer = torch.optim.SGD(model.parameters())
     save(folder / "run", 1, model, optimizer, {"tokens": 0, "tokenizer": tokenizer.fingerprint})
@@ -75,6 +75,10 @@ def test_what_is_generated_from_a_state_is_what_an_uninterrupted_run_makes(call,
     first = continuation(call, "--file", "text.txt", "--max-tokens", "12", "--seed", "7", "--save-state", "a")
     second = continuation(call, "--state", "a", "--max-tokens", "18", "--save-state", "b")
     assert first + second == whole
+    penalised = ("--repetition-penalty", "1.5", "--max-tokens", "12")
+    expected = continuation(call, "--prompt", TEXT * 3, *penalised, "--seed", "7")
+    continuation(call, "--prompt", TEXT * 3, *penalised[:2], "--max-tokens", "5", "--seed", "7", "--save-state", "p")
+    assert expected.endswith(continuation(call, "--state", "p", *penalised[:2], "--max-tokens", "7"))
     assert continuation(call, "--state", "a", "--max-tokens", "18") == second
     assert call("state", "create", "run", "--name", "c", "--prompt", TEXT)[0] == 0
     assert continuation(call, "--state", "c", "--max-tokens", "30", "--seed", "7") == whole
