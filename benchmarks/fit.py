@@ -1,6 +1,6 @@
 """How fast points are fitted, and how often 95% intervals hold a planted law. No GPU.
 
-    python benchmarks/fit.py [--tables 200] [--resamples 500] [--out RESULT.json]
+    python benchmarks/fit.py [--tables 400] [--resamples 300] [--out RESULT.json]
 
 Speed: a chinchilla law with 0.5% noise at 12 sizes by 20 lengths, 240 points; the grid of starts, and 1000 resamples of
 points. Coverage: many tables of a planted law, with the loss of a run far beyond them predicted too (`CASES`).
@@ -12,17 +12,21 @@ import argparse
 import datetime
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ops_cpu import processor
 
+from linscale.distributed import cores
 from linscale.run_folder import code_version
 from linscale.study.table.group import Group
 from linscale.study.table.noise import find_repeats, redraw
-from linscale.study.table.surface_fit import Array, Loss, Problem, fit, resample
+from linscale.study.table.resampling import widened
+from linscale.study.table.surface_fit import Array, Loss, Problem, fit, refit, resample, spread, stretching
 from linscale.study.table.surfaces import LAWS, chinchilla, gamma_form
 
 CHINCHILLA = (1.69, 406.4, 410.7, 0.34, 0.28)
@@ -46,9 +50,10 @@ def main() -> None:
         "speed": [speed(loss) for loss in LOSSES],
         "coverage": [],
     }
-    for case in CASES:
-        record["coverage"].append(coverage(case, arguments.tables, arguments.resamples))
-        print(record["coverage"][-1], flush=True)
+    with ProcessPoolExecutor(cores()) as pool:
+        for row in pool.map(coverage, CASES, repeat(arguments.tables), repeat(arguments.resamples)):
+            record["coverage"].append(row)
+            print(row, flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -131,11 +136,15 @@ def coverage(case: Case, tables: int, resamples: int) -> dict[str, Any]:
         vector = fit(problem).vector
         if case.by == "seed":
             group = Group("all", {"n": n, "d": d, "loss": values}, {}, np.arange(n.size), {})
+            factor = 1.0
             replicates, _ = redraw(problem, vector, find_repeats(group, ("n", "d")), resamples, seed=table)
         else:
-            replicates, _ = resample(problem, vector, run if case.by == "run" else np.arange(n.size), resamples, table)
-        numbers = problem.numbers(replicates)
-        drawn = np.column_stack([numbers, surface(*FAR, *numbers.T)])
+            labels = run if case.by == "run" else np.arange(n.size)
+            replicates, _ = refit(problem, vector, labels, resamples, table)
+            factor = stretching(problem, vector, labels, replicates)
+        numbers = problem.numbers(spread(problem, vector, replicates, factor))
+        far = surface(*FAR, *problem.numbers(np.vstack([vector, replicates])).T)
+        drawn = np.column_stack([numbers, widened(far, factor)[1:]])
         low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
         true = np.append(truth, surface(*FAR, *truth))
         hits += (low <= true) & (true <= high)

@@ -152,6 +152,25 @@ def human(value: float, unit: str = "") -> str:
     return f"{value:.3g}{unit}"
 
 
+def amount(text: str, field: str) -> float:
+    """A number as people write it: "1e24", "7B", "300e9", "1.5T", with the prefixes of `human`.
+
+    Raises UserError naming `field` for anything else, and for what is not positive and finite.
+    """
+    prefixes = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
+    digits = text.strip().replace("_", "")
+    unit = prefixes.get(digits[-1:], 0.0)
+    try:
+        value = float(digits[:-1]) * unit if unit else float(digits)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(
+            f"{field} = {text!r}: expected a positive number, as in 1e24, 7B or 300e9 (prefixes K M B T P E Z Y)"
+        )
+    return value
+
+
 def clock(seconds: float) -> str:
     """A time left, for people: 95 -> '1:35', 7384 -> '2:03:04', 1e6 -> '11 d 13:46:40'."""
     minutes, second = divmod(round(seconds), 60)

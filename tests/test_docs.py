@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
 import random
 import re
 import shutil
@@ -15,7 +16,9 @@ import duckdb
 import numpy as np
 import pytest
 
+from linscale.cli.compare import compare as compare_command
 from linscale.cli.fit import fit as fit_command
+from linscale.cli.predict import predict as predict_command
 from linscale.config import parse, to_dict
 from linscale.data.build_sets import ESSAYS
 from linscale.data.hub_sets import HUB_SETS
@@ -28,6 +31,14 @@ from linscale.run_folder import read_json, read_records
 from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
 from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
+from linscale.study.prediction import multiplier
+from linscale.study.prediction.compute_law import paper_groups
+from linscale.study.prediction.contest import contest
+from linscale.study.prediction.fit_file import PARAMETERS as PREDICTED_LAWS
+from linscale.study.prediction.fit_file import groups_of
+from linscale.study.prediction.forecast import forecast_all
+from linscale.study.prediction.multiplier import At
+from linscale.study.prediction.question import Question
 from linscale.study.query import query as ask
 from linscale.study.results import Curve
 from linscale.study.table import fit as table_laws
@@ -210,6 +221,15 @@ def test_every_evaluation_set_and_where_it_is_on_the_hub() -> None:
     assert rows == {name: (places[name], "yes" if each.shipped else "no") for name, each in SETS.items()}
 
 
+def envelope_warnings() -> list[Any]:
+    """Names of the warnings of an envelope, by its source."""
+    return [
+        node.elts[0].value
+        for node in ast.walk(ast.parse(inspect.getsource(fit.envelope_warnings)))
+        if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
+    ]
+
+
 def test_every_key_and_every_warning_of_the_fits() -> None:
     text = page("fits.md")
     curves = []
@@ -222,13 +242,55 @@ def test_every_key_and_every_warning_of_the_fits() -> None:
     assert not missing(text, names(fits, ("settings", "parameters")))
     assert not missing(text, set(fits["groups"][0]["parameters"]["l_exponent"]))
     assert not missing(text, {item["rule"] for item in fits["groups"][0]["dropped"]})
-    found = [
-        node.elts[0].value
-        for node in ast.walk(ast.parse(inspect.getsource(fit._warnings)))
-        if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
-    ]
+    found = envelope_warnings()
     assert len(set(found)) == 8
     assert set(table(text, "Warnings")) == set(found)
+
+
+def test_every_key_every_warning_and_every_option_of_predictions_and_comparisons() -> None:
+    text = page("predict.md")
+    values = {"E": 1.8, "a": 120.0, "a_prime": 300.0, "b": -0.25, "E_error": 0.85, "k": 2.0, "g": 0.7}
+    entry = {"law": "overtrain", "parameters": {name: {"value": value} for name, value in values.items()}}
+    entry |= {"points": {"n": [1e8, 1e9], "d": [1e9, 1e10]}}
+    groups = groups_of({"version": 1, "groups": [entry | {"group": name} for name in "xy"]}, "f.json")
+    found = {
+        "version": 1,
+        **forecast_all(groups, Question(flops=1e21, loss=2.5), []),
+        **contest(groups, "", At(losses=(2.5,), flops=(1e21,))),
+        **contest([*paper_groups()], "", At()),
+    }
+    assert found["pairs"][0]["crossings"]
+    assert not missing(text, names(found))
+    sources = [path.read_text(encoding="utf-8") for path in Path(multiplier.__file__).parent.glob("*.py")]
+    made = {name for source in sources for name in re.findall(r"[^_]caution\(\s*\"(\w+)\"", source)}
+    assert made == set(table(text, "Warnings"))
+    verdicts = set(re.findall(r"\"([a-z ]+)\"", inspect.getsource(multiplier._verdict))) - {"value", "low", "high"}
+    assert not [verdict for verdict in verdicts if f"`{verdict}`" not in text]
+    for command, first in ((predict_command, "fit"), (compare_command, "fits")):
+        options = {f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters if name != first}
+        assert options <= set(re.findall(r"`(--[\w-]+)`", text))
+    for law in PREDICTED_LAWS:
+        assert f"`{law}`" in text, law
+
+
+def keys_of_other_laws(folder: Path) -> set[str]:
+    """Keys of a group and of its points and derived numbers, by the laws of over-training, repetition and accuracy."""
+    path, keys = folder / "others.csv", set()
+    lines = ["params,tokens,unique_tokens,loss,error,bits_per_byte,accuracy"]
+    for n in (1e7, 1e8, 1e9):
+        for d in (1e9, 1e10, 1e11):
+            loss = 1.8 + 166 / n**0.27 + 270 / d**0.27
+            error = 0.86 - 2.2 * math.exp(-0.7 * loss)
+            lines.append(f"{n},{d},{d / 9},{loss},{error},{loss / 3},{1 - error}")
+    path.write_text("\n".join(lines) + "\n")
+    for law in ("overtrain", "repeat_no_excess", "sigmoid"):
+        entry = TABLE_LAWS[law]
+        points = read_points(path, columns={}, needed=entry.roles, optional=entry.optional)
+        loss = Loss.parse(entry.loss, entry.space)
+        result = fit_points(points, PointFit(law, loss, bootstrap=5))
+        (group,) = result["groups"]
+        keys |= set(names(result, ("units", "columns", "parameters", "derived", "draws"))) | set(group["derived"])
+    return keys
 
 
 def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> None:
@@ -242,10 +304,27 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     (group,) = result["groups"]
     keys |= set(group["derived"]) | {key for each in group["parameters"].values() for key in each}
     assert not missing(text, keys)
+    assert not missing(text, keys_of_other_laws(tmp_path))
     written = set(re.findall(r"^\| `(\w+)` \|", text.split("## Warnings")[1], re.M))
     sources = [path.read_text(encoding="utf-8") for path in Path(table_laws.__file__).parent.glob("*.py")]
-    assert written == {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
-    options = {f"--{name}" for name in inspect.signature(fit_command).parameters if name != "points"}
-    assert options <= set(re.findall(r"`(--\w+)`", text))
+    raised = {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
+    assert written == raised | set(envelope_warnings())
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(fit_command).parameters if name != "points"}
+    assert options <= set(re.findall(r"`(--[\w-]+)`", text))
     for law in TABLE_LAWS:
-        assert f"`{law.removesuffix('_irreducible')}`" in text, law
+        assert f"`{law.split('_')[0]}`" in text, law
+
+
+@pytest.mark.parametrize("law", ["isoflop", "envelope", "pac"])
+def test_every_key_of_a_law_through_minima(law: str, tmp_path: Path) -> None:
+    """Sizes around the best one at five budgets; whole curves; and valleys at five amounts of data."""
+    text, lines = page("fit.md") + page("fits.md"), ["params,tokens,flops,loss,run"]
+    for number, c in enumerate(np.geomspace(1e18, 1e21, 5)):
+        for n in np.geomspace(2e7, 2e9, 12):
+            d = {"isoflop": c / 6 / n, "envelope": c / 1e9, "pac": 1e8 * 10**number}[law]
+            excess = 0.1 * (np.log(n / 2e7) - number / 2 - 1) ** 2 if law == "pac" else 406 / n**0.34
+            lines.append(f"{n},{d},{6 * n * d},{1.7 + excess + 410 / d**0.28},{n if law == 'envelope' else len(lines)}")
+    (tmp_path / "points.csv").write_text("\n".join(lines) + "\n")
+    table = read_points(tmp_path / "points.csv", columns={"c": "flops"}, needed=TABLE_LAWS[law].roles)
+    (group,) = fit_points(table, PointFit(law, Loss(), bootstrap=20, by="run"))["groups"]
+    assert not missing(text, names(group))

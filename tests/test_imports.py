@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "linscale"
 # A unit may import only units of an earlier row; units of one row do not see each other.
 ROWS = [
     ["config"],
-    ["run_folder", "distributed"],
+    ["run_folder", "distributed", "shape"],
     ["ops", "data"],
     ["layers"],
     ["models"],
@@ -54,11 +54,11 @@ def test_the_rule_sees_a_violation(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    ["linscale", "linscale.config", "linscale.run_folder", "linscale.data", "linscale.cli"]
-    + [
-        f"linscale.study.{name}"
-        for name in ("results", "laws", "envelope", "fit", "report", "table.points", "table.fit")
-    ],
+    ["linscale", "linscale.config", "linscale.run_folder", "linscale.shape", "linscale.data", "linscale.cli"]
+    + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report", "design", "prospect")]
+    + [f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity")]
+    + [f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")]
+    + [f"linscale.study.prediction.{name}" for name in ("forecast", "contest")],
 )
 def test_the_torch_free_half_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

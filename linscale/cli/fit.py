@@ -2,76 +2,116 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from linscale.cli.output import print_json, print_note, print_table
+from linscale.cli.fit_output import print_fit
+from linscale.cli.output import print_json
 from linscale.config import UserError
-
-ROWS_SHOWN = 20
 
 
 def fit(
     points: Annotated[Path, tyro.conf.Positional],
     *,
-    law: Literal["chinchilla", "gamma", "power"] = "chinchilla",
+    law: Literal[
+        "chinchilla", "gamma", "power", "isoflop", "envelope", "overtrain", "repeat", "sigmoid", "pac"
+    ] = "chinchilla",
     columns: str = "",
     group: str = "",
     where: str = "",
     drop: str = "",
-    loss: str = "huber:1e-3",
-    space: Literal["log", "linear"] = "log",
+    loss: str | None = None,
+    space: Literal["log", "linear"] | None = None,
     irreducible: bool = False,
+    excess: bool = True,
+    chance: float | None = None,
+    minimum: Literal["parabola", "akima", "cubic-log"] | None = None,
+    abscissa: Literal["nominal", "achieved"] | None = None,
+    seed_noise: float | None = None,
+    tolerance: str | None = None,
     bootstrap: int = 1000,
     by: Literal["run", "point", "budget", "seed"] | None = None,
     seed: int = 0,
+    sensitivity: bool = False,
     json: Path | None = None,
+    html: Path | None = None,
 ) -> None:
-    """Fit a law of loss to a table with one row a run or checkpoint (.csv, .parquet, .jsonl), with 95% intervals.
+    """Fit a law of loss to a table with one row a run or checkpoint, with 95% intervals: see docs/guide/fit.md.
+
+    linscale fit runs.csv --columns n=params,d=tokens,loss=val_loss,run=name
 
     chinchilla: L = E + A / N^alpha + B / D^beta. gamma: L = E + (A / N^alpha + B / D^beta)^gamma. power:
-    L = l_coefficient C^l_exponent, C in PFLOP/s-days.
+    L = l_coefficient C^l_exponent, C in PFLOP/s-days. overtrain: L = E + a N^b + a_prime 6^(b/2) D^b, and where there
+    is a column `error`, error = E_error - k exp(-g L). repeat: the chinchilla law of tokens that are worth less when
+    repeated. sigmoid: accuracy from bits per byte. isoflop: the best size of each compute budget, and L, N_opt and
+    D_opt as powers of C. envelope: the same three laws from whole curves, a row a checkpoint. pac: the smallest size
+    that is good enough for each amount of data, N = coefficient D^exponent.
 
     Args:
-        points: The table.
+        points: A .csv, .tsv, .parquet or .jsonl file; or a folder: linscale's runs, transformers' checkpoints
+            (trainer_state.json), lm-eval's results, W&B's local runs. `linscale points` shows what is read of it.
         law: The law.
-        columns: Which column holds what, as in n=params,d=tokens,c=flops,loss=loss,run=name. n is parameters, d tokens,
-            c FLOPs, loss nats per token; run and budget are to resample by. c=6nd, d=c/6n and n=c/6d are computed.
-            Columns called params, tokens, flops, loss, run and budget are found without.
+        columns: Which column holds what: n parameters, d tokens, c FLOPs, loss nats per token, unique distinct tokens,
+            error and accuracy fractions, bpb bits per byte; run and budget are to resample by. Columns called params,
+            tokens, flops, loss, run and budget are found without. In the place of a column, a definition: c=6nd,
+            6nd+head, kaplan, kaplan+attention, standard, chinchilla, chinchilla-body, paper, exact or exact+head;
+            n=exact, exact+embedding, paper, kaplan or c/6d; d=c/6n. They read shapes from columns such as arch,
+            d_model, n_layers, n_heads, d_ff, vocab_size, length.
         group: Columns to fit separately by, as in arch,dataset.
         where: SQL condition on rows, as in "loss < 6 and outlier = 0".
         drop: highest:COUNT or lowest:COUNT losses of each group to leave out.
-        loss: How residuals count: huber:DELTA, l2 or lad (absolute values).
-        space: Residuals of log L, or of L.
-        irreducible: Give the power law a constant E.
+        loss: How residuals count: huber:DELTA, l2 or lad (absolute values). huber:1e-3, and l2 for the sigmoid.
+        space: Residuals of the logarithm, or of the value itself. log, and linear for the sigmoid.
+        irreducible: Give the loss law of power or isoflop a constant E.
+        excess: repeat: whether parameters beyond the cheapest for the unique tokens are worth less; else N' = N.
+        chance: sigmoid: what the lowest accuracy is held to, as in 0.25. Fitted otherwise.
+        minimum: isoflop: how the minimum of a budget is found; parabola by default.
+        abscissa: isoflop: the compute of a minimum is the budget's, or that which its points achieved there.
+        seed_noise: isoflop, envelope, pac: standard deviation of log loss between seeds, where the table does not
+            measure it; 0.003 by default.
+        tolerance: pac: what is good enough, nats above the best loss as in 0.02 (the default), or 1% of it.
         bootstrap: Resamples behind the intervals; 0 for none.
         by: What is resampled: runs where a column tells them apart, else points. seed: no resamples of the table, but
             the law with noise of the size that repeats of a configuration show.
         seed: Of the resamples.
+        sensitivity: Fit again with other losses, FLOP and parameter definitions, and without --where and --drop.
         json: A file for the whole result; - for standard output, instead of the table.
+        html: A file for a page of figures and tables that opens without a network.
     """
+    from linscale.study.sources.read import open_source
     from linscale.study.table.fit import TABLE_LAWS, default_unit, fit_points, parse_drop
     from linscale.study.table.group import PointFit
+    from linscale.study.table.options import parse_options
     from linscale.study.table.points import parse_columns, read_points
     from linscale.study.table.surface_fit import Loss
 
     if bootstrap < 0 or seed < 0:
         raise UserError(f"bootstrap = {bootstrap}, seed = {seed}: expected numbers that are not negative")
-    if irreducible and law != "power":
-        raise UserError(f"irreducible: the {law} law has E already; it is an option of --law power")
-    chosen = "power_irreducible" if irreducible else law
-    settings_loss = Loss.parse(loss, space)
+    chosen = _chosen(law, irreducible, excess)
+    entry = TABLE_LAWS[chosen]
+    if not entry.reads_loss and (loss or space):
+        raise UserError(f"loss: the {law} law is fitted by least squares of logarithms; leave --loss and --space out")
+    settings_loss = Loss.parse(loss or entry.loss, space or entry.space)
+    options = parse_options(
+        law, minimum=minimum, abscissa=abscissa, seed_noise=seed_noise, tolerance=tolerance, chance=chance
+    )
     rule = parse_drop(drop) if drop else ("highest", 0)
     names = tuple(name.strip() for name in group.split(",") if name.strip())
-    table = read_points(
-        points, columns=parse_columns(columns), needed=TABLE_LAWS[chosen].roles, group=names, where=where
-    )
-    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed)
+    roles, source = parse_columns(columns), open_source(points)
+    table = read_points(source, columns=roles, needed=entry.roles, optional=entry.optional, group=names, where=where)
+    settings = PointFit(chosen, settings_loss, rule, bootstrap, by or default_unit(table), seed, options)
     result = {"source": str(points), **fit_points(table, settings)}
+    if sensitivity:
+        from linscale.study.table.sensitivity import Choices
+        from linscale.study.table.sensitivity import sensitivity as vary
+
+        result["sensitivity"] = vary(source, Choices(roles, names, where, settings))
+    if html is not None:
+        from linscale.study.report.fit_page import write_fit_report
+
+        write_fit_report(result, html)
     if json == Path("-"):
         print_json(result)
         return
@@ -79,62 +119,16 @@ def fit(
         from linscale.run_folder import write_json
 
         write_json(json, result)
-    _print(result)
+    print_fit(result)
+    if html is not None:
+        print(f"page: {html}")
 
 
-def _print(result: dict[str, Any]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in _head(result)))
-    for fitted in result["groups"]:
-        print_table(
-            f"{fitted['group']}: {fitted['formula']}",
-            ("", "value", "se", "95% low", "high", "verdict"),
-            [*_rows(fitted["parameters"]), *_rows(fitted["derived"])],
-        )
-        sys.stdout.write("".join(f"{line}\n" for line in _lines(fitted)))
-    for item in result["refused"]:
-        print_note(f"{item['group']} is not fitted: {item['reason']}")
-
-
-def _rows(table: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name, each in table.items():
-        if name == "a":
-            continue  # the same number as n_opt_exponent
-        verdict = ""
-        if "at_bound" in each:
-            verdict = "on its bound" if each["at_bound"] else "" if each["identified"] else "not identified"
-        yield (name, *(_number(each[key]) for key in ("value", "se", "low", "high")), verdict)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _head(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['source']}: {', '.join(f'{role} = {name}' for role, name in result['columns'].items())}"
-    yield from _left_out(result["dropped"])
-
-
-def _left_out(dropped: list[dict[str, Any]]) -> Iterator[str]:
-    rules: dict[str, list[str]] = {}
-    for item in dropped:
-        rules.setdefault(item["rule"], []).append(str(item["row"]))
-    for rule, rows in rules.items():
-        more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
-        yield f"left out by {rule}: {len(rows)}: row {', '.join(rows[:ROWS_SHOWN])}{more}"
-
-
-def _lines(fitted: dict[str, Any]) -> Iterator[str]:
-    starts, boot, objective = fitted["starts"], fitted["bootstrap"], fitted["objective"]
-    yield f"{objective['name']}: {objective['value']:.6g}"
-    yield f"{starts['agree']} of {starts['tried']} starts agree with the best within 0.01%"
-    other = fitted["classical"]
-    yield f"{other['method']} from {other['tried']} starts: {other['value']:.6g}, on which {other['agree']} agree"
-    if boot["replicates"]:
-        yield f"intervals: {boot['replicates']} resamples of {boot['units']} {boot['by']}s"
-    if fitted["derived"]:
-        yield "N_opt and D_opt: coefficient C^exponent, C = 6 N D in PFLOP/s-days of 8.64e19 FLOPs"
-    yield f"{fitted['points_used']} points"
-    yield from _left_out(fitted["dropped"])
-    for warning in fitted["warnings"]:
-        yield f"warning {warning['name']}: {warning['text']}" + (f" ({warning['detail']})" if warning["detail"] else "")
-    yield ""
+def _chosen(law: str, irreducible: bool, excess: bool) -> str:
+    """The key of TABLE_LAWS. Raises UserError for an option of another law."""
+    if irreducible and law not in ("power", "isoflop"):
+        why = "has no form with E" if law in ("sigmoid", "envelope", "pac") else "has E already"
+        raise UserError(f"irreducible: the {law} law {why}; it is an option of --law power and isoflop")
+    if not excess and law != "repeat":
+        raise UserError(f"no-excess: an option of --law repeat, not of {law}")
+    return f"{law}_irreducible" if irreducible else law if excess else "repeat_no_excess"

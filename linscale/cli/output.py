@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from linscale.config import clock
 
@@ -39,12 +40,12 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table; all columns but the first `left` are aligned to the right."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="bold", padding=(0, 1))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
+    """Print a table; all columns but the first `left` are aligned to the right. No title line for an empty title."""
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_style="bold", padding=(0, 1))
+    for number, column in enumerate(columns):  # Text: names that hold [brackets] or :colons: stay as they are
+        table.add_column(Text(column), justify="left" if number < left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     stdout_console().print(table)
 
 

@@ -90,9 +90,14 @@ def read_evaluations(study: Path) -> Evaluations:
 
     Raises UserError when the folder holds no runs, or the config of one is damaged.
     """
+    return evaluations_of(run_folders(study))
+
+
+def evaluations_of(folders: Sequence[Path]) -> Evaluations:
+    """The same of run folders."""
     found: list[Evaluation] = []
     unread: Counter[str] = Counter()
-    for folder in run_folders(study):
+    for folder in folders:
         records = latest_records(folder / EVALUATIONS, EVALUATION_KEYS)
         records = [record for record in records if record.get("task") != "validation"]
         config = read_config(folder) if records else {}

@@ -12,7 +12,7 @@ from linscale.config import config, load_toml, parse, to_dict
 from linscale.data.prepare import PrepareOptions
 from linscale.models import SIZES, ModelConfig, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
-from linscale.study.fit import FitConfig
+from linscale.study.envelope_fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 
@@ -45,8 +45,16 @@ class SizeConfig:
     "Tokens for this rung, instead of train.tokens."
     length: PositiveInt | None = None
     "Tokens per sequence for this rung, instead of train.length; batch_tokens stays."
+    batch_tokens: PositiveInt | None = None
+    "Tokens per optimizer step for this rung, instead of train.batch_tokens."
+    micro_batch: PositiveInt | None = None
+    "Sequences per forward pass for this rung, instead of train.micro_batch."
     lr: PositiveFloat | None = None
     "Learning rate for this rung, instead of train.lr."
+    warmup_tokens: NonNegativeInt | None = None
+    "Warm-up of this rung, instead of train.warmup_tokens."
+    seeds: tuple[NonNegativeInt, ...] | None = None
+    "Seeds of this rung, instead of the study's."
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -56,6 +64,8 @@ class SizeConfig:
         explicit = self.d_model is not None and self.n_layers is not None
         if (self.shape is None and not explicit) or (self.shape is not None and any(own)):
             raise ValueError(f"size {self.name!r} needs either shape alone, or d_model and n_layers")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError(f"seeds = {list(self.seeds)} of size {self.name!r}: expected one or more, all different")
         return self
 
 
@@ -186,7 +196,8 @@ def planned_runs(study: StudyConfig, *, vocab_size: int, data_path: str) -> list
     for arch in study.archs:
         for size in study.sizes:
             if size.archs is None or arch in size.archs:
-                runs += [_planned_run(study, arch, size, seed, vocab_size, data_path) for seed in study.seeds]
+                seeds = size.seeds or study.seeds
+                runs += [_planned_run(study, arch, size, seed, vocab_size, data_path) for seed in seeds]
     return runs
 
 
@@ -194,11 +205,11 @@ def _planned_run(
     study: StudyConfig, arch: str, size: SizeConfig, seed: int, vocab_size: int, data_path: str
 ) -> PlannedRun:
     model = _model_config(study.model, arch, size, vocab_size)
-    given = {"tokens": size.tokens, "length": size.length, "lr": size.lr}
-    changes = {name: value for name, value in given.items() if value is not None}
+    own = ("tokens", "length", "batch_tokens", "micro_batch", "lr", "warmup_tokens")
+    changes = {name: getattr(size, name) for name in own if getattr(size, name) is not None}
     recipe = {**to_dict(study.train), "seed": seed, **changes}
     train: TrainConfig = parse(TrainConfig, recipe, source=f"size {size.name!r}: train")
-    name = f"{arch}-{size.name}" + (f"-s{seed}" if len(study.seeds) > 1 else "")
+    name = f"{arch}-{size.name}" + (f"-s{seed}" if len(size.seeds or study.seeds) > 1 else "")
     data = DataConfig(path=data_path)
     run = RunConfig(name=name, study=study.name, size=size.name, model=model, data=data, train=train)
     total, tokens = count_parameters(model).total, train.steps * train.batch_tokens

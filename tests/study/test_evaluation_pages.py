@@ -130,6 +130,9 @@ def test_a_metric_stands_at_its_compute_with_1_96_standard_errors(page: Page) ->
     assert [point["run"] for point in groups["hgrn2"]["last"]] == ["hgrn2-b"]  # the other version is not mixed in
     (curve,) = groups["tnl"]["curves"]  # of the only run with several checkpoints
     assert (curve["run"], curve["y"]) == ("tnl-b", [0.225, 0.45])
+    axes = json.loads(page.data)["axes"]
+    assert axes[curve["x"]] == [pytest.approx(6 * 4e6 * step * 1e8 / PFLOP_S_DAY, rel=1e-4) for step in (10, 20)]
+    assert len(axes) == 1  # of every run and task that was measured at two checkpoints
     assert groups["tnl"]["line"]["y"] == [0.45, 0.45]
 
 

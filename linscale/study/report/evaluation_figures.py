@@ -24,9 +24,11 @@ SPACED = re.compile(r"([\d.]+?)\.\.([\d.]+)x(\d+)")
 
 def evaluation_figures(values: Sequence[Evaluation], archs: Sequence[str]) -> dict[str, Any]:
     """What evaluations.js draws; `archs` in the order of the page's colours."""
+    suites = _suites([value for value in values if not value.is_part])
     return {
         "architectures": {arch: {"name": display_name(arch), "series": series} for series, arch in enumerate(archs)},
-        "suites": _suites([value for value in values if not value.is_part]),
+        "axes": _shared_axes(suites),
+        "suites": suites,
         "positions": _positions([value for value in values if PLACES.fullmatch(value.metric)]),
         "needles": _needles([value for value in values if value.cells and LENGTH.fullmatch(value.metric)]),
     }
@@ -50,6 +52,19 @@ def _suites(values: Sequence[Evaluation]) -> list[dict[str, Any]]:
             choices = [{"metric": "all", "panels": [panel for choice in choices for panel in choice["panels"]]}]
         suites.append({"id": suite, "means": means, "metrics": choices})
     return sorted(suites, key=lambda suite: [*SUITES].index(str(suite["id"])))
+
+
+def _shared_axes(suites: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """The compute of all curves, each list once; the curves keep its number. Tasks share their checkpoints.
+
+    It halves a page of many tasks.
+    """
+    axes: dict[tuple[float, ...], int] = {}
+    panels = [panel for suite in suites for panel in suite["means"]]
+    panels += [panel for suite in suites for choice in suite["metrics"] for panel in choice["panels"]]
+    for curve in (curve for panel in panels for group in panel["groups"] for curve in group["curves"]):
+        curve["x"] = axes.setdefault(tuple(curve["x"]), len(axes))
+    return [list(axis) for axis in axes]
 
 
 def _panel(task: str, values: Sequence[Evaluation]) -> dict[str, Any]:

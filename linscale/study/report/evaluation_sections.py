@@ -31,7 +31,7 @@ def evaluation_section(found: Evaluations, figures: dict[str, Any]) -> str:
         "chance of other questions, not of another seed. ↓: lower is better.</p>",
         _left_out(found.left_out),
         '<div class="figures">',
-        f'<fieldset class="architectures"><legend>Show</legend></fieldset>{box}',
+        f'<fieldset class="groups"><legend>Show</legend></fieldset>{box}',
         *(_suite(suite) for suite in figures["suites"]),
         _positions(figures["positions"]),
         _needles(figures["needles"]),

@@ -1,12 +1,14 @@
 // Draws the evaluations from the JSON beside it, as page.js draws the laws: small panels that share its colours,
-// axes and choice of architectures. A panel in a closed <details> is drawn when that opens.
+// axes, choice of groups and downloads.
 const evaluations = JSON.parse(document.getElementById("evaluations").textContent);
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon", "star"];
 const HEAT = [[0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1, "#fde725"]]; // viridis
 const PANELS = 12; // of one figure; the others are folded away
 const LATER = 16; // place in a window from which the loss is shown at first: before it, it is far above
-const panels = new Map(); // element -> what draws it
 let everyCheckpoint = false;
+for (const { means, metrics } of evaluations.suites) {
+  const curves = [...means, ...metrics.flatMap((choice) => choice.panels)].flatMap((panel) => panel.groups.flatMap((group) => group.curves));
+  for (const curve of curves) curve.x = evaluations.axes[curve.x]; // written once for all tasks of the same checkpoints
+}
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -19,18 +21,9 @@ function architecture(arch) {
   return { ...found, color: seriesColor(found), symbol: SYMBOLS[found.series % 8], shown: !hidden.has(found.name) };
 }
 
-// A name within a hover text, which would read tags.
-function plain(text) {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-}
-
-function short(value) {
-  return String(+value.toPrecision(4)).replace("-", "\u2212");
-}
-
 // Figures of many panels: the first ones in `holder`, the others in a <details> below them.
-function fill(holder, items, drawing, told) {
-  for (const old of holder.querySelectorAll(".plot")) panels.delete(old);
+function fill(holder, items, drawing, rows, told) {
+  removePlots(holder);
   holder.replaceChildren();
   const grid = element("div", { className: "panels" });
   const rest = element("div", { className: "panels" });
@@ -43,57 +36,28 @@ function fill(holder, items, drawing, told) {
     const panel = element("div", { className: "panel" }, heading, plot);
     if (item.size && item.size !== items[i - 1]?.size) panel.style.gridColumnStart = 1; // sizes below each other
     (i < PANELS ? grid : rest).append(panel);
-    panels.set(plot, () => drawing(plot, item));
+    addPlot(plot, `${item.title}${metric}`, () => drawing(item, plot), () => rows(item));
   });
   holder.append(grid);
   if (rest.childElementCount) {
-    const details = element("details", {}, element("summary", { textContent: `${rest.childElementCount} more` }), rest);
-    details.addEventListener("toggle", () => {
-      drawPanels(details);
-      if (details.open) details.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));
-    });
-    holder.append(details);
-  }
-  drawPanels(holder);
-}
-
-function drawPanels(within) {
-  for (const [plot, drawing] of panels) {
-    if (within.contains(plot) && !plot.closest("details:not([open])")) drawing();
+    holder.append(element("details", {}, element("summary", { textContent: `${rest.childElementCount} more` }), rest));
   }
 }
 
-function plotPanel(plot, traces, layout) {
-  const ink = variable("--ink"), rule = variable("--rule");
-  Plotly.react(plot, traces, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 4, r: 8, t: 4, b: 4 }, showlegend: false,
-    font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: ink },
-    hoverlabel: { align: "left", bgcolor: variable("--paper"), bordercolor: rule, font: { color: ink } },
-    hovermode: "closest", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", ...layout,
-  }, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false });
+function panelOf(data, layout) {
+  return { data, layout: { ...layoutOf(11), margin: { l: 4, r: 8, t: 4, b: 4 }, ...layout } };
 }
 
 function linearAxis(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const flat = low === high ? { range: [low - 0.1, high + 0.1] } : {};
-  return { gridcolor: variable("--grid"), linecolor: variable("--rule"), zeroline: false, showline: true, ticks: "outside",
-    tickcolor: variable("--rule"), automargin: true, nticks: 6, ...flat };
+  return { ...frameOfAxis("", 11), nticks: 6, ...(low === high ? { range: [low - 0.1, high + 0.1] } : {}) };
 }
 
 // A log axis for little room: few ticks, `apart` from each other as a share of the axis.
 function smallLogAxis(title, values, text, apart) {
-  const colors = { grid: variable("--grid"), rule: variable("--rule") };
-  const axis = logAxis(title, Math.min(...values), Math.max(...values), text, colors);
-  const [low, high] = axis.range;
-  const ticks = [];
-  const place = (value) => (Math.log10(value) - low) / (high - low);
-  const within = axis.tickvals.filter((value) => place(value) >= 0 && place(value) <= 1);
-  const powers = within.filter((value) => Number.isInteger(+Math.log10(value).toFixed(6)));
-  for (const value of [...powers, ...within]) { // powers of ten first
-    if (ticks.every((other) => Math.abs(place(value) - place(other)) >= apart)) ticks.push(value);
-  }
-  if (!ticks.length) ticks.push(values[0]);
-  return { ...axis, title: { text: title, font: { size: 11 } }, tickvals: ticks, ticktext: ticks.map(text), tickangle: 0 };
+  const axis = thinned(logAxis(title, Math.min(...values), Math.max(...values), text), text, apart);
+  const ticks = axis.tickvals.length ? {} : { tickvals: [values[0]], ticktext: [text(values[0])] };
+  return { ...axis, ...ticks, title: { text: title, font: { size: 11 } } };
 }
 
 function errorBars(errors, color) {
@@ -105,7 +69,7 @@ function plusMinus(value, error) {
 }
 
 // A metric against compute: the last checkpoint of every run with its error, a line through the sizes.
-function drawMetric(plot, panel) {
+function drawMetric(panel) {
   const points = panel.groups.flatMap((group) => group.last), x = points.map((point) => point.x);
   const y = points.flatMap((point) => [point.y, point.y + (point.error ?? 0)]), traces = [];
   for (const group of panel.groups) {
@@ -116,27 +80,27 @@ function drawMetric(plot, panel) {
     }
     if (!shown) continue;
     for (const curve of everyCheckpoint ? group.curves : []) {
-      traces.push({ x: curve.x, y: curve.y, mode: "lines", opacity: 0.4, line: { color, width: 1 }, hovertemplate: "%{text}<extra></extra>",
+      traces.push({ meta: { group: group.arch }, x: curve.x, y: curve.y, mode: "lines", opacity: 0.4, line: { color, width: 1 }, hovertemplate: "%{text}<extra></extra>",
         text: curve.x.map((c, i) => `${name} ${plain(curve.run)}<br>C ${power(c)}, ${plain(panel.metric)} ${short(curve.y[i])}`) });
     }
-    traces.push({ ...group.line, mode: "lines", line: { color, width: 1.5 }, hoverinfo: "skip" });
+    traces.push({ ...group.line, meta: { group: group.arch }, mode: "lines", line: { color, width: 1.5 }, hoverinfo: "skip" });
     traces.push({ x: group.last.map((point) => point.x), y: group.last.map((point) => point.y), mode: "markers", marker: { color, symbol, size: 7 },
       error_y: errorBars(group.last.map((point) => point.error), color), hovertemplate: "%{text}<extra></extra>",
       text: group.last.map((p) => `${name} ${plain(p.run)}, step ${p.step}<br>${human(p.params)} parameters, ${human(p.tokens)} tokens<br>C ${power(p.x)}, `
         + `${plain(panel.metric)} ${plusMinus(p.y, p.error)}${p.count === null ? "" : `<br>${p.count} scored`}`) });
   }
-  plotPanel(plot, traces, { xaxis: smallLogAxis("Compute C (PFLOP/s-days)", x, power, 0.3), yaxis: linearAxis(y) });
+  return panelOf(traces, { xaxis: smallLogAxis("Compute C (PFLOP/s-days)", x, power, 0.3), yaxis: linearAxis(y) });
 }
 
 // The loss by place in a window, and the length of training sequences as an upright line.
-function drawPosition(plot, panel) {
+function drawPosition(panel) {
   const traces = [], x = [...panel.lengths];
   for (const curve of panel.curves) {
     const { name, color, symbol, shown } = architecture(curve.arch);
     const middle = curve.first.map((first, i) => Math.sqrt(first * curve.last[i]));
     x.push(...middle);
     if (!shown) continue;
-    traces.push({ x: middle, y: curve.y, mode: "lines+markers", line: { color, width: 1.5 }, marker: { color, symbol, size: 6 },
+    traces.push({ meta: { group: curve.arch }, x: middle, y: curve.y, mode: "lines+markers", line: { color, width: 1.5 }, marker: { color, symbol, size: 6 },
       error_y: errorBars(curve.error, color), hovertemplate: "%{text}<extra></extra>",
       text: curve.first.map((first, i) => `${name} ${plain(curve.run)}, step ${curve.step}<br>places ${first} to ${curve.last[i]}<br>`
         + `${plusMinus(curve.y[i], curve.error[i])} nats per token`) });
@@ -146,14 +110,39 @@ function drawPosition(plot, panel) {
   const later = panel.curves.flatMap((curve) => curve.y.filter((_, i) => curve.first[i] >= LATER));
   const low = Math.min(...later), high = Math.max(...later), pad = 0.08 * (high - low || 1);
   const range = later.length > 2 * panel.curves.length ? { range: [low - pad, high + pad] } : {};
-  plotPanel(plot, traces, { shapes: marks, xaxis: smallLogAxis("Place in the window", x, human, 0.2), yaxis: { ...linearAxis(later), ...range } });
+  return panelOf(traces, { shapes: marks, xaxis: smallLogAxis("Place in the window", x, human, 0.2), yaxis: { ...linearAxis(later), ...range } });
+}
+
+// The tables behind the panels, of the architectures that are shown.
+function metricRows(panel) {
+  const rows = [["architecture", "run", "metric", "compute_pflop_s_days", "value", "error_95", "params", "tokens", "step", "scored"]];
+  for (const group of panel.groups.filter(({ arch }) => architecture(arch).shown)) {
+    for (const p of group.last) rows.push([group.arch, p.run, panel.metric, p.x, p.y, p.error ?? "", p.params, p.tokens, p.step, p.count ?? ""]);
+    for (const curve of everyCheckpoint ? group.curves : []) {
+      curve.x.forEach((x, i) => rows.push([group.arch, curve.run, panel.metric, x, curve.y[i], "", "", "", "", ""]));
+    }
+  }
+  return rows;
+}
+
+function positionRows(panel) {
+  const rows = [["architecture", "run", "step", "first_place", "last_place", "loss_nats", "error_95"]];
+  for (const curve of panel.curves.filter(({ arch }) => architecture(arch).shown)) {
+    curve.first.forEach((first, i) => rows.push([curve.arch, curve.run, curve.step, first, curve.last[i], curve.y[i], curve.error[i] ?? ""]));
+  }
+  return rows;
+}
+
+function needleRows(map) {
+  const rows = [["architecture", "run", "step", "length_tokens", "depth_percent", "accuracy"]];
+  map.z.forEach((row, i) => row.forEach((value, j) => rows.push([map.arch, map.run, map.step, map.lengths[j], map.depths[i], value])));
+  return rows;
 }
 
 // Accuracy by length, to the right, and depth, downwards; behind the upright line are lengths beyond those of training.
-function drawNeedle(plot, map) {
+function drawNeedle(map, plot) {
   const { name, shown } = architecture(map.arch);
-  plot.closest(".panel").hidden = !shown;
-  if (!shown) return;
+  plot.closest(".panel").classList.toggle("off", !shown);
   const text = map.z.map((row, i) => row.map((value, j) => `${name} ${plain(map.run)}, step ${map.step}<br>${map.lengths[j]} tokens, depth ${short(map.depths[i])}%<br>accuracy ${short(value)}`));
   const ticks = (values, most, told) => {
     const every = Math.ceil(values.length / most), chosen = [...values.keys()].filter((i) => i % every === 0);
@@ -162,7 +151,7 @@ function drawNeedle(plot, map) {
   const within = map.lengths.filter((length) => length <= map.trained).length - 0.5;
   const mark = (color, width, dash) => ({ type: "line", x0: within, x1: within, y0: 0, y1: 1, yref: "paper", line: { color, width, dash } });
   const axis = { showgrid: false, zeroline: false, ticks: "outside", tickcolor: variable("--rule"), automargin: true, fixedrange: true };
-  plotPanel(plot, [{ type: "heatmap", z: map.z, text, zmin: 0, zmax: 1, colorscale: HEAT, showscale: false, hovertemplate: "%{text}<extra></extra>" }], {
+  return panelOf([{ type: "heatmap", z: map.z, text, zmin: 0, zmax: 1, colorscale: HEAT, showscale: false, hovertemplate: "%{text}<extra></extra>" }], {
     shapes: map.trained === null ? [] : [mark("#000000", 3, "solid"), mark("#ffffff", 1.5, "dash")],
     xaxis: { ...axis, ...ticks(map.lengths, 4, (length) => human(+length.toPrecision(2))), tickangle: 0, title: { text: "Length (tokens)", font: { size: 11 } } },
     yaxis: { ...axis, ...ticks(map.depths, 5, (depth) => `${Math.round(depth)}%`), autorange: "reversed", title: { text: "Depth", font: { size: 11 } } },
@@ -174,7 +163,7 @@ function fillSuite(suite) {
   const select = section.querySelector("select"), holder = section.querySelector(".holder");
   const chosen = suite.metrics[select ? select.selectedIndex : 0];
   const told = (panel) => panel.metric + " against compute; the numbers are in the tables below";
-  fill(holder, [...suite.means, ...(chosen ? chosen.panels : [])], drawMetric, told);
+  fill(holder, [...suite.means, ...(chosen ? chosen.panels : [])], drawMetric, metricRows, told);
   if (select) select.onchange = () => fillSuite(suite);
 }
 
@@ -183,20 +172,19 @@ function addEveryCheckpoint() {
   if (!box) return;
   box.addEventListener("change", () => {
     everyCheckpoint = box.checked;
-    drawPanels(document.body);
+    drawAll();
   });
 }
 
 evaluations.suites.forEach(fillSuite);
-for (const [id, drawing, told] of [
-  ["positions", drawPosition, () => "loss by position in the window; the numbers are in the table below"],
-  ["needles", drawNeedle, (map) => `mean accuracy ${short(map.mean)}; accuracies by length are in the table below`],
+for (const [id, drawing, rows, told] of [
+  ["positions", drawPosition, positionRows, () => "loss by position in the window; the numbers are in the table below"],
+  ["needles", drawNeedle, needleRows, (map) => `mean accuracy ${short(map.mean)}; accuracies by length are in the table below`],
 ]) {
   const holders = document.querySelectorAll(`#${id} .holder`);
-  evaluations[id].forEach(({ panels: items }, i) => fill(holders[i], items, drawing, told));
+  evaluations[id].forEach(({ panels: items }, i) => fill(holders[i], items, drawing, rows, told));
 }
 for (const scale of document.querySelectorAll(".scale i")) {
   scale.style.background = `linear-gradient(to right, ${HEAT.map(([, color]) => color).join(", ")})`;
 }
 addEveryCheckpoint();
-drawings.push(() => drawPanels(document.body));

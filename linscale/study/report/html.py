@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from string import Template
-from typing import Any
 
-import numpy as np
-
-from linscale.config import UserError
 from linscale.run_folder import EVALUATIONS
 from linscale.study.evaluations import read_evaluations
-from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY, EnvelopeLaw, law_of
 from linscale.study.report import sections
-from linscale.study.report.digest import summary
+from linscale.study.report.digest import notes, summary
 from linscale.study.report.evaluation_figures import evaluation_figures
 from linscale.study.report.evaluation_sections import evaluation_section
-from linscale.study.results import Curve, read_study, run_folders
+from linscale.study.report.figures import Figure, drawn, series
+from linscale.study.report.frame import Page, script_json, template, write_page
+from linscale.study.report.study_figures import read_curves, study_figures
+from linscale.study.results import run_folders
 
-CURVE_POINTS = 300  # of one run in a figure
-PAPER_RANGE = (0.01, 1000.0)  # PFLOP/s-days over which the paper draws its curves
 HEAD = 2048  # bytes of a page that its fingerprint stands in
-FOLDER = Path(__file__).parent
 
 
 def write_report(study: Path, out: Path) -> Path:
@@ -35,45 +25,34 @@ def write_report(study: Path, out: Path) -> Path:
 
     Raises UserError when the study holds no runs, its results are damaged, or `out` cannot be written.
     """
-    from plotly.offline import get_plotlyjs
-
     evaluations = read_evaluations(study)
     found = summary(study, evaluations)
-    measured = evaluation_figures(evaluations.values, [item["group"] for item in found["architectures"]])
-    script = (FOLDER / "page.js").read_text(encoding="utf-8").strip()
-    if evaluations.values:
-        script += "\n" + (FOLDER / "evaluations.js").read_text(encoding="utf-8").strip()
-    page = Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"Scaling laws of {found['provenance']['study']}"),
-        loss=sections.loss_name(found),
-        style=(FOLDER / "page.css").read_text(encoding="utf-8").strip(),
-        script=script,
-        plotly=get_plotlyjs().strip(),
-        figures=_json(_figures(study, found)),
-        fingerprint=evaluations_fingerprint(study),
-        evaluations=evaluation_section(evaluations, measured),
-        evaluation_data=f'<script type="application/json" id="evaluations">{_json(measured)}</script>'
-        if evaluations.values
-        else "",
-        provenance=sections.provenance(found),
-        warnings=sections.warnings(found),
-        lead=sections.lead(found),
-        laws=sections.laws(found),
-        runs=sections.runs_table(found["runs"]),
-        samples=sections.samples(found),
-        method=sections.method(found),
+    names = [item["group"] for item in found["architectures"]]
+    measured = evaluation_figures(evaluations.values, names)
+    figures = study_figures(read_curves(study, found["loss"]), found)
+    body = {
+        "loss": drawn(figures["loss"]),
+        "allocation": "\n".join(drawn(figures[name]) for name in ("params", "tokens")),
+        "checks": _checks(figures),
+        "warnings": sections.warnings(notes(found)),
+        "laws": sections.laws(found),
+        "runs": sections.runs_table(found["runs"]),
+        "evaluations": evaluation_section(evaluations, measured),
+        "samples": sections.samples(found),
+        "method": sections.method(found),
+        "provenance": sections.provenance(found),
+    }
+    data = f'<script type="application/json" id="evaluations">{script_json(measured)}</script>'
+    page = Page(
+        title=f"Scaling laws of {found['provenance']['study']}",
+        lead=f"<p>{sections.lead(found)}</p>",
+        body=template("study.html", body) + (data if evaluations.values else ""),
+        groups=series(names, {item["group"]: item["name"] for item in found["architectures"]}),
+        figures=[*figures.values()],
+        head=f'<meta name="evaluations" content="{escape(evaluations_fingerprint(study))}">',
+        scripts=("evaluations.js",) if evaluations.values else (),
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write the report: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return out
+    return write_page(page, out)
 
 
 def evaluations_fingerprint(study: Path) -> str:
@@ -94,80 +73,19 @@ def is_current(page: Path, study: Path) -> bool:
         return f'name="evaluations" content="{evaluations_fingerprint(study)}"'.encode() in file.read(HEAD)
 
 
-def _json(value: Any) -> str:
-    """JSON that may stand in a script of a page: it cannot end it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _figures(study: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The three figures as data: per architecture its curves, envelope, fitted line and band, and the published law."""
-    try:
-        curves = read_study(study, loss="train" if found["loss"] == "train" else "validation")
-    except UserError:  # nothing measured yet: the tables still say where each run stands
-        curves = []
-    spent = [curve.flops / PFLOP_S_DAY for curve in curves]
-    shown = (min(c[0] for c in spent), max(c[-1] for c in spent)) if spent else (1.0, 1.0)
-    figures = []
-    for key, symbol, title in (
-        ("loss", "L", f"{sections.loss_name(found).capitalize()} loss (nats per token)"),
-        ("params", "N", "Parameters N"),
-        ("tokens", "D", "Tokens D"),
-    ):
-        groups = []
-        for series, item in enumerate(found["architectures"]):
-            if key != "loss" and item["fit"] is None:
-                continue
-            own = [curve for curve in curves if curve.arch == item["group"]] if key == "loss" else []
-            groups.append(
-                {"name": item["name"], "series": series, "curves": [_curve(curve) for curve in own]}
-                | _fitted(item["fit"], key)
-                | {"published": _published(item["group"], key, shown)}
-            )
-        figures.append({"id": key, "symbol": symbol, "title": title, "groups": groups})
-    return figures
-
-
-def _curve(curve: Curve) -> dict[str, Any]:
-    chosen = np.unique(np.geomspace(1, len(curve.tokens), CURVE_POINTS).round().astype(int)) - 1
-    return {
-        "run": curve.run,
-        "params": curve.params,
-        "x": _rounded(curve.flops[chosen] / PFLOP_S_DAY),
-        "y": _rounded(curve.loss[chosen]),
-        "tokens": _rounded(curve.tokens[chosen]),
-    }
-
-
-def _fitted(fit: dict[str, Any] | None, key: str) -> dict[str, Any]:
-    if fit is None:
-        return {"points": None, "line": None, "band": None}
-    band = fit["band"]
-    low, high = fit["compute_range"]
-    compute = np.geomspace(float(low), float(high), 25)
-    return {
-        "points": {"x": _rounded(fit["envelope"]["compute"]), "y": _rounded(fit["envelope"][key])},
-        "line": {"x": _rounded(compute), "y": _rounded(_evaluate(law_of(fit["parameters"]), key, compute))},
-        "band": band
-        and {
-            "x": _rounded(band["compute"]),
-            "low": _rounded(band[f"{key}_low"]),
-            "high": _rounded(band[f"{key}_high"]),
-        },
-    }
-
-
-def _published(arch: str, key: str, shown: tuple[float, float]) -> dict[str, list[float]] | None:
-    """The paper's line where the study's compute and the paper's overlap: outside, it would be an extrapolation."""
-    low, high = max(shown[0], PAPER_RANGE[0]), min(shown[1], PAPER_RANGE[1])
-    if arch not in PAPER_LAWS or low >= high:
-        return None
-    compute = np.geomspace(low, high, 25)
-    return {"x": _rounded(compute), "y": _rounded(_evaluate(PAPER_LAWS[arch], key, compute))}
-
-
-def _evaluate(law: EnvelopeLaw, key: str, compute: np.ndarray) -> np.ndarray:
-    return {"loss": law.loss, "params": law.params, "tokens": law.tokens}[key](compute)
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]
+def _checks(figures: dict[str, Figure]) -> str:
+    """What the laws rest on: slices at equal compute, and residuals; empty without a law."""
+    parts = []
+    if "isoflop" in figures:
+        parts.append(
+            f'<section aria-labelledby="isoflop-title"><h2 id="isoflop-title">Loss at equal compute</h2>'
+            f"{drawn(figures['isoflop'])}</section>"
+        )
+    residuals = [figure for name, figure in figures.items() if name.startswith("residual-")]
+    if residuals:
+        parts.append(
+            '<section aria-labelledby="residuals-title"><h2 id="residuals-title">Residuals</h2><div class="trio">'
+            + "\n".join(map(drawn, residuals))
+            + "</div></section>"
+        )
+    return "\n".join(parts)

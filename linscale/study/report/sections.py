@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from linscale.config import human
+from linscale.run_folder import code_version
 from linscale.study.laws import PAPER_LAWS
-from linscale.study.report.digest import LAWS, noise_source, notes, printable, reference_texts, with_interval
+from linscale.study.report.digest import LAWS, noise_source, printable, reference_texts, with_interval
 
 TITLES = ("L(C)", "N<sub>opt</sub>(C)", "D<sub>opt</sub>(C)")
 MISSING = "–"
@@ -30,6 +31,7 @@ def provenance(found: dict[str, Any]) -> str:
         ("Device", escape(", ".join(origin["device"])) or MISSING),
         ("Loss", f"{loss_name(found)} cross-entropy, nats per token ({loss})"),
         ("Protocol", _codes(origin["protocol"])),
+        ("Written by", f"<code>linscale {escape(code_version())}</code>"),
         ("Compute", "training FLOPs of the closed forms, embeddings excluded; 1 PFLOP/s-day = 8.64 × 10<sup>19</sup>"),
     ]
     return '<dl class="provenance">' + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows) + "</dl>"
@@ -47,12 +49,12 @@ def lead(found: dict[str, Any]) -> str:
     )
 
 
-def warnings(found: dict[str, Any]) -> str:
-    """What a reader must know before acting on the laws; empty when there is nothing."""
+def warnings(noted: Iterable[tuple[str, str, str]]) -> str:
+    """What a reader must know before acting on the laws, as `digest.notes` has it; empty when there is nothing."""
     lines = "".join(
         f"<li>{escape(text[:1].upper() + text[1:])}: <strong>{escape(concerned)}</strong> "
         f"<code>{escape(name)}</code></li>"
-        for name, concerned, text in notes(found)
+        for name, concerned, text in noted
     )
     if not lines:
         return ""
@@ -170,7 +172,7 @@ def method(found: dict[str, Any]) -> str:
 def number(value: float, digits: int = 3) -> str:
     """A number in HTML: plain where that is short, otherwise with a power of ten; a real minus sign."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.{digits}g}".replace("-", "−")
+        return f"{float(f'{value:.{digits}g}'):g}".replace("-", "−")
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     factor = "" if float(mantissa) == 1 else f"{float(mantissa):g} × "
     return f"{factor}10<sup>{int(power)}</sup>".replace("-", "−")

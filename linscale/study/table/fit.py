@@ -8,8 +8,15 @@ from typing import Any
 
 from linscale.config import UserError
 from linscale.study.laws import UNITS
+from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
+from linscale.study.table.isoflop import fit_isoflop
+from linscale.study.table.minimise import Space
+from linscale.study.table.overtrain import fit_overtrain
+from linscale.study.table.pac import fit_pac
 from linscale.study.table.points import Points
+from linscale.study.table.repeat import fit_repeat
+from linscale.study.table.sigmoid import fit_sigmoid
 from linscale.study.table.surface import fit_surface
 
 
@@ -21,6 +28,14 @@ class TableLaw:
     """What a row must hold."""
     fit: Callable[[Group, PointFit], dict[str, Any]]
     """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+    optional: tuple[str, ...] = ()
+    """What it reads too where there is a column for it."""
+    loss: str = "huber:1e-3"
+    """Of residuals, where nothing else is said."""
+    space: Space = "log"
+    """The same."""
+    reads_loss: bool = True
+    """Whether residuals count as --loss and --space say; else by least squares of logarithms."""
 
 
 TABLE_LAWS: Mapping[str, TableLaw] = {
@@ -28,8 +43,16 @@ TABLE_LAWS: Mapping[str, TableLaw] = {
     "gamma": TableLaw(("n", "d", "loss"), fit_surface),
     "power": TableLaw(("c", "loss"), fit_surface),
     "power_irreducible": TableLaw(("c", "loss"), fit_surface),
+    "overtrain": TableLaw(("n", "d", "loss"), fit_overtrain, ("error",)),
+    "repeat": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
+    "repeat_no_excess": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
+    "sigmoid": TableLaw(("bpb", "accuracy"), fit_sigmoid, loss="l2", space="linear"),
+    "isoflop": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
+    "envelope": TableLaw(("n", "d", "c", "loss"), fit_envelope, reads_loss=False),
+    "pac": TableLaw(("n", "d", "loss"), fit_pac, reads_loss=False),
+    "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
 }
-"""By the name of --law; --irreducible makes power power_irreducible."""
+"""By the name of --law; --irreducible makes power power_irreducible, --no-excess makes repeat repeat_no_excess."""
 
 
 def parse_drop(text: str) -> tuple[str, int]:
@@ -47,27 +70,32 @@ def default_unit(points: Points) -> Unit:
 
 def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
     """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
-    groups, refused = [], []
+    law, groups, refused = TABLE_LAWS[settings.law], [], []
+    if "weight" in points.numbers and not law.reads_loss:
+        raise UserError(f"columns: weight: the {settings.law} law does not weight its points; leave it out")
     for name in sorted(set(points.groups.tolist())):
         group, dropped = select(points, name, settings.drop)
         try:
-            fitted = TABLE_LAWS[settings.law].fit(group, settings)
+            fitted = law.fit(group, settings)
         except UserError as error:
             refused.append({"group": name, "reason": str(error)})
         else:
-            groups.append({"group": name, **fitted, "dropped": dropped})
+            groups.append({"group": name, **fitted, "dropped": dropped + fitted.get("dropped", [])})
     if not groups:
         raise UserError("; ".join(f"{item['group']}: {item['reason']}" for item in refused))
     return {
         "version": 1,
         "units": UNITS,
         "columns": dict(points.columns),
+        "definitions": points.definitions,
+        "notes": list(points.notes),
         "settings": {
-            "loss": str(settings.loss),
+            "loss": str(settings.loss) if law.reads_loss else None,
             "drop": ":".join(map(str, settings.drop)) if settings.drop[1] else None,
             "bootstrap": settings.bootstrap,
             "by": settings.by,
             "seed": settings.seed,
+            **settings.options.listed(settings.law),
         },
         "dropped": [{"row": row, "rule": rule} for row, rule in points.dropped],
         "groups": groups,

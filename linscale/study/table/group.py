@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from linscale.config import UserError
 from linscale.study.laws import PFLOP_S_DAY
+from linscale.study.table.options import LawOptions
 from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
 
@@ -31,6 +32,7 @@ class PointFit:
     bootstrap: int = 1000
     by: Unit = "point"
     seed: int = 0
+    options: LawOptions = field(default_factory=LawOptions)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Group:
         return budgets(self.numbers["c"])
 
 
+def part(group: Group, members: Array) -> Group:
+    """The points at some positions."""
+    numbers = {role: values[members] for role, values in group.numbers.items()}
+    labels = {role: values[members] for role, values in group.labels.items()}
+    return Group(group.name, numbers, labels, group.rows[members], group.columns)
+
+
 def budgets(flops: Array) -> Array:
     """(m,) numbers of the budgets that FLOPs (m,) fall into, ascending: a gap of 5% parts two budgets."""
     order = np.argsort(flops, kind="stable")
@@ -85,6 +94,8 @@ def select(points: Points, name: str, rule: tuple[str, int]) -> tuple[Group, lis
     kept, gone = members, members[:0]
     end, count = rule
     if count:
+        if "loss" not in points.numbers:
+            raise UserError(f"drop = {end}:{count}: the law reads no loss to rank by; leave rows out with --where")
         loss = points.numbers["loss"][members]
         order = np.argsort(-loss if end == "lowest" else loss, kind="stable")
         cut = max(len(members) - count, 0)

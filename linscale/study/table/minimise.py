@@ -6,19 +6,21 @@ curvature, damping until the objective falls, and entries on a bound held there 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from linscale.study.table.surfaces import Array, Evaluation, evaluate
+from linscale.distributed import cores
+from linscale.study.table.surfaces import Array, Evaluation, evaluate, log_loss
 
 Space = Literal["log", "linear"]
 MAX_STEPS = 1000
 SETTLED = 1e-9  # relative fall of the objective that ends a problem, twice in a row
 LAD_DELTAS = (1e-2, 1e-4)  # of the spread of losses: absolute values as the limit of Huber's loss
 LONGEST = 20.0  # step, in logarithms of coefficients
-CHUNK = 250_000  # points times problems worked on at a time: bounds memory
+CHUNK = 250_000  # points times problems that a thread works on at a time: bounds memory
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ def minimise(
     """
     vectors, free = starts.copy(), np.broadcast_to(free, starts.shape)
     objective, settled = np.empty(len(starts)), np.zeros(len(starts), dtype=bool)
-    size = max(1, CHUNK // problem.log_loss.shape[-1])
-    for first in range(0, len(starts), size):
+    size = max(1, min(CHUNK // problem.log_loss.shape[-1], -(-len(starts) // cores())))
+
+    def solve(first: int) -> None:
         chunk = slice(first, first + size)
         part = weights if len(weights) == 1 else weights[chunk]
         solved = _newton(problem.part(chunk), starts[chunk], part, free[chunk], bounds)
         vectors[chunk], objective[chunk], settled[chunk] = solved
+
+    chunks = range(0, len(starts), size)
+    with ThreadPoolExecutor(min(cores(), len(chunks))) as pool:  # numpy lets go of Python's lock in its loops
+        list(pool.map(solve, chunks))
     return vectors, objective, settled
 
 
@@ -90,13 +97,13 @@ def least_absolute(
     for share in LAD_DELTAS:
         smooth = Residual(problem.x, problem.log_loss, share * scale, problem.space)
         vectors, _, settled = minimise(smooth, vectors, weights=weights, free=free, bounds=bounds)
-    residuals = problem.residuals(evaluate(vectors, problem.x).value)
+    residuals = problem.residuals(log_loss(vectors, problem.x))
     return vectors, (weights * np.abs(residuals)).sum(-1), settled
 
 
 def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bounds: Array) -> tuple[Array, Array, Array]:
     vectors = np.where(free, np.clip(starts, *bounds), starts)
-    objective = problem.objective(problem.residuals(evaluate(vectors, problem.x).value), weights)
+    objective = problem.objective(problem.residuals(log_loss(vectors, problem.x)), weights)
     damping, quiet = np.full(len(vectors), 1e-3), np.zeros(len(vectors), dtype=int)
     for count in range(MAX_STEPS):
         active = np.flatnonzero(quiet < 2)
@@ -107,9 +114,9 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
         majorise = count < 12 or count % 4 == 0
         gradient, second = own.derivatives(evaluate(here, problem.x), part, majorise)
         outward = ((here <= bounds[0]) & (gradient > 0)) | ((here >= bounds[1]) & (gradient < 0))
-        step = _step(gradient, second, free[active] & ~outward, damping[active])
+        step = damped_step(gradient, second, free[active] & ~outward, damping[active])
         there = np.where(free[active], np.clip(here + step, *bounds), here)
-        after = own.objective(own.residuals(evaluate(there, problem.x).value), part)
+        after = own.objective(own.residuals(log_loss(there, problem.x)), part)
         better = after <= objective[active]
         fall = np.where(better, objective[active] - after, 0.0)
         vectors[active[better]], objective[active[better]] = there[better], after[better]
@@ -120,7 +127,7 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
     return vectors, objective, quiet >= 2
 
 
-def _step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
+def damped_step(gradient: Array, second: Array, free: Array, damping: Array) -> Array:
     """-(|second| + damping)^-1 gradient over the free entries, in units in which the diagonal is one."""
     mask = free.astype(float)
     diagonal = np.abs(np.diagonal(second, axis1=1, axis2=2)) * mask

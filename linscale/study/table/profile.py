@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linscale.study.table.surface_fit import Problem, Solution
+from linscale.study.table.surface_fit import Loss, Problem, Solution
 from linscale.study.table.surfaces import Array
 
 CHI_SQUARED = 3.841  # 95% quantile with one degree of freedom
@@ -38,7 +38,7 @@ class Profile:
 def profiles(problem: Problem, solution: Solution) -> dict[str, Profile]:
     """The profile of each parameter of the law, by name."""
     law = problem.law
-    unit = _unit(problem, solution)
+    unit = unit_of_rise(problem.residuals(solution.vector), problem.weight, problem.loss, len(law.parameters))
     found = {}
     for entry in np.flatnonzero(law.free):
         coefficient = 1 <= entry <= len(problem.inputs)
@@ -58,7 +58,7 @@ def profiles(problem: Problem, solution: Solution) -> dict[str, Profile]:
         free[entry] = False
         _, objectives, _ = problem.solve(starts, free=free, centre=centre)
         rise = 2 * (objectives - solution.objective) / unit
-        sides = (_crossing(start[entry], down, rise[:STEPS]), _crossing(start[entry], up, rise[STEPS:]))
+        sides = (crossing(start[entry], down, rise[:STEPS]), crossing(start[entry], up, rise[STEPS:]))
         found[law.names[entry]] = _natural(law.names[entry], sides, entry <= len(problem.inputs))
     return found
 
@@ -70,7 +70,7 @@ def _natural(name: str, sides: tuple[float | None, float | None], is_log: bool) 
     return Profile(low, high)
 
 
-def _crossing(start: float, values: Array, rise: Array) -> float | None:
+def crossing(start: float, values: Array, rise: Array) -> float | None:
     """Where the rise first passes the quantile, between the values tried; None when it never does."""
     above = np.flatnonzero(rise > CHI_SQUARED)
     if not above.size:
@@ -81,21 +81,20 @@ def _crossing(start: float, values: Array, rise: Array) -> float | None:
     return float(inner + reach * (values[at] - inner))
 
 
-def _unit(problem: Problem, solution: Solution) -> float:
-    """mean(psi^2) / mean(rho''), the mean over the degrees of freedom that are left; not nothing for exact points."""
-    residuals, weights = np.abs(problem.residuals(solution.vector)), problem.weight
-    count, freedom = residuals.size, max(residuals.size - len(problem.law.parameters), 1)
-    if problem.loss.kind == "l2":
+def unit_of_rise(residuals: Array, weights: Array, loss: Loss, parameters: int) -> float:
+    """mean(psi^2) / mean(rho''), the mean over the degrees of freedom that are left; not nothing for exact points.
+
+    weights (m,) have a mean of one.
+    """
+    residuals = np.abs(residuals)
+    count, freedom = residuals.size, max(residuals.size - parameters, 1)
+    if loss.kind == "l2":
         return max(float((weights * residuals**2).sum() / freedom), EXACT**2)
-    delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
+    delta = loss.delta if loss.kind == "huber" else 0.0
     width = max(delta, 0.5 * float(np.median(residuals)), EXACT)  # wide enough to hold points
     near = max(float(weights[residuals < width].sum()), 1.0)
     density = near / count / width  # of residuals near 0, both sides together
-    if problem.loss.kind == "lad":
+    if loss.kind == "lad":
         return float((weights**2).sum()) / freedom / density
-    return max(
-        float((weights * np.minimum(residuals, delta)) @ (weights * np.minimum(residuals, delta)))
-        / freedom
-        / (density * delta),
-        EXACT**2,
-    )
+    slopes = weights * np.minimum(residuals, delta)
+    return max(float(slopes @ slopes) / freedom / (density * delta), EXACT**2)

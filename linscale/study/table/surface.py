@@ -7,34 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.classical import classical
+from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
-from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, resample
-from linscale.study.table.surfaces import LAWS, Array, optimum
+from linscale.study.table.surface_fit import AGREE, Problem, Solution, find_valley, fit, refit, spread, stretching
+from linscale.study.table.surfaces import LAWS, Array
 from linscale.study.table.warnings import point_warnings, surface_warnings, valley_warnings
 
 
 def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
     """The entry of one group for the laws of `surfaces.LAWS`. Raises UserError when the points are too few."""
     law = LAWS[settings.law]
+    flops = compute_of(group) if "d" in law.inputs else None
     inputs = np.array([group.compute if role == "c" else group.numbers[role] for role in law.inputs])
     problem = Problem(law, settings.loss, inputs, group.numbers["loss"], group.numbers.get("weight"))
     repeats = find_repeats(group, law.inputs)
     solution, second = fit(problem), classical(problem)
     if second.objective < solution.objective * (1 - AGREE):
         solution = replace(solution, vector=second.vector, objective=second.objective, agree=0)
-    replicates, settled = np.empty((0, len(solution.vector))), np.empty(0, dtype=bool)
-    units = 0
-    if settings.bootstrap and settings.by == "seed":
-        replicates, settled = redraw(problem, solution.vector, repeats, settings.bootstrap, settings.seed)
-        units = len(np.unique(repeats.runs)) if repeats else 0
-    elif settings.bootstrap:
-        labels = group.units(settings.by)
-        units = len(np.unique(labels))
-        replicates, settled = resample(problem, solution.vector, labels, settings.bootstrap, settings.seed)
+    drawn, settled, units, factor = _resampled(problem, solution.vector, group, repeats, settings)
+    replicates = spread(problem, solution.vector, drawn, factor)
+    counted = ("c",) if "c" in group.columns and "c" not in law.inputs else ()  # predictions count compute by them
     parameters = _parameters(problem, solution, replicates, profiles(problem, solution))
     valley = find_valley(problem, solution.vector)
     noise = None if repeats is None else _seed_noise(problem, solution.vector, repeats)
@@ -42,7 +37,8 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
         "law": law.name,
         "formula": law.formula,
         "parameters": parameters,
-        "derived": _derived(problem, solution.vector, replicates) if "d" in law.inputs else {},
+        "derived": {} if flops is None else _derived(problem, np.vstack([solution.vector, drawn]), flops, factor),
+        **({} if flops is None else {"compute": described(group, flops)}),
         "objective": {"name": str(settings.loss), "value": solution.objective},
         "starts": {"tried": solution.starts, "agree": solution.agree, "settled": solution.settled},
         "classical": {
@@ -53,9 +49,15 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             "settled": second.settled,
         },
         "points_used": len(group.rows),
-        "bootstrap": {"replicates": len(replicates), "settled": int(settled.sum()), "units": units, "by": settings.by},
-        "draws": draws(law.parameters, problem.numbers(replicates)),
-        "points": listed_points(group, (*law.inputs, "loss"), problem.residuals(solution.vector)),
+        "bootstrap": {
+            "replicates": len(drawn),
+            "settled": int(settled.sum()),
+            "units": units,
+            "by": settings.by,
+            "prediction_stretch": factor,
+        },
+        "draws": draws(law.parameters, problem.numbers(drawn)),
+        "points": listed_points(group, (*law.inputs, *counted, "loss"), problem.residuals(solution.vector)),
         "condition": valley.condition,
         "seed_noise": noise,
         "warnings": [
@@ -64,6 +66,20 @@ def fit_surface(group: Group, settings: PointFit) -> dict[str, Any]:
             *valley_warnings(valley, noise),
         ],
     }
+
+
+def _resampled(
+    problem: Problem, vector: Array, group: Group, repeats: Repeats | None, settings: PointFit
+) -> tuple[Array, Array, int, float]:
+    """Centred vectors of resamples, which of them settled, how many units there are, and how far to stretch."""
+    if not settings.bootstrap:
+        return np.empty((0, len(vector))), np.empty(0, dtype=bool), 0, 1.0
+    if settings.by == "seed":
+        drawn, settled = redraw(problem, vector, repeats, settings.bootstrap, settings.seed)
+        return drawn, settled, len(np.unique(repeats.runs)) if repeats else 0, 1.0
+    labels = group.units(settings.by)
+    drawn, settled = refit(problem, vector, labels, settings.bootstrap, settings.seed)
+    return drawn, settled, len(np.unique(labels)), stretching(problem, vector, labels, drawn)
 
 
 def _seed_noise(problem: Problem, vector: Array, repeats: Repeats) -> dict[str, float | None]:
@@ -88,20 +104,6 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vector: Array, replicates: Array) -> dict[str, dict[str, Any]]:
-    """Where 6 N D FLOPs are spent best: exponents, and coefficients at 1 PFLOP/s-day."""
-    names = problem.law.parameters
-    both = problem.numbers(np.vstack([vector, replicates]))
-    if min(both[0, names.index("alpha")], both[0, names.index("beta")]) <= 0:
-        return {}
-    with np.errstate(all="ignore"):
-        a, log_n, log_d = optimum(*(both[:, names.index(name)] for name in ("A", "B", "alpha", "beta")))
-        day = np.log(PFLOP_S_DAY / 6)
-        values = {
-            "a": a,
-            "n_opt_coefficient": np.exp(log_n + a * day),
-            "n_opt_exponent": a,
-            "d_opt_coefficient": np.exp(log_d + (1 - a) * day),
-            "d_opt_exponent": 1 - a,
-        }
-    return {name: summary(each[0], each[1:]) for name, each in values.items()}
+def _derived(problem: Problem, vectors: Array, flops: ComputeLaw, factor: float) -> dict[str, dict[str, Any]]:
+    """Where FLOPs are spent best, by centred vectors (1 + r, p), the fit's first."""
+    return optima(dict(zip(problem.law.parameters, problem.numbers(vectors).T, strict=True)), flops, factor)

@@ -15,6 +15,7 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.table.minimise import Residual, Space, least_absolute, minimise
+from linscale.study.table.resampling import drawn_counts, steadied, stretch
 from linscale.study.table.surfaces import Array, Law, evaluate
 
 Kind = Literal["huber", "l2", "lad"]
@@ -181,18 +182,40 @@ def fit(problem: Problem) -> Solution:
 
 
 def resample(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """As `refit`, with vectors stretched (see `stretching`): for intervals of parameters."""
+    vectors, settled = refit(problem, best, labels, count, seed)
+    return spread(problem, best, vectors, stretching(problem, best, labels, vectors)), settled
+
+
+def stretching(problem: Problem, best: Array, labels: Array, vectors: Array) -> float:
+    """How far the fits of resamples, centred vectors (r, p), are stretched: see `resampling`'s stretch and steadied."""
+    residuals = problem.residuals(best)
+    factor = stretch(residuals, labels, len(problem.law.parameters))
+    if problem.loss.kind == "l2":
+        return factor
+    low, high = problem.bounds
+    free = np.array(problem.law.free) & (best - low > 1e-6) & (high - best > 1e-6)
+    columns = _derivatives(problem, best)[:, free]
+    delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
+    return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
+
+
+def _derivatives(problem: Problem, vector: Array) -> Array:
+    """(m, p) of what residuals are of in a centred vector, times the weights' roots."""
+    at = evaluate(vector[None], np.log(problem.inputs) - problem.centre)
+    level = 1.0 if problem.loss.space == "log" else np.exp(at.value[0])[:, None]
+    columns: Array = at.gradient[0] * level * np.sqrt(problem.weight)[:, None]
+    return columns
+
+
+def refit(problem: Problem, best: Array, labels: Array, count: int, seed: int) -> tuple[Array, Array]:
     """Fit `count` resamples of the units that labels (m,) tell apart, drawn with replacement, from the vector `best`.
 
-    Returns centred vectors (count, p), stretched (see `stretch`), and whether each settled (count,). Raises UserError
-    for one unit.
+    Returns centred vectors (count, p) and whether each settled (count,). Raises UserError for one unit.
     """
-    units, unit_of = np.unique(labels, return_inverse=True)
-    if len(units) < 2:
-        raise UserError("all points are of one unit: there is nothing to resample; use --by point or --bootstrap 0")
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=count)
-    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), counts=drawn[:, unit_of].astype(float))
-    return spread(problem, best, vectors, stretch(problem, best, labels)), settled
+    counts = drawn_counts(labels, count, seed)
+    vectors, _, settled = problem.solve(np.tile(best, (count, 1)), counts=counts)
+    return vectors, settled
 
 
 def spread(problem: Problem, best: Array, vectors: Array, factor: float) -> Array:
@@ -201,47 +224,6 @@ def spread(problem: Problem, best: Array, vectors: Array, factor: float) -> Arra
     inside = vectors.copy()
     inside[:, free] = np.clip(best[free] + (vectors[:, free] - best[free]) * factor, *problem.bounds[:, free])
     return inside
-
-
-def stretch(problem: Problem, best: Array, labels: Array) -> float:
-    """What resamples of u units vary too little by: sqrt(u / (u - 1) (e - 1) / (e - p)) t / z.
-
-    A fit eats p of the freedom of e points. Points of a unit that are wrong together are fewer than they seem: e is
-    m / (1 + (m / u - 1) rho), with rho the correlation of residuals within units (the design effect, Kish 1965). t / z
-    widens 95% intervals for a variance that is itself estimated from e - p degrees of freedom.
-    """
-    points, used, u = labels.size, len(problem.law.parameters), len(np.unique(labels))
-    rho = correlation_within(problem.residuals(best), labels)
-    effective = points / (1 + (points / u - 1) * rho)
-    freedom = max(effective - used, 1.0)
-    return float(np.sqrt(u / (u - 1) * max(effective - 1, 1.0) / freedom)) * student(freedom)
-
-
-def student(freedom: float) -> float:
-    """The 97.5% quantile of Student's t over that of the normal law."""
-    from scipy.special import ndtri, stdtrit
-
-    return float(stdtrit(freedom, 0.975) / ndtri(0.975))
-
-
-def correlation_within(residuals: Array, labels: Array) -> float:
-    """Intraclass correlation of residuals (m,) within the units of labels (m,), by analysis of variance; 0 to 1.
-
-    Residuals beyond three robust standard deviations count as that.
-    """
-    _, unit_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    points, u = labels.size, len(sizes)
-    if u == points or u < 2:
-        return 0.0
-    centred = residuals - np.median(residuals)
-    reach = 3 * 1.4826 * np.median(np.abs(centred))
-    centred = np.clip(centred, -reach, reach) if reach > 0 else centred
-    means = np.bincount(unit_of, centred) / sizes
-    between = float((sizes * (means - centred.mean()) ** 2).sum() / (u - 1))
-    within = float(((centred - means[unit_of]) ** 2).sum() / (points - u))
-    size = (points - (sizes**2).sum() / points) / (u - 1)
-    total = between + (size - 1) * within
-    return float(np.clip((between - within) / total, 0.0, 1.0)) if total > 0 else 0.0
 
 
 def _to_bound(problem: Problem, vectors: Array) -> Array:

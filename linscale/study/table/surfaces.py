@@ -117,6 +117,16 @@ class Evaluation:
         return total
 
 
+def log_loss(vectors: Array, x: Array) -> Array:
+    """log L (P, m) of vectors (P, p) at points whose K inputs have logarithms x (K, m)."""
+    count = len(x)
+    inner = vectors[:, 1, None] - vectors[:, 1 + count, None] * x[0]
+    if count == 2:
+        inner = np.logaddexp(inner, vectors[:, 2, None] - vectors[:, 2 + count, None] * x[1])
+    value: Array = np.logaddexp(vectors[:, :1], vectors[:, -1:] * inner)
+    return value
+
+
 def evaluate(vectors: Array, x: Array) -> Evaluation:
     """log L and its derivatives for vectors (P, p) at points whose K inputs have logarithms x (K, m)."""
     count, points = x.shape

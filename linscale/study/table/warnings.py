@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from linscale.study.table.group import Group, warning
-from linscale.study.table.points import ROWS_SHOWN
+from linscale.study.table.checks import point_warnings as point_warnings
+from linscale.study.table.group import warning
 from linscale.study.table.surface_fit import Solution, Valley
 from linscale.study.table.surfaces import Array
 
 FEW_UNITS = 10
-HIGHEST_LOSS = 14.0  # nats: ln of a vocabulary of 1.2 million
-FLOPS_RATIO = 10.0
 FEW_AGREE = 0.25
-FLAT = (
-    200.0  # condition number: a square of sizes and lengths has 20 to 120, one ray of tokens per parameter 280 to 400
-)
+FLAT = 200.0
+"""Condition number: a square of sizes and lengths has 20 to 120, one ray of tokens per parameter 280 to 400."""
 UNLIKELY = 0.01
 
 
@@ -69,29 +64,3 @@ def resampling_warnings(settled: Array, units: int) -> list[dict[str, str]]:
         text = "resamples whose fit had not come to rest are in the intervals"
         found.append(warning("unstable", text, [f"{1 - settled.mean():.0%}"]))
     return found
-
-
-def point_warnings(group: Group) -> list[dict[str, str]]:
-    """Of points that repeat, or whose units cannot be right."""
-    found = []
-    numbers, rows = group.numbers, group.rows
-    table = np.array(list(numbers.values())).T
-    _, first, counts = np.unique(table, axis=0, return_index=True, return_counts=True)
-    if (counts > 1).any():
-        again = np.setdiff1d(np.arange(len(rows)), first)
-        found.append(warning("duplicates", "rows that repeat an earlier one count twice", _rows(rows[again])))
-    if "loss" in numbers and (numbers["loss"] > HIGHEST_LOSS).any():
-        text = "a loss above the logarithm of any vocabulary: not nats per token, or diverged"
-        found.append(warning("high_loss", text, _rows(rows[numbers["loss"] > HIGHEST_LOSS])))
-    if {"n", "d", "c"} <= set(numbers) and group.columns["c"] != "6nd":
-        ratio = numbers["c"] / (6 * numbers["n"] * numbers["d"])
-        far = np.abs(np.log(ratio)) > np.log(FLOPS_RATIO)
-        if far.any():
-            text = "c differs from 6 n d by more than a factor of ten: other units?"
-            found.append(warning("flops_differ", text, _rows(rows[far])))
-    return found
-
-
-def _rows(rows: Array) -> list[str]:
-    shown = [f"row {row}" for row in rows[:ROWS_SHOWN]]
-    return shown + ([f"{len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else [])

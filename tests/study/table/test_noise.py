@@ -6,8 +6,9 @@ import pytest
 from linscale.config import UserError
 from linscale.study.table.group import Group, PointFit
 from linscale.study.table.noise import find_repeats, lack_of_fit, redraw
+from linscale.study.table.resampling import correlation_within
 from linscale.study.table.surface import fit_surface
-from linscale.study.table.surface_fit import Loss, Problem, correlation_within, find_valley, fit, resample
+from linscale.study.table.surface_fit import Loss, Problem, find_valley, fit, resample
 from linscale.study.table.surfaces import LAWS, chinchilla
 
 TRUTH = (1.69, 406.4, 410.7, 0.34, 0.28)

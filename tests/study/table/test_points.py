@@ -64,7 +64,7 @@ def test_what_is_derived(tmp_path, definition, role):
 @pytest.mark.parametrize(
     ("columns", "where", "message"),
     [
-        ("n=parms", "", "parms: .*has no such column; expected one of arch, run, params"),
+        ("n=parms", "", r"parms: .*has no such column \(did you mean params\?\); expected one of arch, run, params"),
         ("q=params", "", "expected ROLE=COLUMN with a role of n, d, c"),
         ("n=6nd", "", "6nd is a definition of c"),
         ("", "", "no column for loss; name it with --columns loss=NAME"),

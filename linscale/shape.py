@@ -1,0 +1,160 @@
+"""The shape of a model, and what follows from it alone: parameters and FLOPs, in plain arithmetic without torch.
+
+Exact     `count_parameters`, every element; `flops_per_token`, every matrix product as linscale's code runs it.
+Paper     `paper_parameters` and `paper_flops_per_step`: the closed forms of arXiv 2406.16690 that define N and C in
+          its laws. They leave out embeddings and head, put 8/3 · d_model for the GLU's width in FLOPs, and drop small
+          terms.
+
+A multiply-accumulate is 2 FLOPs, training is three times the forward pass. Softmax layers of a hybrid are counted as
+LLaMA's, the others as their architecture's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["train", "prefill", "step"]
+ARCHS = ("llama", "tnl", "hgrn2", "cosformer2")
+CHUNK = 32  # steps of a chunk that linear attention is counted with; the operators' own, which a test compares
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What parameters and FLOPs are counted from."""
+
+    arch: str
+    """One of ARCHS."""
+    d_model: int
+    head_dim: int
+    d_ff: int
+    """Inner width of the GLU. Not read by the paper's FLOPs."""
+    vocab_size: int
+    """Rows of the embedding. Not read where embedding and head are left out."""
+    layers: tuple[str, ...]
+    """What each layer is: the arch, or "llama" in the softmax layers of a hybrid."""
+    tied: bool = True
+    """Whether the head is the embedding."""
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.head_dim
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Elements of every tensor, by what they do. The sum is exactly numel()."""
+
+    embedding: int
+    head: int
+    mixer: int
+    gate: int
+    mlp: int
+    norm: int
+    position: int
+    lower_bound: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    @property
+    def non_embedding(self) -> int:
+        return self.total - self.embedding - self.head
+
+
+def count_parameters(shape: Shape) -> ParameterCount:
+    """Every element of every parameter."""
+    d, layers, name = shape.d_model, shape.layers, shape.arch
+    gated = sum(layer in ("tnl", "cosformer2") for layer in layers)
+    rotated = layers.count("cosformer2") + (layers[0] == "tnl")  # LRPE: every cosFormer2 layer, the first of TNL
+    return ParameterCount(
+        embedding=shape.vocab_size * d,
+        head=0 if shape.tied else shape.vocab_size * d,
+        mixer=4 * d * d * len(layers),
+        gate=2 * d * shape.head_dim * gated,
+        mlp=3 * d * shape.d_ff * len(layers),
+        norm=d * (2 * len(layers) + 1) if name == "llama" else 0,
+        position=d * rotated + (d * shape.head_dim if name == "cosformer2" else 0),
+        lower_bound=d * len(layers) if name == "hgrn2" else 0,
+    )
+
+
+def paper_parameters(shape: Shape) -> int:
+    """N, the non-embedding parameters by the paper's general formula:
+
+        LLaMA 4ld² + 3ldg    TNL + 2ldt    HGRN2 + ld    cosFormer2 + 2ldt + de       g = d_ff, t = e = head_dim
+
+    Norms and rotation angles are not counted.
+    """
+    count = count_parameters(shape)
+    toeplitz = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
+    lower_bound = shape.d_model * shape.layers.count("hgrn2")
+    return count.mixer + count.gate + count.mlp + toeplitz + lower_bound
+
+
+def paper_flops_per_step(shape: Shape, sequences: int, length: int) -> float:
+    """C of one training step on `sequences` x `length` tokens by the paper's closed forms, embeddings excluded:
+
+    72 b n l d² (1 + bracket)     LLaMA       n/(6d)  + 5/(18d)
+                                  TNL         1/(2h)  + 5/(18d)
+                                  HGRN2       1/(3h)  + 29/(72d)     and 12 d l once
+                                  cosFormer2  3/(4h)  + 23/(72d)     and 12 b n d²/h once, for the TPE
+    """
+    d, h, tokens = shape.d_model, shape.n_heads, sequences * length
+    bracket = {
+        "llama": length / (6 * d) + 5 / (18 * d),
+        "tnl": 1 / (2 * h) + 5 / (18 * d),
+        "hgrn2": 1 / (3 * h) + 29 / (72 * d),
+        "cosformer2": 3 / (4 * h) + 23 / (72 * d),
+    }
+    flops = sum(72 * tokens * d**2 * (1 + bracket[layer]) for layer in shape.layers)
+    if shape.arch == "hgrn2":
+        flops += 12 * d * len(shape.layers)
+    if shape.arch == "cosformer2":
+        flops += 12 * tokens * d**2 / h
+    return flops
+
+
+def flops_per_token(shape: Shape, mode: Mode, length: float, *, head: bool = True) -> float:
+    """Matrix-product FLOPs for one token as linscale runs it, averaged over a sequence of `length`.
+
+    train    forward and backward, 3 x prefill
+    prefill  forward over `length` tokens; softmax counts the causal half, linear attention whole chunks
+    step     decoding one token after `length` others
+
+    `head` says whether the head counts; looking up an embedding is no matrix product.
+    """
+    count = count_parameters(shape)
+    toeplitz = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
+    dense = 2 * (count.mixer + count.gate + count.mlp + (shape.vocab_size * shape.d_model if head else 0))
+    mixing = sum(_mixing_flops(shape, layer, name, mode, length) for layer, name in enumerate(shape.layers))
+    # TPE by the recurrence: up 2de, recurrence de, down 2de.
+    forward = dense + mixing + 5 * toeplitz
+    return 3 * forward if mode == "train" else forward
+
+
+def _mixing_flops(shape: Shape, layer: int, name: str, mode: Mode, length: float) -> float:
+    """FLOPs a token of moving information through time in one layer, all heads."""
+    if name == "llama":
+        seen = length if mode == "step" else (length + 1) / 2
+        return 4 * shape.d_model * seen  # q·k and weights·v: 2 d each for every position seen
+    k, v = key_width(shape, layer), shape.head_dim
+    state = 5 * k * v if mode == "step" else 4 * k * v  # read 2KV, write 2KV; a step also decays the state, KV
+    chunk = 0 if mode == "step" else 2 * min(CHUNK, length) * (k + v)  # scores and their product with v
+    return shape.n_heads * (state + chunk)
+
+
+def key_width(shape: Shape, layer: int) -> int:
+    """K of a linear layer's state: head_dim, or twice that where LRPE doubles it."""
+    doubled = shape.arch == "cosformer2" or (shape.arch == "tnl" and layer == 0)
+    return shape.head_dim * (2 if doubled else 1)
+
+
+def state_elements(shape: Shape, length: int) -> int:
+    """Elements of one sequence's decoding state after `length` tokens; only softmax layers depend on it."""
+    elements = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
+    for layer, name in enumerate(shape.layers):
+        softmax = name == "llama"
+        elements += 2 * shape.d_model * length if softmax else shape.d_model * key_width(shape, layer)
+    return elements

@@ -1,0 +1,1 @@
+"""What fitted laws say: losses, sizes and compute with intervals, and groups compared. Reads the JSON of any fit."""

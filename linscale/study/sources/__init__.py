@@ -1,0 +1,1 @@
+"""Where points come from: tables in files, and what other tools leave behind, read as tables."""
