@@ -20,7 +20,8 @@ MAX_STEPS = 1000
 SETTLED = 1e-9  # relative fall of the objective that ends a problem, twice in a row
 LAD_DELTAS = (1e-2, 1e-4)  # of the spread of losses: absolute values as the limit of Huber's loss
 LONGEST = 20.0  # step, in logarithms of coefficients
-CHUNK = 250_000  # points times problems that a thread works on at a time: bounds memory
+CHUNK = 250_000  # points times problems that a thread works on at most: bounds memory
+LEAST = 100_000  # at least: below it threads wait for each other
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def minimise(
     """
     vectors, free = starts.copy(), np.broadcast_to(free, starts.shape)
     objective, settled = np.empty(len(starts)), np.zeros(len(starts), dtype=bool)
-    size = max(1, min(CHUNK // problem.log_loss.shape[-1], -(-len(starts) // cores())))
+    points = problem.log_loss.shape[-1]
+    size = max(1, LEAST // points, min(CHUNK // points, -(-len(starts) // cores())))
 
     def solve(first: int) -> None:
         chunk = slice(first, first + size)
