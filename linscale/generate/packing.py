@@ -1,89 +1,106 @@
-"""The matrices of a layer as a decoding step reads them: side by side where they read the same, norms multiplied in."""
+"""A model's matrices as a decoding step reads them: side by side where they read the same, norms multiplied in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from linscale.layers import RMSNorm, SoftmaxAttention
+from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
 from linscale.models import LanguageModel
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
+from linscale.ops.decode import Mix, Projection
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A softmax layer's heads and the angles of its RoPE."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    frequencies: Tensor
+    """(head_dim / 2,) float64."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, all matrices (outputs, inputs)."""
+    """One block."""
 
-    kind: Literal["plain", "head", "gated", "softmax"]
-    """How the state decays, or that there is none."""
-    project: Tensor
-    """(3 D, D) q, k or f, v; behind them the output gate's bottleneck (rank, D)."""
-    silu_until: int
-    """The first outputs that are put through silu."""
-    out: Tensor
-    gate_up: Tensor
-    """(2 d_ff, D)"""
-    down: Tensor
-    activation: bool
-    """Whether the GLU's gate is put through silu."""
-    gate: Tensor | None = None
-    """(D, rank), the output gate from its bottleneck."""
-    decay: Tensor | None = None
-    """(H,) log λ, or (D,) lower bounds of forget gates, float32."""
-    theta: Tensor | None = None
-    """(H, V), angles of LRPE, float32."""
-    frequencies: Tensor | None = None
-    """(head_dim / 2,) of RoPE, float64."""
-    first: bool = False
-    """HGRN2's first layer, without a lower bound."""
+    read: Projection
+    """What the mixer reads: q, k or f, v, and the bottleneck of an output gate."""
+    mixer: Mix | Attention
+    out: Projection
+    gate_up: Projection
+    down: Projection
 
 
-def pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
-    """Layer `layer` of a model. Raises TypeError for a mixer that the fused step does not know."""
-    block = model.blocks[layer]
-    mixer = block.mixer
+@dataclass(frozen=True)
+class Packed:
+    """A whole model."""
+
+    embedding: Tensor
+    """(vocab, D)"""
+    encoder: ToeplitzEncoding | None
+    layers: tuple[Layer, ...]
+    head: Projection
+
+
+def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
+    """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
+    head = model.embedding.weight if model.head is None else model.head.weight
+    return Packed(
+        embedding=model.embedding.weight.detach().to(dtype),
+        encoder=model.position_encoder,
+        layers=tuple(_pack_layer(model, layer, dtype) for layer in range(model.config.n_layers)),
+        head=Projection(_scaled(model.norm, head).to(dtype), normed=True),
+    )
+
+
+def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
+    block: Any = model.blocks[layer]
+    rows, silu_until, mixer = _mixer(model, layer, block.mixer, dtype)
     mlp = block.mlp
-    parts = {
-        "out": mixer.o_proj.weight.detach().to(dtype),
-        "gate_up": _side_by_side(block.mlp_norm, [mlp.gate_proj, mlp.up_proj], dtype),
-        "down": mlp.down_proj.weight.detach().to(dtype),
-        "activation": mlp.activation is not None,
-    }
-    d_model = model.config.d_model
+    return Layer(
+        read=Projection(_side_by_side(block.mixer_norm, rows, dtype), normed=True, silu_until=silu_until),
+        mixer=mixer,
+        out=Projection(block.mixer.o_proj.weight.detach().to(dtype)),
+        gate_up=Projection(
+            _side_by_side(block.mlp_norm, [mlp.gate_proj, mlp.up_proj], dtype),
+            normed=True,
+            paired=True,
+            activation=mlp.activation is not None,
+        ),
+        down=Projection(mlp.down_proj.weight.detach().to(dtype)),
+    )
+
+
+def _mixer(
+    model: LanguageModel, layer: int, mixer: nn.Module, dtype: torch.dtype
+) -> tuple[list[nn.Linear], int, Mix | Attention]:
+    """The matrices it reads with, how many of their outputs go through silu, and what it does with them."""
+    config = model.config
+    shape = (config.n_heads, config.head_dim)
     if isinstance(mixer, TNLMixer | CosFormer2Mixer):
         rows = [mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.gate.down_proj]
-        tnl = isinstance(mixer, TNLMixer)
-        parts |= {
-            "kind": "head" if tnl else "plain",
-            "silu_until": 2 * d_model,
-            "gate": mixer.gate.up_proj.weight.detach().to(dtype),
-            "decay": mixer.log_decay.float() if tnl else None,
-            "theta": None if mixer.lrpe is None else mixer.lrpe.theta.detach().float(),
-        }
-    elif isinstance(mixer, HGRN2Mixer):
+        decay = mixer.log_decay.float() if isinstance(mixer, TNLMixer) else None
+        theta = None if mixer.lrpe is None else mixer.lrpe.theta.detach().float()
+        gate = mixer.gate.up_proj.weight.detach().to(dtype)
+        return rows, 2 * config.d_model, Mix("plain" if decay is None else "head", *shape, decay, theta, gate)
+    if isinstance(mixer, HGRN2Mixer):
         assert isinstance(model, HGRN2)
-        rows = [mixer.q_proj, mixer.f_proj, mixer.v_proj]
-        bounds = lower_bounds(model.lower_bound_logits.detach())[layer]
-        parts |= {"kind": "gated", "silu_until": d_model, "decay": bounds.contiguous(), "first": mixer.first}
-    elif isinstance(mixer, SoftmaxAttention):
-        rows = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
-        width = model.config.head_dim
-        channels = torch.arange(0, width, 2, device=mixer.q_proj.weight.device, dtype=torch.float64)
-        parts |= {"kind": "softmax", "silu_until": 0, "frequencies": mixer.rope_base ** (-channels / width)}
-    else:
-        raise TypeError(f"{type(mixer).__name__} has no fused step")
-    return Layer(project=_side_by_side(block.mixer_norm, rows, dtype), **parts)
-
-
-def pack_head(model: LanguageModel, dtype: torch.dtype) -> Tensor:
-    """(vocab, D): the head with the last norm's weights."""
-    weight = model.embedding.weight if model.head is None else model.head.weight
-    return _scaled(model.norm, weight).to(dtype)
+        bounds = None if mixer.first else lower_bounds(model.lower_bound_logits.detach())[layer].contiguous()
+        return [mixer.q_proj, mixer.f_proj, mixer.v_proj], config.d_model, Mix("gated", *shape, bounds)
+    if isinstance(mixer, SoftmaxAttention):
+        channels = torch.arange(0, config.head_dim, 2, device=mixer.q_proj.weight.device, dtype=torch.float64)
+        frequencies = mixer.rope_base ** (-channels / config.head_dim)
+        attention = Attention(config.n_heads, config.n_heads, config.head_dim, frequencies)
+        return [mixer.q_proj, mixer.k_proj, mixer.v_proj], 0, attention
+    raise TypeError(f"{type(mixer).__name__} has no decoding step")
 
 
 def _side_by_side(norm: nn.Module, parts: list[nn.Linear], dtype: torch.dtype) -> Tensor:

@@ -50,13 +50,14 @@ def project_kernel(
         main, side = first_w.to(tl.float32) * values[None, :], first_u.to(tl.float32) * values[None, :]
         squares = values * values
     else:
-        values = tl.load(x + rows[None, :] * K + steps[:, None], mask=alive[None, :] & (steps < K)[:, None], other=0.0)
-        main = tl.dot(first_w, values.to(first_w.dtype), input_precision="ieee")  # (BN, BS)
+        values = tl.load(x + rows[:, None] * K + steps[None, :], mask=alive[:, None] & (steps < K)[None, :], other=0.0)
+        across = tl.trans(values.to(first_w.dtype))  # (BK, BS)
+        main = tl.dot(first_w, across, input_precision="ieee")  # (BN, BS)
         side = main
         if PAIRED:
-            side = tl.dot(first_u, values.to(first_w.dtype), input_precision="ieee")
+            side = tl.dot(first_u, across, input_precision="ieee")
         wide = values.to(tl.float32)
-        squares = tl.sum(wide * wide, axis=0)
+        squares = tl.sum(wide * wide, axis=1)
     for first in tl.range(BK, K, BK):
         inside = first + steps < K
         place = at + (first + steps)[None, :]
@@ -74,14 +75,15 @@ def project_kernel(
                 squares += values * values
         else:
             values = tl.load(
-                x + rows[None, :] * K + (first + steps)[:, None], mask=alive[None, :] & inside[:, None], other=0.0
-            )  # (BK, BS)
-            main = tl.dot(w, values.to(w.dtype), main, input_precision="ieee")
+                x + rows[:, None] * K + (first + steps)[None, :], mask=alive[:, None] & inside[None, :], other=0.0
+            )  # (BS, BK)
+            across = tl.trans(values.to(w.dtype))
+            main = tl.dot(w, across, main, input_precision="ieee")
             if PAIRED:
-                side = tl.dot(u, values.to(w.dtype), side, input_precision="ieee")
+                side = tl.dot(u, across, side, input_precision="ieee")
             if NORM == NORMED:
                 wide = values.to(tl.float32)
-                squares += tl.sum(wide * wide, axis=0)
+                squares += tl.sum(wide * wide, axis=1)
     if BS == 1:
         y, z = tl.sum(main, axis=1)[:, None], tl.sum(side, axis=1)[:, None]  # (BN, 1)
         total = tl.sum(squares, axis=0)[None]
