@@ -22,12 +22,13 @@ import numpy as np
 from ops_cpu import processor
 
 from linscale.run_folder import code_version
+from linscale.study.flops import Flops
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.table.fit import TABLE_LAWS
 from linscale.study.table.group import Group, PointFit, Unit
 from linscale.study.table.options import LawOptions, Method, Tolerance
 from linscale.study.table.surface_fit import Loss
-from linscale.study.table.surfaces import Array, chinchilla, optimum
+from linscale.study.table.surfaces import Array, chinchilla
 from linscale.study.table.valley import Axis, find_minimum
 
 SYMMETRIC = (0.0, 2000.0, 2000.0, 0.3, 0.3)
@@ -57,8 +58,9 @@ class Grid:
 
 def best_size(c: Array, truth: Sequence[float]) -> Array:
     """N at the lowest loss that c FLOPs reach, C = 6 N D."""
-    a, log_n, _ = optimum(*(np.array(value) for value in truth[1:]))
-    return np.asarray(np.exp(log_n) * (c / 6) ** a)
+    _, A, B, alpha, beta = (np.array(value) for value in truth)
+    a, log_n, _ = Flops().optimum(np.log(A), np.log(B), alpha, beta)
+    return np.asarray(np.exp(log_n) * c**a)
 
 
 def planted(truth: Sequence[float], irreducible: bool) -> dict[str, float]:

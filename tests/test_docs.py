@@ -32,13 +32,13 @@ from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
 from linscale.study.plan import ModelOptions, SampleConfig, SizeConfig, StudyConfig, StudyData
 from linscale.study.prediction import multiplier
+from linscale.study.prediction.answer import Question
 from linscale.study.prediction.compute_law import paper_groups
 from linscale.study.prediction.contest import contest
 from linscale.study.prediction.fit_file import PARAMETERS as PREDICTED_LAWS
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.forecast import forecast_all
 from linscale.study.prediction.multiplier import At
-from linscale.study.prediction.question import Question
 from linscale.study.query import query as ask
 from linscale.study.results import Curve
 from linscale.study.table import fit as table_laws

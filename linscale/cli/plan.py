@@ -45,7 +45,7 @@ def plan(
 
     Args:
         flops: Training FLOPs of one model, as the law counts them: the paper's closed form without embeddings for the
-            published laws and for a study's, 6 N D for a surface of N and D.
+            published laws and for a study's, 6 N D for a fit of a table unless it named another count.
         arch: Architectures to plan for, each with the whole budget, as in hgrn2,tnl,llama.
         fit: The laws: what `linscale fit --json` or a study wrote. The published ones by default.
         gpu: The kind of GPU: h100, h200, b200, a100, l40s, rtx4090 and others.
@@ -111,11 +111,12 @@ def _check(numbers: Mapping[str, float | None]) -> None:
 
 
 def _prospects(fit: Path | None, archs: list[str]) -> list[Prospect]:
-    from linscale.study.prospect import fitted, published, read_fit
+    from linscale.study.prediction.fit_file import read_content
+    from linscale.study.prospect import fitted, published
 
     if fit is None:
         return [published(arch) for arch in archs]
-    content = read_fit(fit)
+    content = read_content(fit)
     return [fitted(fit, content, arch) for arch in archs]
 
 
@@ -148,8 +149,8 @@ def _ladder(proposals: list[Proposal], share: float, *, length: int, vocab_size:
         for each in proposals
     }
     budget = share * sum(each.cost.exact_flops for each in proposals) / len(proposals)
-    flops = {each.prospect.arch: each.prospect.flops for each in proposals}
-    return design_ladder(known, flops, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
+    laws = {each.prospect.arch: each.prospect for each in proposals}
+    return design_ladder(known, laws, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
 
 
 def _warned(ladder: Ladder, held: int | None) -> Ladder:

@@ -9,12 +9,6 @@ if TYPE_CHECKING:
     from linscale.study.ladder_design import Certainty, Ladder
     from linscale.study.proposal import Machine, Proposal
 
-FLOPS = {
-    "paper": "the closed form of arXiv 2406.16690, embeddings excluded",
-    "6nd": "6 N D",
-    "own": "the column c of the fitted table",
-}
-
 
 def digest(
     proposals: list[Proposal], ladder: Ladder | None, *, flops: float, machine: Machine, length: int, vocab_size: int
@@ -27,8 +21,8 @@ def digest(
     return {
         "flops": flops,
         "pflop_s_days": flops / PFLOP_S_DAY,
-        "flops_definition": FLOPS[first.flops],
-        "source": first.source,
+        "flops_definition": first.flops_definition,
+        "source": first.fitted.source,
         "gpu": machine.gpu.name,
         "peak_flops": machine.gpu.peak_flops,
         "gpus": machine.gpus,
@@ -46,8 +40,8 @@ def _plan(each: Proposal) -> dict[str, Any]:
     expected, cost = each.expected, each.cost
     return {
         "arch": each.prospect.arch,
-        "group": each.prospect.group,
-        "law": each.prospect.law,
+        "group": each.prospect.fitted.name,
+        "law": each.prospect.fitted.law,
         **each.shape._asdict(),
         "params": each.params,
         "total_params": count_parameters(each.config).total,
@@ -73,7 +67,7 @@ def _plan(each: Proposal) -> dict[str, Any]:
 
 def _ladder(ladder: Ladder, proposals: list[Proposal], machine: Machine, length: int) -> dict[str, Any]:
     from linscale.models.count import flops_per_token
-    from linscale.study.shape import count
+    from linscale.study.sizing import count
 
     archs = [each.prospect.arch for each in proposals]
     exact = {

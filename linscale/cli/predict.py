@@ -46,9 +46,9 @@ def predict(
         downstream: The JSON of a sigmoid fitted to the same loss in bits per byte: accuracy too.
         json: Print JSON instead of a table.
     """
+    from linscale.study.prediction.answer import Question
     from linscale.study.prediction.fit_file import read_fit, select
     from linscale.study.prediction.forecast import forecast_all
-    from linscale.study.prediction.question import Question
 
     given = {"flops": flops, "params": params, "tokens": tokens, "unique": unique}
     numbers = {name: amount(text, name) if text else None for name, text in given.items()}

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from linscale.study.design import Question, best_size, gradients, misfit
-from linscale.study.prospect import SURFACES, Prospect, surface_of
+from linscale.study.prediction.surface import surface
+from linscale.study.prospect import Prospect
 
 Array = np.ndarray
 NOISE = 0.003  # of log L between seeds where no points show it, as in the fits of a study
@@ -61,12 +62,12 @@ class Knowledge:
 def knowledge(prospect: Prospect, n: float, d: float, flops: float) -> Knowledge:
     """What is known around a target of N parameters and D tokens, so many FLOPs as the law counts them."""
     centre = np.log([n, d])
-    points = prospect.entry.get("points")
+    points = prospect.fitted.entry.get("points")
     if not prospect.is_surface:
         vector = _touching(prospect, flops)
         precision = _prior(vector, PRIOR_SPREAD) + _stated(prospect, vector, n, d, flops)
         return Knowledge(vector, centre, precision, NOISE, "prior" if prospect.loss(n, d, flops).low is None else "law")
-    vector = _centred(prospect.law, prospect.values, centre)
+    vector = _centred(prospect, centre)
     if not points:
         return Knowledge(vector, centre, _prior(vector, PRIOR_SPREAD), NOISE, "prior")
     x = np.log([np.array(points[role], dtype=float) for role in ("n", "d")]) - centre[:, None]
@@ -79,9 +80,10 @@ def knowledge(prospect: Prospect, n: float, d: float, flops: float) -> Knowledge
     return Knowledge(vector, centre, precision, noise, "points")
 
 
-def _centred(law: str, values: Mapping[str, float], centre: Array) -> Array:
-    E, A, B, alpha, beta, gamma = surface_of(law, values)
-    return np.array([np.log(E), np.log(A) - alpha * centre[0], np.log(B) - beta * centre[1], alpha, beta, gamma])
+def _centred(prospect: Prospect, centre: Array) -> Array:
+    law = surface(prospect.fitted.law, prospect.fitted.values)
+    fields = (np.log(law.floor), law.log_a - law.alpha * centre[0], law.log_b - law.beta * centre[1])
+    return np.array([each[0] for each in (*fields, law.alpha, law.beta, law.gamma)])
 
 
 def _touching(prospect: Prospect, flops: float) -> Array:
@@ -90,8 +92,9 @@ def _touching(prospect: Prospect, flops: float) -> Array:
     At the optimum alpha A = beta B and d log L / d log C = -(1 - E/L) alpha beta / (alpha + beta), and
     a = beta / (alpha + beta). What E is they do not say: 1.7 nats, and 70% of the loss at most.
     """
-    assert prospect.law not in SURFACES
-    slope, n_exponent, d_exponent = (prospect.values[f"{name}_exponent"] for name in ("l", "n_opt", "d_opt"))
+    assert not prospect.is_surface
+    values = prospect.fitted.values
+    slope, n_exponent, d_exponent = (float(values[f"{name}_exponent"][0]) for name in ("l", "n_opt", "d_opt"))
     loss = prospect.loss(1.0, 1.0, flops).value
     E = min(PRIOR_E, PRIOR_SHARE * loss)
     a = float(np.clip(n_exponent / max(n_exponent + d_exponent, 1e-9), 0.2, 0.8))

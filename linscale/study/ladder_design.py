@@ -18,9 +18,9 @@ from linscale.config import UserError
 from linscale.study.design import Limits, Question, choose, criterion, fill
 from linscale.study.even_ladder import even_ladder
 from linscale.study.knowledge import Knowledge
-from linscale.study.prospect import Flops
+from linscale.study.prospect import Prospect
 from linscale.study.rungs import STEPS, Rung, exact_flops, has_envelope, possible_rungs
-from linscale.study.shape import count
+from linscale.study.sizing import count
 from linscale.study.table.group import warning
 
 Array = np.ndarray
@@ -64,7 +64,7 @@ class Choice:
     """What a ladder is chosen from: k possible rungs."""
 
     known: Mapping[str, Knowledge]
-    flops: Mapping[str, Flops]
+    laws: Mapping[str, Prospect]
     length: int
     rungs: list[Rung]
     questions: Mapping[str, Question]
@@ -80,7 +80,7 @@ class Choice:
     def fits(self, counts: Array) -> bool:
         """Whether a study could fit the ladder for every architecture."""
         picked = self.picked(counts)
-        return all(has_envelope(self.known[arch], self.flops[arch], arch, picked, self.length) for arch in self.known)
+        return all(has_envelope(self.known[arch], self.laws[arch], picked, self.length) for arch in self.known)
 
     def best(self, budget: float) -> Array:
         """(k,) the ladder that is best for so many FLOPs."""
@@ -124,7 +124,7 @@ class Choice:
 
 def design_ladder(
     known: Mapping[str, Knowledge],
-    flops: Mapping[str, Flops],
+    laws: Mapping[str, Prospect],
     *,
     budget: float,
     length: int,
@@ -136,7 +136,7 @@ def design_ladder(
     Cost is in exact FLOPs, since that is what is paid: the head of a small model may cost more than the rest of it.
     Raises UserError where the budget does not buy four sizes.
     """
-    choice = _choice(known, flops, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
+    choice = _choice(known, laws, budget=budget, length=length, vocab_size=vocab_size, runs=runs)
     best = choice.best(budget)
     for part in PARTS:
         if part < 1 and choice.limits.cheapest > part * budget:
@@ -157,7 +157,7 @@ def design_ladder(
 
 def _choice(
     known: Mapping[str, Knowledge],
-    flops: Mapping[str, Flops],
+    laws: Mapping[str, Prospect],
     *,
     budget: float,
     length: int,
@@ -182,7 +182,7 @@ def _choice(
     params = {arch: np.array([count(arch, rung.shape) for rung in rungs], dtype=float) for arch in known}
     questions = {arch: known[arch].question(params[arch], tokens) for arch in known}
     even = even_ladder(list(known.values()), params[next(iter(known))], costs / tokens, budget, runs)
-    return Choice(known, flops, length, rungs, questions, limits, even)
+    return Choice(known, laws, length, rungs, questions, limits, even)
 
 
 def _ladder(choice: Choice, counts: Array, warnings: tuple[dict[str, str], ...] = ()) -> Ladder:

@@ -84,7 +84,10 @@ PAPER_LAWS: Mapping[str, EnvelopeLaw] = {
     "hgrn2": EnvelopeLaw(3.4788, -0.0753, 2.66e8, 0.6427, 4.80e10, 0.4500),
     "cosformer2": EnvelopeLaw(3.5877, -0.0756, 2.65e8, 0.6516, 4.23e10, 0.4529),
 }
-"""The paper's fits: 70M to 7B, up to 300B tokens, 0.4 to 180 PFLOP/s-days, its own corpus and 100k vocabulary."""
+"""The paper's fits: 70M to 7B, up to 300B tokens, its own corpus and 100k vocabulary."""
+PAPER_RANGE = (0.4, 180.0)
+"""PFLOP/s-days that they were fitted to."""
+PAPER = "arXiv 2406.16690"
 
 
 def fit_power_laws(log_compute: Array, log_values: Array, kept: Array) -> tuple[Array, Array]:

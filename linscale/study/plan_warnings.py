@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from linscale.study.laws import PFLOP_S_DAY
 from linscale.study.prospect import Interval, Prospect
 from linscale.study.recipe import Recipe
 from linscale.study.table.group import warning
@@ -19,14 +16,14 @@ RECIPE_RANGE = {"parameters": (6e7, 1e9), "tokens": (2e9, 1e11)}  # Step Law; a 
 def of_law(
     prospect: Prospect, optimal: tuple[Interval, Interval], flops: float, trained: Recipe
 ) -> list[dict[str, str]]:
-    found, arch, largest = [], prospect.arch, largest_fitted(prospect)
-    if largest is not None and flops > FAR * largest:
+    found, arch = [], prospect.arch
+    least, most = prospect.fitted.ranges.get("c", (None, None))
+    if most is not None and flops > FAR * most:
         text = "the budget is far beyond the largest run that the law was fitted to"
-        found.append(warning("extrapolated", text, [f"{arch} {flops / largest:.3g} times"]))
-    if prospect.law == "envelope" and flops < float(prospect.entry["compute_range"][0]) * PFLOP_S_DAY / FAR:
-        factor = float(prospect.entry["compute_range"][0]) * PFLOP_S_DAY / flops
+        found.append(warning("extrapolated", text, [f"{arch} {flops / most:.3g} times"]))
+    if least is not None and not prospect.is_surface and flops < least / FAR:
         text = "the budget is far below the smallest compute that the law was fitted to"
-        found.append(warning("below_range", text, [f"{arch} {factor:.3g} times"]))
+        found.append(warning("below_range", text, [f"{arch} {least / flops:.3g} times"]))
     ratio = trained.tokens / optimal[1].value
     if max(ratio, 1 / ratio) > APART:
         text = "the law's own D_opt is not what N_opt leaves of the budget; tokens are what it leaves"
@@ -72,15 +69,3 @@ def of_data(held: int | None, longest: int) -> list[dict[str, str]]:
         return []
     text = "the corpus has fewer tokens than the longest run of the ladder, which reads it more than once"
     return [warning("data_repeats", text, [f"{held:.3g} of {longest:.3g}"])]
-
-
-def largest_fitted(prospect: Prospect) -> float | None:
-    """FLOPs of the largest run, or of the range's end, that the law was fitted to; None where it is not said."""
-    if "compute_range" in prospect.entry:
-        return float(prospect.entry["compute_range"][1]) * PFLOP_S_DAY
-    points = prospect.entry.get("points") or {}
-    if "c" in points:
-        return float(np.max(points["c"]))
-    if "n" in points and "d" in points:
-        return float(np.max(6 * np.array(points["n"], dtype=float) * np.array(points["d"], dtype=float)))
-    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from linscale.config import UserError
-from linscale.models.count import count_parameters, flops_per_token, paper_parameters
+from linscale.models.count import count_parameters, flops_per_token, paper_parameters, shape_of
 from linscale.models.language_model import LanguageModelConfig
 from linscale.study.gpus import USABLE_MEMORY, Gpu, default_mfu
 from linscale.study.memory import rank_memory
@@ -16,8 +16,8 @@ from linscale.study.plan import MASTER_BYTES, OPTIMIZER_BYTES
 from linscale.study.plan_warnings import of_law, of_numbers, of_recipe, of_shape
 from linscale.study.prospect import Interval, Prospect
 from linscale.study.recipe import Recipe, recipe
-from linscale.study.rungs import CHECKPOINTS, law_flops_per_token
-from linscale.study.shape import Shape, nearest_shape
+from linscale.study.rungs import CHECKPOINTS
+from linscale.study.sizing import Shape, nearest_shape
 from linscale.study.table.group import warning
 from linscale.train.config import TrainConfig, checkpoint_steps
 
@@ -110,8 +110,8 @@ def propose(prospect: Prospect, flops: float, *, machine: Machine, length: int, 
         raise UserError(f"flops = {flops:.3g}: N_opt is too small or too large a model: {error}") from None
     config = shape.config(arch, vocab_size)
     params = paper_parameters(config)
-    per_token = law_flops_per_token(prospect.flops, config, params, length)
-    affordable = tokens.value if prospect.flops == "own" else flops / per_token
+    per_token = prospect.flops_per_token(shape_of(config), params, length)
+    affordable = flops / per_token
     trained = recipe(params, affordable, length, machine.gpus)
     if trained.tokens > 2 * affordable or trained.steps < FEW_STEPS:
         raise UserError(
@@ -119,7 +119,7 @@ def propose(prospect: Prospect, flops: float, *, machine: Machine, length: int, 
             f"of {trained.batch_tokens} tokens on {machine.gpus} GPUs; expected {FEW_STEPS} or more: a larger budget, "
             f"a smaller --length or fewer --gpus"
         )
-    law_flops = flops if prospect.flops == "own" else per_token * trained.tokens
+    law_flops = per_token * trained.tokens
     loss = prospect.loss(params, trained.tokens, law_flops)
     cost = _cost(arch, config, trained, law_flops, machine, length)
     found = [*prospect.warnings, *of_law(prospect, optimal, law_flops, trained), *of_shape(params, size.value, arch)]

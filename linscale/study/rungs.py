@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from linscale.config import UserError
-from linscale.models.count import flops_per_token, paper_flops_per_step
-from linscale.models.language_model import LanguageModelConfig
+from linscale.models.count import flops_per_token, shape_of
 from linscale.study.design import gradients
 from linscale.study.envelope_fit import FitConfig
 from linscale.study.fit import envelope
 from linscale.study.knowledge import Knowledge
-from linscale.study.prospect import Flops
+from linscale.study.prospect import Prospect
 from linscale.study.recipe import Recipe, recipe
 from linscale.study.results import Curve
-from linscale.study.shape import Shape, count, nearest_shape, smallest
+from linscale.study.sizing import Shape, count, nearest_shape, smallest
 from linscale.train.config import LOG_SPACING_START
 
 Array = np.ndarray
@@ -72,19 +71,14 @@ def exact_flops(rungs: Sequence[Rung], arch: str, length: int, vocab_size: int) 
     return np.array(each, dtype=float)
 
 
-def law_flops_per_token(flops: Flops, config: LanguageModelConfig, params: float, length: int) -> float:
-    """Training FLOPs of a token as a law counts them: the paper's closed form, or 6 N."""
-    return paper_flops_per_step(config, 1, length) / length if flops == "paper" else 6 * params
-
-
-def has_envelope(known: Knowledge, flops: Flops, arch: str, rungs: Sequence[Rung], length: int) -> bool:
-    """Whether a study could fit the curves that the surface promises for these rungs."""
-    curves = []
+def has_envelope(known: Knowledge, law: Prospect, rungs: Sequence[Rung], length: int) -> bool:
+    """Whether a study could fit the curves that the surface promises for these rungs, FLOPs as the law counts them."""
+    curves, arch = [], law.arch
     for rung in rungs:
         n = float(count(arch, rung.shape))
         tokens = np.geomspace(LOG_SPACING_START, 1.0, CHECKPOINTS) * rung.recipe.tokens
         x = np.log([np.full_like(tokens, n), tokens]) - known.centre[:, None]
-        price = law_flops_per_token(flops, rung.shape.config(arch, 1), n, length)
+        price = law.flops_per_token(shape_of(rung.shape.config(arch, 1)), n, length)
         loss = np.exp(gradients(known.vector, x)[0])
         curves.append(Curve(f"{arch}-{rung.name}", arch, rung.name, n, price, tokens, price * tokens, loss))
     try:

@@ -81,7 +81,7 @@ def test_exact_and_law_flops_are_those_of_the_counts(capsys):
 
 def test_a_fit_gives_intervals_and_its_points_narrow_what_is_known(fit, capsys):
     result = plan(capsys, "--flops", "3e21", "--arch", "hgrn2,tnl", "--fit", fit, "--mfu", "0.4")
-    assert result["flops_definition"] == "6 N D"
+    assert result["flops_definition"] == "C = 6 N D"
     for each in result["plans"]:
         assert each["law_flops"] == pytest.approx(6 * each["params"] * each["tokens"]) == pytest.approx(3e21, rel=0.01)
         assert each["loss"]["low"] < each["loss"]["value"] < each["loss"]["high"]
@@ -100,7 +100,7 @@ def test_tables_for_people_name_what_numbers_rest_on(fit, tmp_path, capsys):
     assert main(["plan", "--flops", "1e20", "--arch", "tnl", "--fit", fit, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     for words in (
-        "law FLOPs: 6 N D",
+        "law FLOPs: C = 6 N D",
         "arXiv 2503.04715",
         "N_opt",
         "even ladder",
@@ -150,7 +150,7 @@ def test_a_prepared_corpus_gives_the_vocabulary_and_says_when_it_is_short(tmp_pa
         (["--flops", "1e20", "--gpus", "0"], "gpus = 0: expected a positive number"),
         (["--flops", "1e20", "--mfu", "1.5"], "mfu = 1.5: expected shares between 0 and 1"),
         (["--flops", "1e20", "--ladder-share", "2"], "ladder_share = 2"),
-        (["--flops", "1e20", "--fit", "none.json"], "fit = none.json: no such file"),
+        (["--flops", "1e20", "--fit", "none.json"], "none.json: no such file"),
         (["--flops", "1e20", "--out", "ladder.json"], "out = ladder.json: is where the ladder goes, a .toml file"),
         (["--flops", "1e17", "--gpus", "4096"], "steps of"),
         (["--flops", "1e20", "--ladder-share", "1e-6"], "do not buy 4 sizes of 300 steps or more"),

@@ -14,7 +14,6 @@ from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY, UNITS
 from linscale.study.report import write_fit_report
 from linscale.study.report.figures import Mark
 from linscale.study.report.fit_figures import fit_figures
-from linscale.study.report.law_curves import frontier, line_of, parameters_of
 from linscale.study.table.fit import TABLE_LAWS, fit_points
 from linscale.study.table.group import PointFit
 from linscale.study.table.points import read_points
@@ -94,6 +93,9 @@ def test_bands_hold_the_line_and_the_middle_of_the_resamples(tmp_path: Path) -> 
     A, B, alpha, beta = (np.array(draws[name]) for name in ("A", "B", "alpha", "beta"))
     g = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
     best = g * (band.x[at] * PFLOP_S_DAY / 6) ** (beta / (alpha + beta))
+    stretch = result["groups"][0]["bootstrap"]["prediction_stretch"]
+    assert stretch != 1
+    best = line.y[at] * (best / line.y[at]) ** stretch
     assert (band.low[at], band.high[at]) == pytest.approx(tuple(np.percentile(best, [2.5, 97.5])), rel=1e-4)
     assert band.low[at] < line.y[at] < band.high[at]
 
@@ -222,13 +224,13 @@ def test_scores_repeats_and_the_pac_law_are_drawn_from_their_formulas() -> None:
 
 def test_a_line_without_resamples_has_no_band_and_odd_resamples_are_left_out() -> None:
     values = {"E": 1.0, "A": 100.0, "B": 100.0, "alpha": 0.3, "beta": 0.3}
-    alone = frontier("chinchilla", parameters_of(group("chinchilla", values)), np.array([1.0]))
-    assert alone is not None
-    assert line_of(alone["loss"]).low.size == 0
+    points = {"n": [1e8, 1e9], "d": [1e9, 1e11], "loss": [3.0, 2.0]}
+    alone = group("chinchilla", values) | {"points": points}
+    assert not marks({"groups": [alone]}, "n-opt", "band")
     odd = {name: [value, value, value] for name, value in values.items()} | {"alpha": [0.3, 0.3, -0.3]}
-    drawn = frontier("chinchilla", parameters_of(group("chinchilla", values, odd)), np.array([1.0]))
-    assert drawn is not None
-    assert np.isfinite(line_of(drawn["params"]).low).all()
+    drawn = group("chinchilla", values, odd) | {"points": points}
+    (band,), (line,) = marks({"groups": [drawn]}, "n-opt", "band"), marks({"groups": [drawn]}, "n-opt", "line")
+    assert band.low == pytest.approx(line.y) == band.high
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ from linscale.study.plan import StudyConfig, planned_runs
 from linscale.study.prospect import published
 from linscale.study.recipe import recipe
 from linscale.study.rungs import STEPS, Rung, exact_flops, has_envelope, possible_rungs
-from linscale.study.shape import Shape, nearest_shape
+from linscale.study.sizing import Shape, nearest_shape
 
 FLOPS, LENGTH, VOCAB = 1e19, 2048, 32_000
+LAWS = {arch: published(arch) for arch in ("hgrn2", "tnl")}
 
 
 @pytest.fixture(scope="module")
 def known():
-    laws = {arch: published(arch) for arch in ("hgrn2", "tnl")}
     found = {}
-    for arch, law in laws.items():
+    for arch, law in LAWS.items():
         n, d = law.optimal(FLOPS)
         found[arch] = knowledge(law, n.value, d.value, FLOPS)
     return found
@@ -31,8 +31,7 @@ def known():
 
 @pytest.fixture(scope="module")
 def ladder(known):
-    flops = dict.fromkeys(known, "paper")
-    return design_ladder(known, flops, budget=6e17, length=LENGTH, vocab_size=VOCAB, runs=10)
+    return design_ladder(known, LAWS, budget=6e17, length=LENGTH, vocab_size=VOCAB, runs=10)
 
 
 def test_possible_rungs_are_apart_in_size_and_trained_long_enough(known):
@@ -58,13 +57,13 @@ def test_the_ladder_is_within_its_budget_and_costs_what_it_says(known, ladder):
 
 def test_a_study_could_fit_it_and_could_not_fit_two_sizes(known, ladder):
     assert not ladder.warnings
-    assert all(has_envelope(known[arch], "paper", arch, ladder.rungs, LENGTH) for arch in known)
-    assert not has_envelope(known["tnl"], "paper", "tnl", ladder.rungs[:2], LENGTH)
+    assert all(has_envelope(known[arch], LAWS[arch], ladder.rungs, LENGTH) for arch in known)
+    assert not has_envelope(known["tnl"], LAWS["tnl"], ladder.rungs[:2], LENGTH)
 
 
 def test_a_budget_for_fewer_than_four_sizes_says_what_they_take(known):
     with pytest.raises(UserError, match=r"1e\+13 FLOPs do not buy 4 sizes of 300 steps or more, which take \d"):
-        design_ladder(known, dict.fromkeys(known, "paper"), budget=1e13, length=LENGTH, vocab_size=VOCAB, runs=10)
+        design_ladder(known, LAWS, budget=1e13, length=LENGTH, vocab_size=VOCAB, runs=10)
 
 
 def test_the_file_plans_the_same_runs_each_with_its_own_recipe_and_seeds(ladder):

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from linscale.study.prediction.fitted import ROUGH, Fitted
+from linscale.study.prediction.fitted import Fitted
 
 FEW = 200  # resamples: the 2.5 percentile of fewer rests on less than five of them
+ROUGH = 0.10  # of the points' FLOPs beside k N^p D
 SLACK = 1.05  # that little beyond is not worth a word
 NOT_REPEATED = ("extrapolated_coefficient", "duplicates")  # of the fit: not about predictions
 
@@ -28,18 +29,23 @@ def of_the_fit(fitted: Fitted | None) -> list[Caution]:
         return []
     found = [dict(each) for each in fitted.entry.get("warnings") or [] if each.get("name") not in NOT_REPEATED]
     named = {each["name"] for each in found}
-    table: Mapping[str, Any] = fitted.entry.get("parameters") or {}
-    bound = [name for name, each in table.items() if each.get("at_bound")]
-    loose = [
-        name
-        for name, each in table.items()
-        if each.get("identified") is False and not each.get("at_bound") and not name.endswith("_coefficient")
-    ]  # a coefficient is a value at 1 PFLOP/s-day, which may be far from all that is asked
+    bound, loose = doubtful(fitted)
     if bound and "at_bound" not in named:
         found.append(caution("at_bound", "a parameter is on its bound", ", ".join(bound)))
     if loose and "not_identified" not in named:
         found.append(caution("not_identified", "the points do not determine a parameter", ", ".join(loose)))
     return found
+
+
+def doubtful(fitted: Fitted) -> tuple[list[str], list[str]]:
+    """Parameters on a bound, and others that the points do not determine.
+
+    Not coefficients: they are values at 1 PFLOP/s-day, which may be far from all that is asked.
+    """
+    table: Mapping[str, Any] = fitted.entry.get("parameters") or {}
+    bound = [name for name, each in table.items() if each.get("at_bound")]
+    loose = [name for name, each in table.items() if each.get("identified") is False and name not in bound]
+    return bound, [name for name in loose if not name.endswith("_coefficient")]
 
 
 def merged(found: Iterable[Caution]) -> list[Caution]:
@@ -145,11 +151,12 @@ def undefined(losses: Array) -> list[Caution]:
 
 def flops(fitted: Fitted) -> list[Caution]:
     """Of FLOPs that do not follow from N and D as taken."""
-    if fitted.flops.scatter > ROUGH:
-        text = "the points' FLOPs scatter about the formula that stands for them"
-        return [caution("flops_rough", text, f"{fitted.flops}, {fitted.flops.scatter:.0%}")]
+    if fitted.flops.deviation > ROUGH:
+        text = "the points' FLOPs leave the formula that stands for them"
+        return [caution("flops_rough", text, f"{fitted.flops}, by up to {fitted.flops.deviation:.0%}")]
     column = fitted.table["columns"].get("c")
-    if column not in (None, "6nd") and not {"n", "d", "c"} <= set(fitted.observed):
+    known = "k" in (fitted.entry.get("compute") or {}) or {"n", "d", "c"} <= set(fitted.observed)
+    if column not in (None, "6nd") and not known:
         text = "FLOPs of N and D are taken as 6 N D, while the fit's own are another column's"
         return [caution("flops_assumed", text, str(column))]
     return []

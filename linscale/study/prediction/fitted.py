@@ -1,20 +1,20 @@
-"""One fitted group: the parameters of the fit and of its resamples, and what it was fitted to."""
+"""One fitted group, the parameters of the fit and of its resamples, and what it was fitted to; and several joined."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from linscale.study.flops import Flops, fit_flops
 from linscale.study.laws import PFLOP_S_DAY
 
 Array = np.ndarray
-SAME = 0.01  # relative: FLOPs this near to k N D are k N D
+SEED = 0  # of what is joined at random
 ERROR = ("E_error", "k", "g")  # parameters of the overtrain law's second step
-ROUGH = 0.10  # root mean square of log FLOPs about k N^p D
 
 
 def widened_residuals(residuals: Array, parameters: int) -> Array:
@@ -22,33 +22,6 @@ def widened_residuals(residuals: Array, parameters: int) -> Array:
     found = residuals[np.isfinite(residuals)]
     free = len(found) - parameters
     return found * np.sqrt(len(found) / free) if free > 0 else found[:0]
-
-
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs = coefficient * N^exponent * D."""
-
-    coefficient: float = 6.0
-    exponent: float = 1.0
-    scatter: float = 0.0
-    """Root mean square of the logarithm of the points' FLOPs about it."""
-
-    def __str__(self) -> str:
-        if self.exponent == 1.0:
-            return f"C = {self.coefficient:.4g} N D"
-        return f"C = {self.coefficient:.4g} N^{self.exponent:.4g} D"
-
-    def flops(self, n: float, d: float) -> float:
-        """FLOPs of training N parameters on D tokens."""
-        return float(self.coefficient * n**self.exponent * d)
-
-    def tokens(self, flops: float, n: float) -> float:
-        """Tokens that FLOPs pay for at N parameters."""
-        return float(flops / (self.coefficient * n**self.exponent))
-
-    def params(self, flops: float, d: float) -> float:
-        """Parameters that FLOPs pay for at D tokens."""
-        return float((flops / (self.coefficient * d)) ** (1 / self.exponent))
 
 
 @dataclass(frozen=True)
@@ -97,25 +70,31 @@ class Fitted:
 
     @cached_property
     def flops(self) -> Flops:
-        """How FLOPs follow from N and D: 6 N D, or a power of N times D through the points where they keep FLOPs."""
-        seen = self.observed
+        """How FLOPs follow from N and D: as the fit says, else through the points that keep FLOPs, else 6 N D."""
+        said, seen = self.entry.get("compute") or {}, self.observed
+        if "k" in said:
+            return Flops(said["k"], said["kappa"], said.get("largest_deviation") or 0.0)
         if not {"n", "d", "c"} <= set(seen) or len(seen["c"]) < 2:
             return Flops()
-        log_n, log_each = np.log(seen["n"]), np.log(seen["c"] / seen["d"])
-        if np.abs(log_each - log_n - np.log(6)).max() < SAME:
-            return Flops()
-        if np.ptp(log_n) < np.log(1.5) or np.ptp(log_each - log_n) < SAME:
-            return Flops(float(np.exp((log_each - log_n).mean())), 1.0, float((log_each - log_n).std()))
-        slope, intercept = np.polyfit(log_n, log_each, 1)
-        rest = log_each - intercept - slope * log_n
-        return Flops(float(np.exp(intercept)), float(slope), float(np.sqrt((rest**2).mean())))
+        return fit_flops(seen["n"], seen["d"], seen["c"])
+
+    @property
+    def definition(self) -> str:
+        """What C is: the name of a definition in `table.definitions`, or of a column. A study counts as the paper."""
+        said = self.entry.get("compute") or {}
+        return str(said.get("definition") or self.table["columns"].get("c") or ("6nd" if self.from_table else "paper"))
+
+    @property
+    def from_table(self) -> bool:
+        """Whether it was fitted by `linscale fit`, not by a study or by the paper."""
+        return bool(self.table["columns"])
 
     @cached_property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
         """Least and most that was fitted: by role, c in FLOPs, as far as the file tells."""
         seen = dict(self.observed)
         if "c" not in seen and {"n", "d"} <= set(seen):
-            seen["c"] = 6 * seen["n"] * seen["d"]
+            seen["c"] = self.flops.flops(seen["n"], seen["d"])
         found = {role: (float(each.min()), float(each.max())) for role, each in seen.items() if each.size}
         if self.entry.get("compute_range"):
             low, high = self.entry["compute_range"]
@@ -155,3 +134,26 @@ class Fitted:
             return None
         settings = each.table["settings"]
         return (each.table["table"], tuple(rows), settings.get("by"), settings.get("seed"), each.resamples)
+
+
+def paired(fits: Sequence[Fitted]) -> list[Fitted]:
+    """The fits with equally many resamples, as many as the most has.
+
+    Fits of the same rows of one table that were resampled alike keep their order: their resamples share noise. All
+    others are independent and are joined at random, for the same seed and number of units draws the same units by
+    number in every group, which says nothing. A fit without resamples repeats its value, as if it were exact.
+    """
+    count = max(fitted.resamples for fitted in fits)
+    generator = np.random.default_rng(SEED)
+    orders: list[np.ndarray] = []
+    for place, fitted in enumerate(fits):
+        alike = [order for order, before in zip(orders, fits, strict=False) if before.resampled_as(fitted)]
+        if alike:
+            orders.append(alike[0])
+        elif fitted.resamples == 0:
+            orders.append(np.full(count, -1))  # the one before the first resample: the fit itself
+        elif fitted.resamples < count:
+            orders.append(generator.integers(fitted.resamples, size=count))
+        else:
+            orders.append(generator.permutation(count) if place else np.arange(count))
+    return [fitted.take(order) for fitted, order in zip(fits, orders, strict=True)]

@@ -12,13 +12,13 @@ import numpy as np
 
 from linscale.config import UserError
 from linscale.study.prediction import cautions
-from linscale.study.prediction.estimate import estimate
-from linscale.study.prediction.fitted import Fitted
-from linscale.study.prediction.loss_answer import Answer, answer_of_loss
-from linscale.study.prediction.new_run import ends, scattered
-from linscale.study.prediction.pairing import paired
-from linscale.study.prediction.question import Question
+from linscale.study.prediction.answer import Answer, Question, answer_of_loss
+from linscale.study.prediction.estimate import ends, estimate, scattered
+from linscale.study.prediction.fitted import Fitted, paired
 from linscale.study.prediction.score import own_score
+from linscale.study.table.resampling import widened
+
+Array = np.ndarray
 
 
 def forecast(fitted: Fitted, question: Question, downstream: Fitted | None = None) -> Answer:
@@ -101,6 +101,12 @@ def _accuracy(fitted: Fitted, question: Question, answer: Answer) -> list[cautio
     return cautions.outside(fitted, [("bits per byte", "bpb", question.bpb)])
 
 
+def pac_params(fitted: Fitted, tokens: Array) -> Array:
+    """(1 + r, g) parameters of the smallest model that is near the best at tokens (1, g), by the pac law."""
+    log_k, exponent = (each[:, None] for each in (np.log(fitted.values["coefficient"]), fitted.values["exponent"]))
+    return widened(np.exp(log_k + exponent * np.log(tokens)), fitted.stretch)
+
+
 def _sizes(fitted: Fitted, question: Question, answer: Answer) -> list[cautions.Caution]:
     """N = coefficient D^exponent: of the smallest model that is near the best at each D."""
     log_k, exponent = np.log(fitted.values["coefficient"]), fitted.values["exponent"]
@@ -109,11 +115,11 @@ def _sizes(fitted: Fitted, question: Question, answer: Answer) -> list[cautions.
     elif question.params is not None:
         log_d = (np.log(question.params) - log_k) / exponent
     elif question.flops is not None:
-        p = fitted.flops.exponent
-        log_d = (np.log(question.flops / fitted.flops.coefficient) - p * log_k) / (1 + p * exponent)
+        p = fitted.flops.power
+        log_d = (np.log(question.flops / fitted.flops.k) - p * log_k) / (1 + p * exponent)
     else:
         raise UserError(f"{fitted.name}: the pac law is of sizes, not of losses: give --tokens, --params or --flops")
-    n, d = np.exp(log_k + exponent * log_d), np.exp(log_d)
+    n, d = (widened(each, fitted.stretch) for each in (np.exp(log_k + exponent * log_d), np.exp(log_d)))
     answer["d_opt"] = None if question.tokens is not None else estimate(d)
     answer["n_opt"] = None if question.tokens is None and question.params is not None else estimate(n)
     return cautions.outside(fitted, [("N", "n", float(n[0])), ("D", "d", float(d[0]))])

@@ -12,8 +12,7 @@ from linscale.config import UserError
 from linscale.study.prediction.cautions import SLACK
 from linscale.study.prediction.compute_law import ComputeLaw, compute_law, loss_range
 from linscale.study.prediction.estimate import estimate, share
-from linscale.study.prediction.fitted import Fitted
-from linscale.study.prediction.pairing import paired
+from linscale.study.prediction.fitted import Fitted, paired
 from linscale.study.prediction.score import Score, own_score
 
 Array = np.ndarray

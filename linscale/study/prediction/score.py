@@ -36,7 +36,7 @@ class Score:
         return replace(self, values={name: each[order] for name, each in self.values.items()})
 
     def of(self, loss: Array | float) -> Array:
-        """(1 + r,) scores at losses (1 + r,), in the unit of loss that it was fitted to."""
+        """(1 + r,) scores at losses (1 + r,), in the unit of loss that it was fitted to; (1 + r, g) at (1, g)."""
         scores = self._of(self.values, loss)
         if self.stretch == 1.0:
             return scores
@@ -63,7 +63,8 @@ class Score:
             moved = found[:1] + self.stretch * (found - found[:1])
         return np.where(np.isfinite(moved), moved, found)
 
-    def _of(self, v: Mapping[str, Array], loss: Array | float) -> Array:
+    def _of(self, values: Mapping[str, Array], loss: Array | float) -> Array:
+        v = {name: each[(...,) + (None,) * (np.ndim(loss) - 1)] for name, each in values.items()}
         with np.errstate(all="ignore"):
             if self.kind == "error":
                 return np.asarray(v["E_error"] - v["k"] * np.exp(-v["g"] * loss))

@@ -83,11 +83,11 @@ def effective(values: Mapping[str, Array], n: Array, d: Array, unique: Array | f
         log_ratio = np.log(law.alpha) + law.log_a - np.log(law.beta) - law.log_b
         fresh = np.minimum(unique, d)
         best = np.exp((log_ratio[shape] + law.beta[shape] * np.log(fresh)) / law.alpha[shape])
-        size = _worth(n, best, values["r_n"][shape]) if "r_n" in values else n
-        return size, _worth(d, fresh, values["r_d"][shape])
+        size = worth(n, best, values["r_n"][shape]) if "r_n" in values else n
+        return size, worth(d, fresh, values["r_d"][shape])
 
 
-def _worth(amount: Array, fresh: Array, scale: Array) -> Array:
-    """What an amount is worth of which only `fresh` counts in full."""
+def worth(amount: Array, fresh: Array | float, scale: Array) -> Array:
+    """What an amount is worth of which only `fresh` counts in full, and the rest ever less: scale is r_d or r_n."""
     excess = np.maximum(amount / fresh - 1, 0.0)
     return np.asarray(np.minimum(amount, fresh) + fresh * scale * -np.expm1(-excess / scale))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from linscale.study.laws import PFLOP_S_DAY
+from linscale.study.prediction.fitted import Fitted
+from linscale.study.prediction.forecast import pac_params
 from linscale.study.report.figures import (
     COMPUTE,
     LOSS,
@@ -21,7 +23,6 @@ from linscale.study.report.figures import (
     numbers,
     rounded,
 )
-from linscale.study.report.law_curves import pac_params, parameters_of
 
 TARGETS = {"loss": LOSS, "accuracy": Axis("accuracy", "Accuracy", log=False, symbol="accuracy")}
 INPUTS = {
@@ -40,10 +41,11 @@ def labels_of(points: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(points[name]) for name in LABELS if name in points}
 
 
-def residual_figures(groups: Sequence[Mapping[str, Any]], space: str) -> list[Figure]:
+def residual_figures(fits: Sequence[Fitted], space: str) -> list[Figure]:
     """Prediction minus what was measured, in percent where residuals are of logarithms (`space` is "log")."""
-    known = [group for group in groups if (group.get("points") or {}).get("residual") and group["law"] != "pac"]
-    figures = _of_sizes([group for group in groups if group["law"] == "pac" and group.get("minima")])
+    groups = [fitted.entry for fitted in fits if fitted.law != "pac"]
+    known = [group for group in groups if (group.get("points") or {}).get("residual")]
+    figures = _of_sizes([fitted for fitted in fits if fitted.law == "pac" and fitted.entry.get("minima")])
     for role, (axis, words) in INPUTS.items():
         having = [group for group in known if role in group["points"]]
         if having and not (role == "c" and any("n" in group["points"] for group in having)):
@@ -60,13 +62,13 @@ def residual_figures(groups: Sequence[Mapping[str, Any]], space: str) -> list[Fi
     return figures
 
 
-def _of_sizes(groups: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _of_sizes(fits: Sequence[Fitted]) -> list[Figure]:
     """Of the PAC law: its parameters above those of the smallest size that is good enough."""
     marks = []
-    for group in groups:
-        d, n = numbers(group["minima"]["tokens"]), numbers(group["minima"]["params"])
-        law = pac_params(parameters_of(group), d)[0]
-        marks.append(Mark("points", "smallest N", group["group"], rounded(d), rounded(100 * (law / n - 1))))
+    for fitted in fits:
+        d, n = numbers(fitted.entry["minima"]["tokens"]), numbers(fitted.entry["minima"]["params"])
+        law = pac_params(fitted, d[None])[0]
+        marks.append(Mark("points", "smallest N", fitted.name, rounded(d), rounded(100 * (law / n - 1))))
     unit = Axis("residual_percent", "Law above smallest N (%)", "percent", log=False, symbol="residual")
     title = "Residuals of N against D"
     return [Figure("residual-pac", title, TOKENS, unit, tuple(marks), f"{title}.")] if marks else []

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from linscale.study.laws import PFLOP_S_DAY
-from linscale.study.report import law_curves
+from linscale.study.prediction.compute_law import compute_law
+from linscale.study.prediction.fit_file import fitted_of
+from linscale.study.prediction.fitted import Fitted
+from linscale.study.prediction.surface import SURFACES, surface
 from linscale.study.report.figures import (
     COMPUTE,
     LAW_VALUES,
@@ -34,71 +37,52 @@ Group = Mapping[str, Any]
 
 def fit_figures(groups: Sequence[Group], space: str) -> list[Figure]:
     """All that can be drawn of the groups of a fit; `space` is that of the residuals, "log" or "linear"."""
+    fits = [fitted_of(group, {}, "") for group in groups]
     figures = [
-        *(_of_compute(groups, law) for law in LAW_VALUES),
+        *(_of_compute(fits, law) for law in LAW_VALUES),
         _curves(groups),
-        *(_against(groups, role) for role in ("n", "d")),
-        *form_figures(groups),
-        *residual_figures(groups, space),
+        *(_against(fits, role) for role in ("n", "d")),
+        *form_figures(fits),
+        *residual_figures(fits, space),
     ]
     return [figure for figure in figures if figure is not None and any(len(mark.x) for mark in figure.marks)]
 
 
-def compute_law(group: Group) -> tuple[float, float]:
-    """k and kappa of FLOPs = k N^(1 + kappa) D: of the group's columns where it says so, else of 6 N D."""
-    said = group.get("compute") or {}
-    return (said["k"], said["kappa"]) if "k" in said else law_curves.SIX_ND
-
-
-def flops_of(group: Group) -> Array | None:
-    """(m,) FLOPs of the points: as the table has them, else by the group's law of compute; None where neither is."""
-    points = group.get("points") or {}
+def flops_of(fitted: Fitted) -> Array | None:
+    """(m,) FLOPs of the points: as the table has them, else by the group's law of FLOPs; None where neither is."""
+    points = fitted.entry.get("points") or {}
     if "c" in points:
         return numbers(points["c"])
-    if "n" in points and "d" in points:
-        k, kappa = compute_law(group)
-        return np.asarray(k * numbers(points["n"]) ** (1 + kappa) * numbers(points["d"]))
-    return None
+    return fitted.flops.flops(numbers(points["n"]), numbers(points["d"])) if {"n", "d"} <= set(points) else None
 
 
-def _of_compute(groups: Sequence[Group], law: str) -> Figure | None:
+def _of_compute(fits: Sequence[Fitted], law: str) -> Figure | None:
     """The loss, N or D of the efficient frontier against compute, with bands, what it rests on and the paper's law."""
-    key, marks, ranges = LAW_VALUES[law], [], []
-    for group in groups:
-        compute = compute_range(group)
-        line = _frontier(group, key, compute) if compute is not None else None
-        if compute is None or line is None:
+    key, marks = LAW_VALUES[law], []
+    for fitted in fits:
+        if "c" not in fitted.ranges:
             continue
-        name, ends = group["group"], (float(compute[0]), float(compute[-1]))
-        ranges.append(ends)
-        marks += line_marks(name, compute, line)
-        flops, points = flops_of(group), group.get("points") or {}
+        low, high = (flops / PFLOP_S_DAY for flops in fitted.ranges["c"])
+        compute = np.geomspace(low, max(high, low * 1.001), LINE_POINTS)
+        values = _frontier(fitted, key, compute)
+        if values is None:
+            continue
+        name, points = fitted.name, fitted.entry.get("points") or {}
+        marks += line_marks(name, compute, values)
+        flops = flops_of(fitted)
         if key == "loss" and flops is not None and "loss" in points:
             c = rounded(flops / PFLOP_S_DAY)
             marks.insert(0, Mark("points", "points", name, c, rounded(points["loss"]), extra=labels_of(points)))
-        if known := _minima(group):
+        if known := _minima(fitted.entry):
             few = len(known["compute"]) <= FEW
             kind, label = ("minimum", "minimum") if few else ("faint", "envelope")
             marks.append(Mark(kind, label, name, rounded(known["compute"]), rounded(known[key])))  # type: ignore[arg-type]
-        marks += published(name, law, ends)
+        marks += published(name, law, (float(compute[0]), float(compute[-1])))
     if not marks:
         return None
     frame = replace(_FRAMES[law], marks=tuple(marks))
     dotted = any(mark.kind == "dotted" for mark in marks)
     return replace(frame, caption=f"{frame.caption} Dotted: the published laws.") if dotted else frame
-
-
-def compute_range(group: Group) -> Array | None:
-    """(LINE_POINTS,) PFLOP/s-days over which a group was fitted; None where no compute is known."""
-    known = _minima(group)
-    flops = flops_of(group)
-    if flops is not None and flops.size:
-        low, high = float(flops.min()) / PFLOP_S_DAY, float(flops.max()) / PFLOP_S_DAY
-    elif known and len(known["compute"]):
-        low, high = min(known["compute"]), max(known["compute"])
-    else:
-        return None
-    return np.geomspace(low, max(high, low * 1.001), LINE_POINTS)
 
 
 def _minima(group: Group) -> Mapping[str, Any] | None:
@@ -107,16 +91,12 @@ def _minima(group: Group) -> Mapping[str, Any] | None:
     return known if known and "compute" in known else None
 
 
-def _frontier(group: Group, key: str, compute: Array) -> law_curves.Line | None:
-    values = law_curves.frontier(group["law"], law_curves.parameters_of(group), compute, compute_law(group))
-    if values is None or key not in values:
+def _frontier(fitted: Fitted, key: str, compute: Array) -> Array | None:
+    """(1 + r, g) loss, params or tokens where `compute` (g,) PFLOP/s-days are spent best; None where none is said."""
+    law, flops = compute_law(fitted), compute[None] * PFLOP_S_DAY
+    if law is None:
         return None
-    line, known = law_curves.line_of(values[key]), group.get("band")
-    if line.low.size or not known:
-        return line
-    at, log_c = np.log(compute), np.log(known["compute"])
-    ends = [np.exp(np.interp(at, log_c, np.log(known[f"{key}_{end}"]))) for end in ("low", "high")]
-    return law_curves.Line(line.value, *ends)
+    return {"loss": law.loss, "params": law.params, "tokens": law.tokens}[key](flops)
 
 
 _FRAMES = {
@@ -159,27 +139,27 @@ def _curves(groups: Sequence[Group]) -> Figure:
     return Figure("isoflop", "Loss against size at equal compute", PARAMS, LOSS, tuple(marks), caption, tall=True)
 
 
-def _against(groups: Sequence[Group], role: str) -> Figure:
+def _against(fits: Sequence[Fitted], role: str) -> Figure:
     """Loss against one input, and the surface along it with the other input held at some of the points' values."""
     other, marks = "d" if role == "n" else "n", []
-    for group in groups:
-        points = group.get("points") or {}
-        if group["law"] not in law_curves.SURFACES or not {"n", "d", "loss"} <= set(points):
+    for fitted in fits:
+        points = fitted.entry.get("points") or {}
+        if fitted.law not in SURFACES or not {"n", "d", "loss"} <= set(points):
             continue
         x, held = np.array(points[role], dtype=float), np.unique(np.array(points[other], dtype=float))
-        name, labels = group["group"], {"tokens" if other == "d" else "params": rounded(points[other])}
+        name, labels = fitted.name, {"tokens" if other == "d" else "params": rounded(points[other])}
         marks.append(
             Mark("points", "points", name, rounded(x), rounded(points["loss"]), extra=labels | labels_of(points))
         )
         for value in held[np.unique(np.linspace(0, held.size - 1, FIXED).round().astype(int))]:
             ends = x[np.abs(np.log(np.array(points[other], dtype=float) / value)) < np.log(1.5)]
             along = np.geomspace(ends.min(), ends.max() * 1.001, LINE_POINTS)
-            inputs = (along, value) if role == "n" else (value, along)
-            fit = {name: each[:1] for name, each in law_curves.parameters_of(group).items()}
-            y = law_curves.surface(group["law"], fit, *map(np.asarray, inputs))[0]
+            fixed = np.full_like(along, value)
+            inputs = (along, fixed) if role == "n" else (fixed, along)
+            y = surface(fitted.law, fitted.values).loss(*(each[None] for each in inputs))[0]
             extra = {"tokens" if other == "d" else "params": rounded([value])[0]}
             marks.append(Mark("dashed", "law", name, rounded(along), rounded(y), extra=extra))
     axis, words = (PARAMS, "size") if role == "n" else (TOKENS, "tokens")
-    fixed = "tokens" if role == "n" else "the size"
-    caption = f"Dashed: the law along {words}, with {fixed} held at some values of the table."
+    rest = "tokens" if role == "n" else "the size"
+    caption = f"Dashed: the law along {words}, with {rest} held at some values of the table."
     return Figure(f"loss-{role}", f"Loss against {words}", axis, LOSS, tuple(marks), caption)

@@ -70,13 +70,17 @@ def default_unit(points: Points) -> Unit:
 
 def fit_points(points: Points, settings: PointFit) -> dict[str, Any]:
     """Fit every group. A group that cannot be fitted is in `refused` with its reason; UserError when none can."""
+    import scipy.optimize  # noqa: F401  it brings a BLAS of its own, which must be there to be limited
+    from threadpoolctl import threadpool_limits
+
     law, groups, refused = TABLE_LAWS[settings.law], [], []
     if "weight" in points.numbers and not law.reads_loss:
         raise UserError(f"columns: weight: the {settings.law} law does not weight its points; leave it out")
     for name in sorted(set(points.groups.tolist())):
         group, dropped = select(points, name, settings.drop)
         try:
-            fitted = law.fit(group, settings)
+            with threadpool_limits(1, "blas"):  # products are small here: more threads wait for each other, busily
+                fitted = law.fit(group, settings)
         except UserError as error:
             refused.append({"group": name, "reason": str(error)})
         else:

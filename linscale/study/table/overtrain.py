@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from linscale.config import UserError
-from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
+from linscale.study.flops import Flops
+from linscale.study.table.compute import compute_of, described, optima
 from linscale.study.table.form import Form, FormProblem
 from linscale.study.table.form_fit import (
     Fitted,
@@ -102,7 +103,7 @@ def overtrain_starts(problem: FormProblem, n: Array, d: Array) -> Array:
     return np.array(rows)
 
 
-def _derived(fitted: Fitted, flops: ComputeLaw) -> dict[str, Any]:
+def _derived(fitted: Fitted, flops: Flops) -> dict[str, Any]:
     """Where FLOPs are spent best, as for the chinchilla law; and tokens a parameter under 6 N D, the same for all."""
     _, a, a_prime, b = fitted.problem.form.numbers(np.vstack([fitted.solution.vector, fitted.replicates])).T
     if b[0] >= 0:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from linscale.study.flops import Flops
 from linscale.study.table.classical import classical
-from linscale.study.table.compute import ComputeLaw, compute_of, described, optima
+from linscale.study.table.compute import compute_of, described, optima
 from linscale.study.table.group import Group, PointFit, draws, listed_points, summary
 from linscale.study.table.noise import Repeats, find_repeats, lack_of_fit, redraw
 from linscale.study.table.profile import Profile, profiles
@@ -104,6 +105,6 @@ def _parameters(
     return table
 
 
-def _derived(problem: Problem, vectors: Array, flops: ComputeLaw, factor: float) -> dict[str, dict[str, Any]]:
+def _derived(problem: Problem, vectors: Array, flops: Flops, factor: float) -> dict[str, dict[str, Any]]:
     """Where FLOPs are spent best, by centred vectors (1 + r, p), the fit's first."""
     return optima(dict(zip(problem.law.parameters, problem.numbers(vectors).T, strict=True)), flops, factor)

@@ -35,16 +35,6 @@ def power(c: Array, l_coefficient: float, l_exponent: float, E: float = 0.0) -> 
     return E + l_coefficient * c**l_exponent
 
 
-def optimum(A: Array, B: Array, alpha: Array, beta: Array) -> tuple[Array, Array, Array]:
-    """The cheapest (N, D) under 6 N D FLOPs, for the chinchilla and the gamma form alike.
-
-    Returns a = beta / (alpha + beta) and the logarithms of two factors: N = exp(first) * (FLOPs / 6)^a and
-    D = exp(second) * (FLOPs / 6)^(1 - a).
-    """
-    scale = (np.log(alpha) + np.log(A) - np.log(beta) - np.log(B)) / (alpha + beta)
-    return beta / (alpha + beta), scale, -scale
-
-
 @dataclass(frozen=True)
 class Law:
     """A member of the family by what it reads and which of the family's parameters it frees.

@@ -5,8 +5,8 @@ import pytest
 from scipy.optimize import brentq
 
 from linscale.study.prediction.contest import contest
+from linscale.study.prediction.fitted import paired
 from linscale.study.prediction.multiplier import At
-from linscale.study.prediction.pairing import paired
 
 DAY = 8.64e19
 SPEC_CROSSINGS = {"cosformer2": 2.7e3, "hgrn2": 1.5e6, "tnl": 6e6}  # PFLOP/s-days, where LLaMA overtakes

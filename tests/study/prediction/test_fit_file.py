@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
+from linscale.study.prediction.answer import Question
 from linscale.study.prediction.fit_file import groups_of, read_fit, select
 from linscale.study.prediction.forecast import forecast
-from linscale.study.prediction.question import Question
 
 POWER = {"l_coefficient": 3.0, "l_exponent": -0.1}
 LINES = {

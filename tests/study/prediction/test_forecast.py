@@ -5,9 +5,9 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 
 from linscale.config import UserError
+from linscale.study.prediction.answer import Question
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.forecast import forecast, forecast_all
-from linscale.study.prediction.question import Question
 from linscale.study.table.fit import fit_points
 from linscale.study.table.group import PointFit
 from linscale.study.table.points import Points

@@ -5,9 +5,9 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from linscale.config import UserError
+from linscale.study.prediction.answer import Question
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.forecast import forecast
-from linscale.study.prediction.question import Question
 
 DAY = 8.64e19
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}

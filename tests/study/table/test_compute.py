@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from linscale.study.table.compute import ComputeLaw, compute_of, fit_compute
+from linscale.study.flops import Flops, fit_flops
+from linscale.study.table.compute import compute_of
 from linscale.study.table.fit import fit_points
 from linscale.study.table.group import PointFit, select
 from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
-from linscale.study.table.surfaces import chinchilla, optimum
+from linscale.study.table.surfaces import chinchilla
 
 TRUTH = {"A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.29}
 
 
 @pytest.mark.parametrize(("k", "kappa"), [(6.0, 0.0), (90.0, -0.15), (0.4, 0.2)])
 def test_the_optimum_is_the_lowest_loss_on_the_budget(k, kappa):
-    law = ComputeLaw(k, kappa)
-    a, log_n, log_d = law.optimum(*TRUTH.values())
+    law = Flops(k, kappa)
+    a, log_n, log_d = law.optimum(np.log(TRUTH["A"]), np.log(TRUTH["B"]), TRUTH["alpha"], TRUTH["beta"])
     for c in (1e18, 1e23):
 
         def loss(log_size, c=c):
@@ -32,23 +33,31 @@ def test_the_optimum_is_the_lowest_loss_on_the_budget(k, kappa):
         assert np.log(k) + (1 + kappa) * (log_n + a * np.log(c)) + d == pytest.approx(np.log(c))
 
 
-def test_six_n_d_is_the_plain_optimum():
-    a, log_n, log_d = ComputeLaw().optimum(*TRUTH.values())
-    plain = optimum(*TRUTH.values())
-    assert a == pytest.approx(plain[0])
-    assert log_n + a * np.log(6) == pytest.approx(plain[1])
-    assert log_d + (1 - a) * np.log(6) == pytest.approx(plain[2])
+def test_six_n_d_is_the_published_optimum():
+    """Hoffmann et al. 2022, equation 4: N_opt = G (C / 6)^a, D_opt = G^-1 (C / 6)^b, G = (alpha A / beta B)^(1 / s)."""
+    A, B, alpha, beta = TRUTH.values()
+    a, log_n, log_d = Flops().optimum(np.log(A), np.log(B), alpha, beta)
+    g = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    assert a == pytest.approx(beta / (alpha + beta))
+    assert np.exp(log_n) == pytest.approx(g * 6**-a)
+    assert np.exp(log_d) == pytest.approx(1 / g * 6 ** (a - 1))
+
+
+def test_flops_that_are_nearly_six_n_d_are_that():
+    n, d = np.array([1e7, 1e8, 1e9]), np.array([1e9, 1e10, 3e10])
+    assert fit_flops(n, d, 6 * n * d * np.array([1.004, 0.996, 1.0])) == Flops(deviation=pytest.approx(0.004))
+    assert fit_flops(n, d, 8 * n * d * np.array([1.004, 0.996, 1.0])).kappa == 0
 
 
 def test_a_planted_law_of_flops_is_found_and_its_deviation_told():
     n, d = np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e11, 4))
     c = 40 * n**0.9 * d
-    found = fit_compute(n.ravel(), d.ravel(), c.ravel())
+    found = fit_flops(n.ravel(), d.ravel(), c.ravel())
     assert (found.k, found.kappa) == pytest.approx((40, -0.1))
     assert found.deviation < 1e-9
     c[0, 0] *= 1.5
-    assert fit_compute(n.ravel(), d.ravel(), c.ravel()).deviation > 0.2
-    assert fit_compute(np.full(3, 1e8), np.array([1e9, 2e9, 4e9]), 8e8 * np.array([1e9, 2e9, 4e9])) == ComputeLaw(
+    assert fit_flops(n.ravel(), d.ravel(), c.ravel()).deviation > 0.2
+    assert fit_flops(np.full(3, 1e8), np.array([1e9, 2e9, 4e9]), 8e8 * np.array([1e9, 2e9, 4e9])) == Flops(
         pytest.approx(8.0), 0.0, pytest.approx(0, abs=1e-12)
     )
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
+from linscale.study.flops import Flops
 from linscale.study.table.fit import TABLE_LAWS
 from linscale.study.table.group import Group, PointFit
 from linscale.study.table.options import LawOptions, Tolerance, parse_options
 from linscale.study.table.surface_fit import Loss
-from linscale.study.table.surfaces import chinchilla, optimum
+from linscale.study.table.surfaces import chinchilla
 from tests.study.table.test_surface_fit import SCALING, published
 
 SYMMETRIC = (0.0, 2000.0, 2000.0, 0.3, 0.3)  # the valley is symmetric in log N, and L a power law
@@ -24,8 +25,9 @@ BUDGETS = np.geomspace(1e18, 1e21, 6)
 
 
 def best(c, truth):
-    a, log_n, _ = optimum(*(np.array(each) for each in truth[1:]))
-    return np.exp(log_n) * (c / 6) ** a
+    _, A, B, alpha, beta = truth
+    a, log_n, _ = Flops().optimum(np.log(A), np.log(B), alpha, beta)
+    return np.exp(log_n) * c**a
 
 
 def laws(truth):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from linscale.config import UserError
+from linscale.study.flops import Flops
 from linscale.study.table.fit import TABLE_LAWS, fit_points
 from linscale.study.table.group import PointFit
 from linscale.study.table.points import read_points
 from linscale.study.table.repeat import repeat
 from linscale.study.table.surface_fit import Loss
-from linscale.study.table.surfaces import chinchilla, optimum
+from linscale.study.table.surfaces import chinchilla
 
 TRUTH = (1.87, 521.0, 1488.0, 0.353, 0.353, 15.4, 5.3)
 
@@ -42,9 +43,9 @@ def test_the_law_itself():
     np.testing.assert_allclose(once, chinchilla(n, unique, *TRUTH[:5]))
     tokens = unique * (1 + r_d)  # what repetition without end comes to
     np.testing.assert_allclose(repeat(n, 1e16, unique, *TRUTH[:6]), chinchilla(n, tokens, *TRUTH[:5]))
-    a, log_n, log_d = optimum(A, B, alpha, beta)
-    flops = 6 * (unique / np.exp(log_d)) ** (1 / (1 - a))
-    cheapest = np.exp(log_n) * (flops / 6) ** a  # as `optimum` has it, for which D = unique
+    a, log_n, log_d = Flops().optimum(np.log(A), np.log(B), alpha, beta)
+    flops = (unique / np.exp(log_d)) ** (1 / (1 - a))
+    cheapest = np.exp(log_n) * flops**a  # as `optimum` has it, for which D = unique
     small, huge = cheapest / 2, cheapest * 1e8
     assert repeat(small, unique, unique, *TRUTH) == pytest.approx(chinchilla(small, unique, *TRUTH[:5]))
     assert repeat(huge, unique, unique, *TRUTH) == pytest.approx(chinchilla(cheapest * (1 + r_n), unique, *TRUTH[:5]))

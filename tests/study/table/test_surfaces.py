@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from linscale.study.table.minimise import Residual
-from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, optimum, power
+from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, power
 
 N = np.array([1e7, 1e8, 3e9])
 D = np.array([1e9, 2e10, 1e11])
@@ -57,15 +57,3 @@ def test_first_and_second_derivatives(terms, space):
             (objective(vectors + step) - objective(vectors - step)) / 2e-6, gradient[:, entry], atol=1e-7
         )
         np.testing.assert_allclose((slopes[0] - slopes[1]) / 2e-6, second[:, entry], atol=1e-6)
-
-
-def test_the_optimum_is_the_cheapest_point_of_its_budget():
-    A, B, alpha, beta = 400.0, 410.0, 0.34, 0.28
-    a, log_n, log_d = optimum(A, B, alpha, beta)
-    flops = 1e21
-    best_n = np.exp(log_n + a * np.log(flops / 6))
-    best_d = np.exp(log_d + (1 - a) * np.log(flops / 6))
-    assert 6 * best_n * best_d == pytest.approx(flops)
-    grid = best_n * np.geomspace(0.5, 2, 2001)
-    loss = chinchilla(grid, flops / 6 / grid, 1.7, A, B, alpha, beta)
-    assert grid[loss.argmin()] == pytest.approx(best_n, rel=1e-3)

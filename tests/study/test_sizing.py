@@ -10,7 +10,7 @@ from linscale.models import SIZES, preset
 from linscale.models.count import paper_parameters
 from linscale.study.gpus import GPUS, MEASURED_MFU, default_mfu, find_gpu
 from linscale.study.recipe import recipe
-from linscale.study.shape import count, nearest_shape, shapes, smallest
+from linscale.study.sizing import count, nearest_shape, shapes, smallest
 from linscale.train.config import TrainConfig
 
 

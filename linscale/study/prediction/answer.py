@@ -1,19 +1,18 @@
-"""The answer of a group whose law is of loss: what it expects where it is asked, and what a loss takes."""
+"""What is asked of a fit, and the answer of a group whose law is of loss: what it expects, and what a loss takes."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from linscale.config import UserError
 from linscale.study.prediction import cautions
-from linscale.study.prediction.best_repeated import best_repeated, repeated_loss
-from linscale.study.prediction.compute_law import ComputeLaw, compute_law
-from linscale.study.prediction.estimate import estimate, share
+from linscale.study.prediction.compute_law import ComputeLaw, best_repeated, compute_law, surface_loss
+from linscale.study.prediction.estimate import REPEATS, SEED, ends, estimate, scattered, share
 from linscale.study.prediction.fitted import Fitted
-from linscale.study.prediction.new_run import REPEATS, SEED, ends, scattered
-from linscale.study.prediction.question import Question
 from linscale.study.prediction.score import Score
 from linscale.study.prediction.surface import SURFACES, surface
 from linscale.study.table.resampling import widened
@@ -21,6 +20,32 @@ from linscale.study.table.resampling import widened
 Array = np.ndarray
 Answer = dict[str, Any]
 INVERTIBLE = ("chinchilla", "gamma", "overtrain")  # N and D to a loss have a closed form
+
+
+@dataclass(frozen=True)
+class Question:
+    """Numbers that are given; None for the others. FLOPs are raw, not PFLOP/s-days."""
+
+    flops: float | None = None
+    params: float | None = None
+    tokens: float | None = None
+    unique: float | None = None
+    """Unique tokens, of which `tokens` are seen in passes: the repeat law."""
+    bpb: float | None = None
+    """Bits per byte: the sigmoid law."""
+    loss: float | None = None
+    """A loss to reach."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for nothing asked, for numbers that are not positive, and for all of FLOPs, N and D."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in given.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} = {value:g}: expected a positive number")
+        if not given or set(given) == {"unique"}:
+            raise UserError("nothing asked: give --flops, or --params and --tokens, or --loss (or --bpb for a sigmoid)")
+        if {"flops", "params", "tokens"} <= set(given):
+            raise UserError("flops, params and tokens: two of them give the third; leave one out")
 
 
 def answer_of_loss(fitted: Fitted, question: Question, answer: Answer, score: Score | None) -> list[cautions.Caution]:
@@ -34,7 +59,9 @@ def answer_of_loss(fitted: Fitted, question: Question, answer: Answer, score: Sc
     answer["at"] |= {"flops": flops, "params": n, "tokens": d}
     found, losses, spread = [], None, np.empty(0)
     if fitted.law in SURFACES and n is not None and d is not None:
-        losses = _on_surface(fitted, n, d, question.unique)
+        if question.unique is not None:
+            _repeats(fitted)
+        losses = surface_loss(fitted, n, d, question.unique)
     elif flops is not None:
         losses = _spent_best(fitted, law, flops, question.unique, answer)
         if n is not None or d is not None:
@@ -67,28 +94,17 @@ def _placed(fitted: Fitted, question: Question) -> tuple[float | None, float | N
     """N, D and FLOPs, the third from two of them."""
     n, d, flops, rule = question.params, question.tokens, question.flops, fitted.flops
     if n is not None and d is not None:
-        return n, d, rule.flops(n, d)
+        return n, d, float(rule.flops(n, d))
     if flops is not None:
         if n is not None:
-            return n, rule.tokens(flops, n), flops
-        return (None, None, flops) if d is None else (rule.params(flops, d), d, flops)
+            return n, float(rule.tokens(flops, n)), flops
+        return (None, None, flops) if d is None else (float(rule.params(flops, d)), d, flops)
     if (n is not None or d is not None) and (question.loss is None or fitted.law not in INVERTIBLE):
         given, wanted = ("params", "tokens") if d is None else ("tokens", "params")
         raise UserError(f"{fitted.name}: {given} alone say nothing of the loss: give --{wanted} or --flops too")
     if question.loss is None:
         raise UserError(f"{fitted.name}: --bpb is for a sigmoid: give --flops, or --params and --tokens, or --loss")
     return n, d, None
-
-
-def _on_surface(fitted: Fitted, n: float, d: float, unique: float | None) -> Array:
-    shape = np.ones(1 + fitted.resamples)
-    if unique is not None:
-        _repeats(fitted)
-    if fitted.law == "repeat":
-        losses = repeated_loss(fitted, n * shape, d * shape, d if unique is None else unique)
-    else:
-        losses = surface(fitted.law, fitted.values).loss(n * shape, d * shape)
-    return widened(losses, fitted.stretch)
 
 
 def _spent_best(fitted: Fitted, law: ComputeLaw, flops: float, unique: float | None, answer: Answer) -> Array:
@@ -152,7 +168,7 @@ def _sizes_to(
     down = surface(fitted.law, fitted.values)
     if question.params is not None:
         d = widened(down.tokens(goal, question.params), fitted.stretch)
-        return np.asarray(rule.coefficient * question.params**rule.exponent * d), None, d
+        return rule.flops(question.params, d), None, d
     assert question.tokens is not None
     n = widened(down.params(goal, question.tokens), fitted.stretch)
-    return np.asarray(rule.coefficient * n**rule.exponent * question.tokens), n, None
+    return rule.flops(n, question.tokens), n, None
