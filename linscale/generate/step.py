@@ -72,7 +72,8 @@ class DecodingStep:
     def _encode(self) -> None:
         """TPE: h <- λ h + x, x <- Σ b h, for active rows."""
         encoder, state = self.packed.encoder, self.encoder_state
-        assert encoder is not None and state is not None
+        assert encoder is not None
+        assert state is not None
         alive = (self.active > 0)[:, None, None]
         fresh = state * encoder.log_rate.to(state.dtype).exp() + self.x[:, :, None].to(state.dtype)
         state.copy_(torch.where(alive, fresh, state))
@@ -134,7 +135,9 @@ class DecodingStep:
 
 def _operators(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | Any:
     """The module whose functions run here: kernels where Triton compiles them, for heads of a power of two."""
-    obstacle = None if head_dim & (head_dim - 1) == 0 and head_dim >= 16 else f"head_dim = {head_dim} is no power of two"
+    obstacle = (
+        None if head_dim & (head_dim - 1) == 0 and head_dim >= 16 else f"head_dim = {head_dim} is no power of two"
+    )
     if choose("auto", device, dtype, obstacle).form == "triton":
         from linscale.ops.decode import kernel
 

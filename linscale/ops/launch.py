@@ -97,7 +97,14 @@ def launch(
 
     constants  in any order that stays the same
     """
-    key = (kernel.fn, warps, stages, early, *constants.values(), *numbers)  # .fn: the hash of a kernel itself costs more
+    key = (
+        kernel.fn,
+        warps,
+        stages,
+        early,
+        *constants.values(),
+        *numbers,
+    )  # .fn: the hash of a kernel itself costs more
     known = _LAUNCHES.get(key)
     if known is None:
         if len(_LAUNCHES) >= MOST:

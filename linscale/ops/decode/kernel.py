@@ -58,7 +58,13 @@ def slices(head_dim: int) -> int:
 
 
 def project(
-    x: Tensor, part: Projection, out: Tensor, eps: float, *, residual: Tensor | None = None, squares: Tensor | None = None
+    x: Tensor,
+    part: Projection,
+    out: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> None:
     """See `plain.project`."""
     slots, inputs = x.shape
@@ -75,7 +81,9 @@ def project(
     ), tiles.warps, tiles.stages, ahead)  # fmt: skip
 
 
-def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor) -> None:
+def mix(
+    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor
+) -> None:
     """See `plain.mix`; squares (S, H * slices), one number a program."""
     slots, width = projected.shape
     count, ahead = slices(part.head_dim), early(out.device)
@@ -90,8 +98,8 @@ def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: 
 
 
 def attend(
-    projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor, out: Tensor,
-    scratch: tuple[Tensor, Tensor, Tensor],
+    projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
+    out: Tensor, scratch: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
     """See `plain.attend`; scratch as `attend_scratch` makes it."""
     slots, (capacity, groups, width) = len(out), keys.shape[1:]

@@ -189,7 +189,8 @@ def append_kernel(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head). Turns q and k by their place (RoPE), puts k and v into the cache (S, CAPACITY, G, K).
+    """One program: (sequence, head). Turns q and k by their place (RoPE), puts k and v into the cache
+    (S, CAPACITY, G, K).
 
     projected (S, WIDTH): q (H K), k (G K), v (G K); queries (S, H, K) the turned q. frequencies (K/2,) float64.
     """

@@ -11,7 +11,13 @@ from linscale.ops.rotary import angles, rotate_half
 
 
 def project(
-    x: Tensor, part: Projection, out: Tensor, eps: float, *, residual: Tensor | None = None, squares: Tensor | None = None
+    x: Tensor,
+    part: Projection,
+    out: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> None:
     """out (S, N) <- a(r x Wᵀ) + residual. r is 1, or with `normed` the reciprocal root mean square of x, or given
     `squares` (S, P) that of K numbers whose squares they sum up."""
@@ -30,7 +36,9 @@ def project(
         torch.add(residual, y, out=out)
 
 
-def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor) -> None:
+def mix(
+    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor
+) -> None:
     """state (S, H, K, V) <- decay state + k vᵀ and out (S, H V) <- o times its gate, for the rows that are active.
 
     squares (S, P) <- sums of squares of o, all in the first column: its norm comes with the next projection.
@@ -38,11 +46,11 @@ def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: 
     heads, width = part.n_heads, part.head_dim
     parts = [heads * width] * 3 + ([part.gate.shape[1]] if part.gate is not None else [])
     q, k, v, *narrow = projected.float().split(parts, dim=1)
-    keep: Tensor | float = 1.0
+    keep = projected.new_ones(1, 1, 1, 1, dtype=torch.float32)
     if part.kind == "gated":
-        low = part.decay if part.decay is not None else 0.0
+        low = torch.zeros(()) if part.decay is None else part.decay
         keep, k = low + (1 - low) * k.sigmoid(), (1 - low) * (-k).sigmoid()
-        keep = keep.view(-1, heads, width, 1)
+        keep = keep.unflatten(-1, (heads, width))[..., None]
     elif part.kind == "head":
         assert part.decay is not None
         keep = part.decay.exp().view(1, heads, 1, 1)
@@ -51,7 +59,7 @@ def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: 
         cos, sin = angles(positions[:, None], part.theta, torch.float32)  # (S, 1, H, V)
         cos, sin = cos[:, 0], sin[:, 0]
         q, k = torch.cat([q * cos, q * sin], -1), torch.cat([k * cos, k * sin], -1)
-        keep = torch.cat([keep, keep], 2) if isinstance(keep, Tensor) and keep.shape[2] > 1 else keep
+        keep = torch.cat([keep, keep], 2) if keep.shape[2] > 1 else keep
     new = state * keep + k[..., None] * v[:, :, None]
     alive = active.bool()
     state.copy_(torch.where(alive[:, None, None, None], new, state) if not bool(alive.all()) else new)
@@ -66,7 +74,8 @@ def mix(projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: 
 def attend(
     projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor, out: Tensor
 ) -> None:
-    """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q H heads, k and v G."""
+    """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q has H heads, k and
+    v G."""
     capacity, groups, width = keys.shape[1:]
     heads = out.shape[1] // width
     q, k, v = projected.split([heads * width, groups * width, groups * width], dim=1)

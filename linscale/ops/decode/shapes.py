@@ -27,7 +27,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a linear-attention layer does with its projections (S, 3 D + rank): q, k, v, and an output gate's bottleneck.
+    """What a linear-attention layer does with its projections (S, 3 D + rank): q, k, v, an output gate's bottleneck.
 
     kind   plain: no decay. head: log λ a head. gated: the second projection is a forget gate f before its sigmoid,
            decay = β + (1 - β) sigmoid(f) a channel, k = 1 - decay
