@@ -91,15 +91,23 @@ def launch(
     constants: dict[str, Any],
     warps: int,
     stages: int = 1,
+    early: bool = False,
 ) -> None:
     """Run `programs` programs of a kernel, for callers that work out anew for every call what a `Launch` holds.
 
     constants  in any order that stays the same
     """
-    key = (kernel.fn, warps, stages, *constants.values(), *numbers)  # .fn: the hash of a kernel itself costs more
+    key = (
+        kernel.fn,
+        warps,
+        stages,
+        early,
+        *constants.values(),
+        *numbers,
+    )  # .fn: the hash of a kernel itself costs more
     known = _LAUNCHES.get(key)
     if known is None:
         if len(_LAUNCHES) >= MOST:
             _LAUNCHES.clear()
-        known = _LAUNCHES[key] = Launch(kernel, 1, numbers, constants, warps, stages)
+        known = _LAUNCHES[key] = Launch(kernel, 1, numbers, constants, warps, stages, early)
     known(programs, tensors)

@@ -1,0 +1,113 @@
+"""A model's matrices as a decoding step reads them: side by side where they read the same, norms multiplied in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
+from linscale.models import LanguageModel
+from linscale.models.cosformer2 import CosFormer2Mixer
+from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
+from linscale.models.tnl import TNLMixer
+from linscale.ops.decode import Mix, Projection
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A softmax layer's heads and the angles of its RoPE."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    frequencies: Tensor
+    """(head_dim / 2,) float64."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block."""
+
+    read: Projection
+    """What the mixer reads: q, k or f, v, and the bottleneck of an output gate."""
+    mixer: Mix | Attention
+    out: Projection
+    gate_up: Projection
+    down: Projection
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A whole model."""
+
+    embedding: Tensor
+    """(vocab, D)"""
+    encoder: ToeplitzEncoding | None
+    layers: tuple[Layer, ...]
+    head: Projection
+
+
+def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
+    """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
+    head = model.embedding.weight if model.head is None else model.head.weight
+    return Packed(
+        embedding=model.embedding.weight.detach().to(dtype),
+        encoder=model.position_encoder,
+        layers=tuple(_pack_layer(model, layer, dtype) for layer in range(model.config.n_layers)),
+        head=Projection(_scaled(model.norm, head).to(dtype), normed=True),
+    )
+
+
+def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
+    block: Any = model.blocks[layer]
+    rows, silu_until, mixer = _mixer(model, layer, block.mixer, dtype)
+    mlp = block.mlp
+    return Layer(
+        read=Projection(_side_by_side(block.mixer_norm, rows, dtype), normed=True, silu_until=silu_until),
+        mixer=mixer,
+        out=Projection(block.mixer.o_proj.weight.detach().to(dtype)),
+        gate_up=Projection(
+            _side_by_side(block.mlp_norm, [mlp.gate_proj, mlp.up_proj], dtype),
+            normed=True,
+            paired=True,
+            activation=mlp.activation is not None,
+        ),
+        down=Projection(mlp.down_proj.weight.detach().to(dtype)),
+    )
+
+
+def _mixer(
+    model: LanguageModel, layer: int, mixer: nn.Module, dtype: torch.dtype
+) -> tuple[list[nn.Linear], int, Mix | Attention]:
+    """The matrices it reads with, how many of their outputs go through silu, and what it does with them."""
+    config = model.config
+    shape = (config.n_heads, config.head_dim)
+    if isinstance(mixer, TNLMixer | CosFormer2Mixer):
+        rows = [mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.gate.down_proj]
+        decay = mixer.log_decay.float() if isinstance(mixer, TNLMixer) else None
+        theta = None if mixer.lrpe is None else mixer.lrpe.theta.detach().float()
+        gate = mixer.gate.up_proj.weight.detach().to(dtype)
+        return rows, 2 * config.d_model, Mix("plain" if decay is None else "head", *shape, decay, theta, gate)
+    if isinstance(mixer, HGRN2Mixer):
+        assert isinstance(model, HGRN2)
+        bounds = None if mixer.first else lower_bounds(model.lower_bound_logits.detach())[layer].contiguous()
+        return [mixer.q_proj, mixer.f_proj, mixer.v_proj], config.d_model, Mix("gated", *shape, bounds)
+    if isinstance(mixer, SoftmaxAttention):
+        channels = torch.arange(0, config.head_dim, 2, device=mixer.q_proj.weight.device, dtype=torch.float64)
+        frequencies = mixer.rope_base ** (-channels / config.head_dim)
+        attention = Attention(config.n_heads, config.n_heads, config.head_dim, frequencies)
+        return [mixer.q_proj, mixer.k_proj, mixer.v_proj], 0, attention
+    raise TypeError(f"{type(mixer).__name__} has no decoding step")
+
+
+def _side_by_side(norm: nn.Module, parts: list[nn.Linear], dtype: torch.dtype) -> Tensor:
+    return torch.cat([_scaled(norm, part.weight) for part in parts]).to(dtype)
+
+
+def _scaled(norm: nn.Module, weight: Tensor) -> Tensor:
+    """A matrix behind a norm, with the norm's weights."""
+    weight = weight.detach()
+    return weight * norm.weight.detach() if isinstance(norm, RMSNorm) else weight

@@ -1,0 +1,145 @@
+"""A decoding step of S slots on buffers that never move: what a CUDA graph holds, and a CPU works on in place.
+
+It computes what `LanguageModel.read` and `logits` do for one token of every sequence, from matrices packed for it
+(packing.py), by the operators of `ops.decode`. States lie in slots: a sequence is put into one, and taken out again.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linscale.generate.packing import Attention, Layer, Packed, pack
+from linscale.layers.softmax_attention import KeyValues
+from linscale.models import LanguageModel, State
+from linscale.ops.backend import choose
+from linscale.ops.decode import plain
+
+
+class DecodingStep:
+    """Set `tokens` and `active`, call `run`, read `logits`; rows that are not active keep their state.
+
+    slots        S
+    capacity     tokens that a softmax layer has room for in a slot
+    dtype        of matrices and of what runs between layers
+    state_dtype  of linear attention's states
+    """
+
+    def __init__(
+        self, model: LanguageModel, slots: int, capacity: int, *, dtype: torch.dtype, state_dtype: torch.dtype
+    ) -> None:
+        config, device = model.config, model.embedding.weight.device
+        self.config, self.slots, self.capacity = config, slots, capacity
+        self.packed: Packed = pack(model, dtype)
+        self.ops = _operators(device, dtype, config.head_dim)
+        self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
+        self.active = torch.zeros(slots, dtype=torch.int32, device=device)
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.x, self.mixed = (torch.zeros(slots, config.d_model, **new) for _ in range(2))
+        self.inner = torch.zeros(slots, config.glu_width, **new)
+        self.projected = [torch.zeros(slots, len(layer.read.weight), **new) for layer in self.packed.layers[:2]]
+        self.logits = torch.zeros(slots, config.vocab_size, device=device)
+        programs = 1 if self.ops is plain else self.ops.slices(config.head_dim)
+        self.squares = torch.zeros(slots, config.n_heads * programs, device=device)
+        self.encoder_state: Tensor | None = None
+        if self.packed.encoder is not None:
+            self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
+        self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
+        self._scratch: dict[str, Any] = {}
+
+    def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
+        mixer, device = layer.mixer, self.tokens.device
+        if isinstance(mixer, Attention):
+            shape = (self.slots, self.capacity, mixer.n_kv_heads, mixer.head_dim)
+            return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
+        return (torch.zeros(shape, device=device, dtype=state_dtype),)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """One token of every active row."""
+        torch.index_select(self.packed.embedding, 0, self.tokens, out=self.x)
+        if self.packed.encoder is not None:
+            self._encode()
+        for layer, state in zip(self.packed.layers, self.states, strict=True):
+            self._layer(layer, state)
+        self.ops.project(self.x, self.packed.head, self.logits, self.config.norm_eps)
+        self.positions.add_(self.active)
+
+    def _encode(self) -> None:
+        """TPE: h <- λ h + x, x <- Σ b h, for active rows."""
+        encoder, state = self.packed.encoder, self.encoder_state
+        assert encoder is not None
+        assert state is not None
+        alive = (self.active > 0)[:, None, None]
+        fresh = state * encoder.log_rate.to(state.dtype).exp() + self.x[:, :, None].to(state.dtype)
+        state.copy_(torch.where(alive, fresh, state))
+        self.x.copy_((state * encoder.weight.to(state.dtype)).sum(-1))
+
+    def _layer(self, layer: Layer, state: tuple[Tensor, ...]) -> None:
+        eps, ops = self.config.norm_eps, self.ops
+        width = len(layer.read.weight)
+        projected = next(each for each in self.projected if each.shape[1] == width)
+        ops.project(self.x, layer.read, projected, eps)
+        mixer = layer.mixer
+        if isinstance(mixer, Attention):
+            self._attend(mixer, projected, *state)
+            ops.project(self.mixed, layer.out, self.x, eps, residual=self.x)
+        else:
+            ops.mix(projected, mixer, *state, self.positions, self.active, self.mixed, self.squares)
+            ops.project(self.mixed, layer.out, self.x, eps, residual=self.x, squares=self.squares)
+        ops.project(self.x, layer.gate_up, self.inner, eps)
+        ops.project(self.inner, layer.down, self.x, eps, residual=self.x)
+
+    def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
+        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.mixed)
+        if self.ops is plain:
+            plain.attend(*given)
+            return
+        if "attend" not in self._scratch:
+            self._scratch["attend"] = self.ops.attend_scratch(self.mixed, keys)
+        self.ops.attend(*given, self._scratch["attend"])
+
+    @torch.no_grad()
+    def put(self, slot: int, state: State) -> None:
+        """A model's State of one sequence into a slot."""
+        self.positions[slot] = state.position[0]
+        if self.encoder_state is not None:
+            assert state.embedding is not None
+            self.encoder_state[slot] = state.embedding[0]
+        length = int(state.position[0])
+        for room, layer in zip(self.states, state.layers, strict=True):
+            if isinstance(layer, KeyValues):
+                for cache, x in zip(room, layer, strict=True):
+                    cache[slot, :length] = x[0, :length]
+            else:
+                room[0][slot] = layer[0]
+
+    @torch.no_grad()
+    def take(self, slot: int) -> State:
+        """The State of the sequence in a slot, a copy."""
+        position = self.positions[slot : slot + 1].clone()
+        length = int(position)
+        layers = tuple(
+            KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
+            if len(room) == 2
+            else room[0][slot : slot + 1].float()
+            for room in self.states
+        )
+        embedding = None if self.encoder_state is None else self.encoder_state[slot : slot + 1].clone()
+        return State(position, embedding, layers)
+
+
+def _operators(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | Any:
+    """The module whose functions run here: kernels where Triton compiles them, for heads of a power of two."""
+    obstacle = (
+        None if head_dim & (head_dim - 1) == 0 and head_dim >= 16 else f"head_dim = {head_dim} is no power of two"
+    )
+    if choose("auto", device, dtype, obstacle).form == "triton":
+        from linscale.ops.decode import kernel
+
+        return kernel
+    return plain

@@ -1,0 +1,130 @@
+"""Launches of the kernels of a decoding step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linscale.ops.decode.kernels import (
+    NORMED,
+    PLAIN,
+    SUMMED,
+    append_kernel,
+    attend_kernel,
+    combine_kernel,
+    mix_kernel,
+    project_kernel,
+)
+from linscale.ops.decode.shapes import Mix, Projection
+from linscale.ops.launch import launch
+
+BLOCK = 128  # places of a cache that a program reads
+SLICE = 32  # columns of a state that a program holds
+KINDS = {"plain": 0, "head": 1, "gated": 2}  # as `mix_kernel` names them
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How `project` is cut: outputs a program, inputs a step, warps, and steps loaded ahead."""
+
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int = 1
+
+
+def tiling(slots: int, outputs: int, inputs: int, paired: bool) -> Tiles:
+    """Measured on one H200 at 374M parameters: see benchmarks/NOTES.md. For one sequence a program reads whole rows of
+    the matrix before what it waits for is there."""
+    whole = 1 << (inputs - 1).bit_length()
+    if slots == 1:
+        return Tiles(2 if paired or inputs <= outputs // 2 else 4, min(whole, 4096), 2 if paired else 4)
+    narrow = max(16, min(whole, 128))
+    if slots <= 16 or outputs <= 2048:
+        return Tiles(16, max(16, min(whole, 256)), 4, 4)
+    return Tiles(128, min(narrow, 64), 8, 4) if outputs > 16384 else Tiles(64, min(narrow, 64 if paired else 128), 4, 4)
+
+
+def early(device: torch.device) -> bool:
+    """Whether kernels may begin before those before them have ended: from Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def slices(head_dim: int) -> int:
+    """Programs a head in `mix`."""
+    return head_dim // min(SLICE, head_dim)
+
+
+def project(
+    x: Tensor,
+    part: Projection,
+    out: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    squares: Tensor | None = None,
+) -> None:
+    """See `plain.project`."""
+    slots, inputs = x.shape
+    outputs = out.shape[1]
+    tiles = tiling(slots, outputs, inputs, part.paired)
+    norm = SUMMED if squares is not None else NORMED if part.normed else PLAIN
+    ahead = early(x.device)
+    launch(project_kernel, -(-outputs // tiles.outputs), (
+        x, part.weight, out, out if residual is None else residual, out if squares is None else squares,
+    ), (eps, part.silu_until), dict(
+        S=slots, K=inputs, N=outputs, PARTS=1 if squares is None else squares.shape[1], NORM=norm.value,
+        PAIRED=part.paired, ACTIVATION=part.activation, RESIDUAL=residual is not None,
+        BS=1 if slots == 1 else max(16, 1 << (slots - 1).bit_length()), BN=tiles.outputs, BK=tiles.inputs, EARLY=ahead,
+    ), tiles.warps, tiles.stages, ahead)  # fmt: skip
+
+
+def mix(
+    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor
+) -> None:
+    """See `plain.mix`; squares (S, H * slices), one number a program."""
+    slots, width = projected.shape
+    count, ahead = slices(part.head_dim), early(out.device)
+    launch(mix_kernel, slots * part.n_heads * count, (
+        projected, state, positions, active, squares if part.decay is None else part.decay,
+        squares if part.theta is None else part.theta, squares if part.gate is None else part.gate, out, squares,
+    ), (), dict(
+        S=slots, H=part.n_heads, V=part.head_dim, WIDTH=width, RANK=0 if part.gate is None else part.gate.shape[1],
+        KIND=KINDS[part.kind], LRPE=part.theta is not None, FIRST=part.decay is None, BV=part.head_dim // count,
+        EARLY=ahead,
+    ), 4, early=ahead)  # fmt: skip
+
+
+def attend(
+    projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
+    out: Tensor, scratch: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """See `plain.attend`; scratch as `attend_scratch` makes it."""
+    slots, (capacity, groups, width) = len(out), keys.shape[1:]
+    heads, splits, ahead = out.shape[1] // width, -(-capacity // BLOCK), early(out.device)
+    queries, partial, weights = scratch
+    launch(append_kernel, slots * heads, (projected, keys, values, positions, active, frequencies, queries), (), dict(
+        H=heads, G=groups, K=width, CAPACITY=capacity, WIDTH=projected.shape[1], EARLY=ahead,
+    ), 1, early=ahead)  # fmt: skip
+    launch(attend_kernel, slots * heads * splits, (
+        queries, keys, values, positions, active, partial, weights,
+    ), (width**-0.5,), dict(
+        H=heads, G=groups, K=width, CAPACITY=capacity, SPLITS=splits, BT=BLOCK, EARLY=ahead,
+    ), 4, early=ahead)  # fmt: skip
+    launch(combine_kernel, slots * heads, (partial, weights, positions, active, out), (), dict(
+        H=heads, K=width, SPLITS=splits, BT=BLOCK, EARLY=ahead,
+    ), 1, early=ahead)  # fmt: skip
+
+
+def attend_scratch(out: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `attend` works in: turned queries, averages of splits, their scores and sums."""
+    capacity, width = keys.shape[1], keys.shape[3]
+    heads, splits = out.shape[1] // width, -(-capacity // BLOCK)
+    pieces = (len(out), heads, splits)
+    return (
+        out.new_empty(len(out), heads, width),
+        torch.empty(*pieces, width, device=out.device),
+        torch.empty(*pieces, 2, device=out.device),
+    )

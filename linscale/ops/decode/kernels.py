@@ -1,0 +1,288 @@
+"""One token of S sequences, in five kernels a layer: what a decoding step costs is reading the weights once.
+
+    project   rows of W times x, with the norm before and the activation, gate or residual after
+    mix       S <- decay S + k vᵀ, o = Sᵀ q in place, with what makes q, k and the decay from projections
+    attend    softmax attention of one query over a cache, a block of places a program
+
+A program of `project` owns BN outputs and walks over the inputs; of the norm it needs a factor a row only, which it
+finds on the way and applies at the end. Sums are float32, in an order that the shapes alone decide.
+"""
+
+import triton
+import triton.language as tl
+
+from linscale.ops.decay_attention.kernels.common import await_earlier, let_next_begin
+
+# What precedes the product in `project`: nothing, the norm of x itself, or of what `sums` holds the squares of.
+PLAIN, NORMED, SUMMED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# How `mix` decays the state.
+NONE, HEAD, GATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def project_kernel(
+    x, weight, out, residual, sums, eps, silu_until,
+    S: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr,
+    PAIRED: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
+    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """out (S, N) = a(r x Wᵀ) + residual: x (S, K), weight (N, K), or (2 N, K) gate and up rows where PAIRED.
+
+    r is 1, or the reciprocal root mean square of x, or of something else of width K whose squares' sums over PARTS
+    pieces `sums` (S, PARTS) holds. The first `silu_until` outputs are put through silu; with PAIRED and ACTIVATION the
+    gate. BS is S rounded up to a power of two, at least 16 unless 1.
+    """
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    known = columns < N
+    rows = tl.arange(0, BS)
+    alive = rows < S
+    steps = tl.arange(0, BK)
+    at = columns[:, None].to(tl.int64) * K
+    first_w = tl.load(weight + at + steps[None, :], mask=known[:, None] & (steps < K)[None, :], other=0.0)
+    first_u = first_w
+    if PAIRED:
+        first_u = tl.load(weight + N * K + at + steps[None, :], mask=known[:, None] & (steps < K)[None, :], other=0.0)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    if BS == 1:
+        values = tl.load(x + steps, mask=steps < K, other=0.0).to(tl.float32)
+        main, side = first_w.to(tl.float32) * values[None, :], first_u.to(tl.float32) * values[None, :]
+        squares = values * values
+    else:
+        values = tl.load(x + rows[:, None] * K + steps[None, :], mask=alive[:, None] & (steps < K)[None, :], other=0.0)
+        across = tl.trans(values.to(first_w.dtype))  # (BK, BS)
+        main = tl.dot(first_w, across, input_precision="ieee")  # (BN, BS)
+        side = main
+        if PAIRED:
+            side = tl.dot(first_u, across, input_precision="ieee")
+        wide = values.to(tl.float32)
+        squares = tl.sum(wide * wide, axis=1)
+    for first in tl.range(BK, K, BK):
+        inside = first + steps < K
+        place = at + (first + steps)[None, :]
+        both = known[:, None] & inside[None, :]
+        w = tl.load(weight + place, mask=both, other=0.0)
+        u = w
+        if PAIRED:
+            u = tl.load(weight + N * K + place, mask=both, other=0.0)
+        if BS == 1:
+            values = tl.load(x + first + steps, mask=inside, other=0.0).to(tl.float32)
+            main += w.to(tl.float32) * values[None, :]
+            if PAIRED:
+                side += u.to(tl.float32) * values[None, :]
+            if NORM == NORMED:
+                squares += values * values
+        else:
+            values = tl.load(
+                x + rows[:, None] * K + (first + steps)[None, :], mask=alive[:, None] & inside[None, :], other=0.0
+            )  # (BS, BK)
+            across = tl.trans(values.to(w.dtype))
+            main = tl.dot(w, across, main, input_precision="ieee")
+            if PAIRED:
+                side = tl.dot(u, across, side, input_precision="ieee")
+            if NORM == NORMED:
+                wide = values.to(tl.float32)
+                squares += tl.sum(wide * wide, axis=1)
+    if BS == 1:
+        y, z = tl.sum(main, axis=1)[:, None], tl.sum(side, axis=1)[:, None]  # (BN, 1)
+        total = tl.sum(squares, axis=0)[None]
+    else:
+        y, z, total = main, side, squares
+    if NORM == SUMMED:
+        pieces: tl.constexpr = triton.next_power_of_2(PARTS)
+        part = tl.arange(0, pieces)
+        held = tl.load(
+            sums + rows[:, None] * PARTS + part[None, :], mask=alive[:, None] & (part < PARTS)[None, :], other=0.0
+        )
+        total = tl.sum(held, axis=1)
+    if NORM != PLAIN:
+        factor = tl.rsqrt(total / K + eps)[None, :]
+        y *= factor
+        z *= factor
+    if PAIRED:
+        if ACTIVATION:
+            y = y * tl.sigmoid(y)
+        y = y * z
+    else:
+        y = tl.where(columns[:, None] < silu_until, y * tl.sigmoid(y), y)
+    where = rows[None, :] * N + columns[:, None]
+    both = alive[None, :] & known[:, None]
+    if RESIDUAL:
+        y += tl.load(residual + where, mask=both, other=0.0).to(tl.float32)
+    tl.store(out + where, y.to(out.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def mix_kernel(
+    projected, state, positions, active, decay, theta, gate_weight, out, sums,
+    S: tl.constexpr, H: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    KIND: tl.constexpr, LRPE: tl.constexpr, FIRST: tl.constexpr, BV: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, head, BV columns of its state). state (S, H, K, V) float32 or bfloat16, in place.
+
+    projected (S, WIDTH): q, k, v (S, H, V each, silu done) and a gate's bottleneck of RANK; for GATED q, f, v, with f
+    the forget gate before its sigmoid and `decay` the lower bounds (H V,). For HEAD `decay` is log λ (H,). With LRPE,
+    K = 2 V and `theta` (H, V) are angles a token. out (S, H V) = o times the gate, sums (S, H V / BV) the squares of o.
+    Sequences that are not `active` are left alone.
+    """
+    program = tl.program_id(0)
+    slices: tl.constexpr = V // BV
+    row = tl.cast(program // (slices * H), tl.int64)
+    head = (program // slices) % H
+    piece = program % slices
+    wide = tl.arange(0, V)
+    columns = piece * BV + tl.arange(0, BV)
+    parts: tl.constexpr = 2 if LRPE else 1
+    here = state + (row * H + head) * parts * V * V + wide[:, None] * V + columns[None, :]
+    alive = tl.load(active + row) != 0
+    s = tl.load(here, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+    t = s
+    if LRPE:
+        t = tl.load(here + V * V, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    if alive:
+        base = projected + row * WIDTH + head * V
+        q = tl.load(base + wide).to(tl.float32)
+        k = tl.load(base + H * V + wide).to(tl.float32)
+        v = tl.load(base + 2 * H * V + columns).to(tl.float32)
+        keep = tl.full((V,), 1.0, tl.float32)
+        if KIND == GATED:
+            open_ = tl.sigmoid(k)
+            shut = tl.sigmoid(-k)
+            if FIRST:
+                keep, k = open_, shut
+            else:
+                low = tl.load(decay + head * V + wide)
+                keep = low + (1 - low) * open_
+                k = (1 - low) * shut
+        elif KIND == HEAD:
+            keep = keep * tl.exp(tl.load(decay + head))
+        if LRPE:
+            turns = tl.load(positions + row).to(tl.float64) * tl.load(theta + head * V + wide).to(tl.float64)
+            turns = turns * 0.15915494309189535
+            angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+            cos, sin = tl.cos(angle), tl.sin(angle)
+            s = s * keep[:, None] + (k * cos)[:, None] * v[None, :]
+            t = t * keep[:, None] + (k * sin)[:, None] * v[None, :]
+            o = tl.sum(s * (q * cos)[:, None] + t * (q * sin)[:, None], axis=0)
+            tl.store(here, s.to(state.dtype.element_ty))
+            tl.store(here + V * V, t.to(state.dtype.element_ty))
+        else:
+            s = s * keep[:, None] + k[:, None] * v[None, :]
+            o = tl.sum(s * q[:, None], axis=0)
+            tl.store(here, s.to(state.dtype.element_ty))
+        tl.store(sums + row * H * slices + head * slices + piece, tl.sum(o * o, axis=0))
+        if RANK > 0:
+            rank = tl.arange(0, RANK)
+            narrow = tl.load(projected + row * WIDTH + 3 * H * V + rank).to(tl.float32)
+            up = tl.load(gate_weight + (head * V + columns).to(tl.int64)[:, None] * RANK + rank[None, :])
+            o = o * tl.sigmoid(tl.sum(up.to(tl.float32) * narrow[None, :], axis=1))
+        tl.store(out + row * H * V + head * V + columns, o.to(out.dtype.element_ty))
+
+
+@triton.jit
+def append_kernel(
+    projected, keys, values, positions, active, frequencies, queries,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, head). Turns q and k by their place (RoPE), puts k and v into the cache
+    (S, CAPACITY, G, K).
+
+    projected (S, WIDTH): q (H K), k (G K), v (G K); queries (S, H, K) the turned q. frequencies (K/2,) float64.
+    """
+    program = tl.program_id(0)
+    row = tl.cast(program // H, tl.int64)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    if tl.load(active + row) != 0:
+        head = program % H
+        half = tl.arange(0, K // 2)
+        place = tl.load(positions + row)
+        turns = place.to(tl.float64) * tl.load(frequencies + half) * 0.15915494309189535
+        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+        cos, sin = tl.cos(angle), tl.sin(angle)
+        at = projected + row * WIDTH + head * K + half
+        first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
+        turned = queries + (row * H + head) * K + half
+        tl.store(turned, (first * cos - second * sin).to(queries.dtype.element_ty))
+        tl.store(turned + K // 2, (second * cos + first * sin).to(queries.dtype.element_ty))
+        if head < G:
+            at = projected + row * WIDTH + (H + head) * K + half
+            first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
+            there = ((row * CAPACITY + place) * G + head) * K + half
+            tl.store(keys + there, (first * cos - second * sin).to(keys.dtype.element_ty))
+            tl.store(keys + there + K // 2, (second * cos + first * sin).to(keys.dtype.element_ty))
+            at = projected + row * WIDTH + (H + G + head) * K + half
+            tl.store(values + there, tl.load(at).to(values.dtype.element_ty))
+            tl.store(values + there + K // 2, tl.load(at + K // 2).to(values.dtype.element_ty))
+
+
+@triton.jit
+def attend_kernel(
+    queries, keys, values, positions, active, partial, weights, scale,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, head, BT places of its cache). partial (S, H, SPLITS, K) and weights (S, H, SPLITS, 2):
+    the average of the values there, the largest score and the sum of exponentials. Splits beyond the place are empty.
+    """
+    program = tl.program_id(0)
+    split = program % SPLITS
+    head = (program // SPLITS) % H
+    row = tl.cast(program // (SPLITS * H), tl.int64)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    last = tl.load(positions + row)
+    if (tl.load(active + row) != 0) & (split * BT <= last):
+        wide = tl.arange(0, K)
+        places = split * BT + tl.arange(0, BT)
+        seen = places <= last
+        group = head // (H // G)
+        at = ((row * CAPACITY + places[:, None].to(tl.int64)) * G + group) * K + wide[None, :]
+        q = tl.load(queries + (row * H + head) * K + wide).to(tl.float32)
+        k = tl.load(keys + at, mask=seen[:, None], other=0.0).to(tl.float32)
+        score = tl.where(seen, tl.sum(k * q[None, :], axis=1) * scale, float("-inf"))
+        top = tl.max(score, axis=0)
+        e = tl.exp(score - top)
+        total = tl.sum(e, axis=0)
+        v = tl.load(values + at, mask=seen[:, None], other=0.0).to(tl.float32)
+        average = tl.sum(v * e[:, None], axis=0) / total
+        slot = (row * H + head) * SPLITS + split
+        tl.store(partial + slot * K + wide, average)
+        tl.store(weights + slot * 2, top)
+        tl.store(weights + slot * 2 + 1, total)
+
+
+@triton.jit
+def combine_kernel(
+    partial, weights, positions, active, out,
+    H: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, head). out (S, H K): the splits of `attend_kernel` put together, in order."""
+    program = tl.program_id(0)
+    row = tl.cast(program // H, tl.int64)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    if tl.load(active + row) != 0:
+        head = program % H
+        wide = tl.arange(0, K)
+        used = tl.load(positions + row) // BT + 1
+        top, total = float("-inf"), 0.0
+        o = tl.zeros((K,), tl.float32)
+        for split in tl.range(0, used):
+            slot = (row * H + head) * SPLITS + split
+            score, weight = tl.load(weights + slot * 2), tl.load(weights + slot * 2 + 1)
+            higher = tl.maximum(top, score)
+            before, after = total * tl.exp(top - higher), weight * tl.exp(score - higher)
+            o = o * before + tl.load(partial + slot * K + wide) * after
+            total = before + after
+            o = o / total
+            top = higher
+        tl.store(out + row * H * K + head * K + wide, o.to(out.dtype.element_ty))

@@ -1,0 +1,94 @@
+"""A decoding step on slots does what the model does: every architecture and hybrid, from any prompt, row by row."""
+
+import pytest
+import torch
+
+from linscale.generate.step import DecodingStep
+from linscale.models import CONFIGS, LanguageModel, build_model
+from linscale.ops.decode import plain
+
+VOCABULARY, LENGTH, PROMPT = 61, 9, 4
+CASES = [(arch, every) for arch in CONFIGS for every in (0, 2) if arch != "llama" or every == 0]
+
+
+def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
+    shape = {"vocab_size": VOCABULARY, "d_model": 48, "n_layers": 3, "head_dim": head_dim, "d_ff": 40}
+    model = build_model(CONFIGS[arch](**shape, softmax_every=every)).eval()
+    with torch.no_grad():
+        for name, x in model.named_parameters():
+            if x.ndim > 1 and not any(word in name for word in ("encoder", "theta", "lower")):
+                x.mul_(4)  # so that no layer is lost in the residual stream
+            elif x.ndim == 1:
+                x.add_(0.3 * torch.randn_like(x))  # norms with weights that are not 1
+    return model
+
+
+def step_of(model: LanguageModel, slots: int) -> DecodingStep:
+    return DecodingStep(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
+
+
+def steps(step: DecodingStep, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits (S, T, V) of tokens (S, T) read one by one."""
+    found = []
+    for column in tokens.T:
+        step.tokens.copy_(column)
+        step.run()
+        found.append(step.logits.clone())
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize(("arch", "every"), CASES)
+def test_a_prompt_read_by_the_model_goes_on_in_slots(arch, every):
+    torch.manual_seed(0)
+    model = model_of(arch, every)
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    step = step_of(model, 3)
+    step.active.fill_(1)
+    with torch.no_grad():
+        whole = model(tokens)
+        for slot in range(3):
+            step.put(slot, model.read(tokens[slot : slot + 1, :PROMPT])[1])
+        torch.testing.assert_close(steps(step, tokens[:, PROMPT:]), whole.logits[:, PROMPT:], rtol=1e-4, atol=1e-4)
+        # And what is taken out of a slot goes on in the model.
+        more = torch.randint(VOCABULARY, (1, 2))
+        found = model(more, state=step.take(1)).logits
+        expected = model(torch.cat([tokens[1:2], more], 1)).logits[:, LENGTH:]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("arch", "every"), CASES)
+def test_a_row_is_the_same_whatever_else_is_in_the_batch_and_rests_where_it_is_not_active(arch, every):
+    torch.manual_seed(0)
+    model = model_of(arch, every)
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    together, alone = step_of(model, 3), step_of(model, 3)
+    together.active.fill_(1)
+    alone.active[1] = 1
+    both = [steps(each, tokens) for each in (together, alone)]
+    assert torch.equal(both[0][1], both[1][1])
+    assert alone.positions.tolist() == [0, LENGTH, 0]
+    for room in alone.states:
+        for part in room:
+            assert not part[[0, 2]].any()
+            assert part[1].any()
+    before = [part.clone() for room in alone.states for part in room]
+    alone.active.zero_()
+    steps(alone, tokens)
+    assert all(torch.equal(x, y) for x, y in zip(before, (p for room in alone.states for p in room), strict=True))
+
+
+def test_heads_that_are_no_power_of_two_are_stepped_in_plain_torch():
+    model = model_of("hgrn2", head_dim=24)
+    step = step_of(model, 2)
+    assert step.ops is plain
+    step.active.fill_(1)
+    tokens = torch.randint(VOCABULARY, (2, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(steps(step, tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixer_that_steps_do_not_know_is_named():
+    model = model_of("tnl")
+    model.blocks[0].mixer = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="Linear has no decoding step"):
+        step_of(model, 1)
