@@ -50,7 +50,8 @@ class Sampling:
     repetition_penalty: Annotated[float, _within(lambda value: 0.01 <= value <= 100, "0.01 to 100")] = 1.0
     """Above 1, tokens of the prompt and of the text so far become less probable; below 1, more."""
     seed: Annotated[int, _within(lambda value: 0 <= value < SEEDS, "0 to 2^63 - 1")] | None = None
-    """The same seed writes the same text, whatever else is written beside it. Unset it is 0, or a saved state's draws go on."""
+    """The same seed writes the same text, whatever else is written beside it. Unset it is 0, or where a saved state has
+    drawn, its draws go on."""
     stop: Annotated[
         tuple[str, ...],
         BeforeValidator(_strings),
