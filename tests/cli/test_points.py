@@ -88,6 +88,7 @@ def test_sensitivity_changes_one_choice_at_a_time(table, capsys):
     assert "the same fit with one choice changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_counting_flops_moves_the_optimum_and_not_the_law(table, capsys):
     text = table.read_text().replace("arch,d_model,n_layers,n_heads", "a,d_model,b,c").replace(",flops,", ",e,")
     table.write_text(text.replace("d_ff", "f").replace(",length", ",context"))
