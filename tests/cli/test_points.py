@@ -69,6 +69,7 @@ def test_the_formula_is_printed_and_kept(table, tmp_path, capsys):
     assert result["groups"][0]["compute"]["kappa"] < -0.05
 
 
+@pytest.mark.slow
 def test_sensitivity_changes_one_choice_at_a_time(table, capsys):
     words = ["fit", str(table), "--law", "power", "--where", "params > 0", "--drop", "highest:1", "--loss", "l2"]
     assert main([*words, "--bootstrap", "5", "--sensitivity", "--json", "-"]) == 0

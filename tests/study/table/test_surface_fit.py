@@ -62,7 +62,7 @@ def test_intervals_hold_a_planted_law_as_often_as_they_say():
     assert hits.sum() >= 68
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
 def test_resamples_are_reproducible_and_profiles_enclose_the_estimate(kind):
     problem = Problem(LAWS["chinchilla"], Loss.parse(kind, "log"), np.array([N, D]), noisy(SURFACE, 0.003))
     found = fit(problem)
