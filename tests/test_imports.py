@@ -52,17 +52,33 @@ def test_the_rule_sees_a_violation(tmp_path):
     assert set(imported_units(path)) == {"train", "study", "cli"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["linscale", "linscale.config", "linscale.run_folder", "linscale.shape", "linscale.data", "linscale.cli"]
-    + [f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report", "design", "prospect")]
-    + [f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity")]
-    + [f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")]
-    + [f"linscale.study.prediction.{name}" for name in ("forecast", "contest")],
-)
-def test_the_torch_free_half_imports_no_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+TORCH_FREE = [
+    "linscale",
+    *(f"linscale.{name}" for name in ("config", "run_folder", "shape", "data", "cli")),
+    *(f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report", "design", "prospect")),
+    *(f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity")),
+    *(f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")),
+    *(f"linscale.study.prediction.{name}" for name in ("forecast", "contest")),
+]
+
+
+def with_torch(modules, folder=None):
+    """The first of the modules that loads torch when a new process, in `folder`, imports them in turn; or ""."""
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    code += "    if 'torch' in sys.modules:\n        sys.exit(print(name))"
+    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_torch_free_half_imports_no_torch():
+    assert with_torch(TORCH_FREE) == ""
+
+
+def test_that_rule_sees_torch(tmp_path):
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "within.py").write_text("def f():\n    pass\n\nimport torch\n")
+    assert with_torch(["linscale.config", "within", "linscale.shape"], tmp_path) == "within"
 
 
 def test_no_environment_switches_and_no_kwargs():

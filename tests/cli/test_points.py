@@ -69,6 +69,7 @@ def test_the_formula_is_printed_and_kept(table, tmp_path, capsys):
     assert result["groups"][0]["compute"]["kappa"] < -0.05
 
 
+@pytest.mark.slow
 def test_sensitivity_changes_one_choice_at_a_time(table, capsys):
     words = ["fit", str(table), "--law", "power", "--where", "params > 0", "--drop", "highest:1", "--loss", "l2"]
     assert main([*words, "--bootstrap", "5", "--sensitivity", "--json", "-"]) == 0
@@ -88,6 +89,7 @@ def test_sensitivity_changes_one_choice_at_a_time(table, capsys):
     assert "the same fit with one choice changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_counting_flops_moves_the_optimum_and_not_the_law(table, capsys):
     text = table.read_text().replace("arch,d_model,n_layers,n_heads", "a,d_model,b,c").replace(",flops,", ",e,")
     table.write_text(text.replace("d_ff", "f").replace(",length", ",context"))

@@ -126,9 +126,8 @@ def test_the_share_and_the_seed_of_the_validation_split():
     assert drawn[0] <= {text for text in texts if split_of(text, 0, 0.2) == "val"}
 
 
-@pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_any_number_of_workers_writes_the_same_bytes(child, whole, tmp_path, workers):
     out, _ = child(tmp_path / "out", tokenizer="bpe:400", pool_bytes=0, workers=workers).communicate(timeout=60)
     assert files(tmp_path / "out") == whole["bpe:400"]

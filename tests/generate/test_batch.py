@@ -48,10 +48,10 @@ def ended(tokens, eos):
 def test_each_row_is_what_it_is_alone_in_any_batch_and_order(model, prompts, alone, monkeypatch):
     expected = [ended(tokens, BYTES.eos_id) for tokens in alone]
     assert len({tuple(tokens) for tokens in expected}) > 4
-    for count in (1, 2, 5, len(prompts)):
+    for count in (1, 5, len(prompts)):
         assert greedy(model, BYTES, prompts[:count], max_tokens=MOST) == expected[:count]
     order = random.Random(1).sample(range(len(prompts)), len(prompts))
-    for most in (1, 5, 50, 100):
+    for most in (5, 50):
         found = greedy(model, BYTES, [prompts[number] for number in order], max_tokens=MOST, batch_tokens=most)
         assert found == [expected[number] for number in order]
     for limit in ("MOST_LOGITS", "MOST_STATE"):
@@ -60,7 +60,7 @@ def test_each_row_is_what_it_is_alone_in_any_batch_and_order(model, prompts, alo
 
 
 def test_rows_that_are_done_leave_the_batch(model, prompts, alone, monkeypatch):
-    """The end of text is, in turn, each of the tokens that the rows make: rows end at different steps, some never."""
+    """The end of text is, in turn, every third token that the rows make: rows end at different steps, some never."""
     steps, read = [], model.read
 
     def counted(tokens, state=None, cu_seqlens=None):
@@ -69,7 +69,7 @@ def test_rows_that_are_done_leave_the_batch(model, prompts, alone, monkeypatch):
         return read(tokens, state, cu_seqlens)
 
     monkeypatch.setattr(model, "read", counted)
-    for eos in sorted({token for tokens in alone for token in tokens}):
+    for eos in sorted({token for tokens in alone for token in tokens})[::3]:
         monkeypatch.setattr(type(BYTES), "eos_id", eos)
         steps.clear()
         expected = [ended(tokens, eos) for tokens in alone]

@@ -96,12 +96,14 @@ def test_draws_follow_temperature_and_top_k(tokenizer: Tokenizer) -> None:
 def test_the_seed_alone_decides(tokenizer: Tokenizer) -> None:
     model = tiny()
     torch.manual_seed(1)
-    first = sample(model, tokenizer, "x", seed=3)
+    first = sample(model, tokenizer, "x", max_tokens=50, seed=3)
     state = torch.random.get_rng_state()
-    assert sample(model, tokenizer, "x", seed=3) == first
+    assert sample(model, tokenizer, "x", max_tokens=50, seed=3) == first
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert sample(model, tokenizer, "x", seed=4) != first
-    assert sample(model, tokenizer, "x", temperature=0) == sample(model, tokenizer, "x", top_k=1, seed=5)
+    assert sample(model, tokenizer, "x", max_tokens=50, seed=4) != first
+    assert sample(model, tokenizer, "x", max_tokens=50, temperature=0) == sample(
+        model, tokenizer, "x", max_tokens=50, top_k=1, seed=5
+    )
 
 
 def test_eos_ends_the_text_unless_told_otherwise(tokenizer: Tokenizer) -> None:

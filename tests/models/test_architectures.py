@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import silu
-from transformers import LlamaConfig as HuggingFaceConfig
-from transformers import LlamaForCausalLM
 
 from linscale.models import CONFIGS, build_model
 from linscale.models.hgrn2 import forget_gate, lower_bounds
@@ -16,6 +14,9 @@ from linscale.models.tnl import decay_rates, decay_slopes
 def test_llama_gives_the_logits_of_transformers():
     config = CONFIGS["llama"](vocab_size=97, d_model=64, n_layers=3, head_dim=16, d_ff=112, init_std=0.1)
     model = build_model(config, seed=3)
+    from transformers import LlamaConfig as HuggingFaceConfig  # half a second, in a worker that runs this test alone
+    from transformers import LlamaForCausalLM
+
     oracle = LlamaForCausalLM(
         HuggingFaceConfig(
             vocab_size=97, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,

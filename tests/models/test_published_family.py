@@ -42,6 +42,7 @@ def test_parameters_and_flops_match_the_tables(arch, size, row):
     assert round(paper_flops_per_step(config) / 1e15, 1) == PFLOPS[arch][row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_a_forward_pass_on_the_meta_device_costs_nothing(arch):
     with torch.device("meta"):

@@ -88,6 +88,7 @@ def test_reference_equals_the_quadratic_form(kind):
     torch.testing.assert_close(o, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunk_gradients_against_finite_differences(kind):
     tensors = inputs(kind, batch=1, length=35, heads=1, key=3, value=2, strength=1.0)

@@ -57,6 +57,7 @@ def segmented(monkeypatch, count):
     monkeypatch.setattr(hopper, "cut", lambda heads, chunks, processors: min(count, chunks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "situation"), sorted({(case.kind, case.situation) for case in quick_cases()}))
 def test_errors_are_within_the_bounds(kind, situation, launched, monkeypatch):
     """Four chunks with documents in them; else three, the last one short."""

@@ -162,6 +162,7 @@ def random_ladder(limits, random):
     return counts
 
 
+@pytest.mark.slow
 def test_in_simulation_it_predicts_the_target_better_and_as_well_as_it_says(designed):
     n, d, limits, counts = designed
     question = KNOWN.question(n, d)

@@ -156,6 +156,7 @@ def test_noisy_training_loss_with_a_warm_up_is_smoothed_and_cut() -> None:
     assert error["not cut"] > 2 * error["fitted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [3, 6])
 def test_intervals_hold_the_truth(sizes: int) -> None:
     params = 2e7 * 3.0 ** np.arange(sizes)

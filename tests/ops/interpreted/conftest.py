@@ -9,6 +9,11 @@ from linscale.ops.backend import interpreting
 
 ON_GPU = torch.cuda.is_available() and not interpreting()
 
+if interpreting():
+    from .quicker import quicken
+
+    quicken()
+
 collect_ignore_glob = [] if ON_GPU or interpreting() else ["test_*.py"]
 
 

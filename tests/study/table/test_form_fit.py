@@ -123,7 +123,7 @@ def test_planted_truths_come_back(name, kind, space):
     np.testing.assert_allclose(problem.form.numbers(found.vector), each.truth, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_scipy_finds_no_lower_minimum(name, kind):
     problem, starts, _ = problem_of(name, Loss.parse(kind, "log"), 0.01)
@@ -167,6 +167,7 @@ def test_the_profile_of_squares_agrees_with_their_covariance(name):
         assert each.low < values[number] < each.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["overtrain", "repeat_no_excess", "sigmoid"])
 def test_intervals_hold_a_planted_law_as_often_as_they_say(name):
     tables, hits = 10, 0.0

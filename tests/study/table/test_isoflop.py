@@ -228,6 +228,7 @@ def test_noise_is_measured_or_assumed_and_said():
     assert "assumed_noise" not in warned(measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "method"), [("point", "parabola"), ("run", "parabola"), ("budget", "parabola"), ("point", "akima")]
 )
@@ -247,6 +248,7 @@ def test_intervals_hold_planted_optima(by, method):
     assert hits.sum() >= 88
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["point", "budget"])
 def test_intervals_hold_a_planted_e(by):
     tables, hits = 20, 0

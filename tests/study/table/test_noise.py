@@ -46,6 +46,7 @@ def test_noise_between_repeats_is_measured_and_checkpoints_are_no_further_repeat
     assert (found.sd, found.freedom) == (find_repeats(twice, ("n", "d")).sd, N.size * 2)  # the same rows once more
 
 
+@pytest.mark.slow
 def test_a_law_that_misses_by_more_than_seeds_is_told_from_one_that_fits():
     fits, misses = [], []
     for seed in range(12):
@@ -60,6 +61,7 @@ def test_a_law_that_misses_by_more_than_seeds_is_told_from_one_that_fits():
     assert entry["seed_noise"]["degrees"] == N.size * 2
 
 
+@pytest.mark.slow
 def test_intervals_from_seed_noise_hold_the_law():
     hits, tables = np.zeros(5), 16
     for seed in range(tables):

@@ -23,7 +23,7 @@ TRUTH, ERROR = (1.84, 166.0, 367.0, -0.27), (0.86, 2.2, 0.7)
 def fit(path: Path, **settings):
     law = TABLE_LAWS["overtrain"]
     points = read_points(path, columns={}, needed=law.roles, optional=law.optional)
-    return fit_points(points, PointFit("overtrain", **{"loss": Loss(), "bootstrap": 0, **settings}))["groups"][0]
+    return fit_points(points, PointFit("overtrain", **{"loss": Loss("l2"), "bootstrap": 0, **settings}))["groups"][0]
 
 
 def write(path: Path, errors: int | None, scale: float = 1.0) -> Path:

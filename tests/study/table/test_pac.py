@@ -81,6 +81,7 @@ def test_repeats_of_a_size_are_averaged():
     assert two == pytest.approx(one, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_planted_exponent():
     tables, hits = 40, {"point": 0, "budget": 0}
     for seed in range(tables):

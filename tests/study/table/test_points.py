@@ -91,7 +91,7 @@ def test_rows_that_are_no_numbers_are_named(tmp_path):
 
 def test_groups_are_fitted_apart_and_the_file_is_plain_json(table):
     points = read_points(table, columns={"loss": "my loss"}, needed=NEEDED, group=("arch",))
-    result = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=0))
+    result = fit_points(points, PointFit("chinchilla", Loss("l2"), bootstrap=0))
     assert [each["group"] for each in result["groups"]] == ["a", "b"]
     for group, level in zip(result["groups"], (1.7, 1.9), strict=True):
         assert group["parameters"]["E"]["value"] == pytest.approx(level, rel=1e-3)
@@ -119,7 +119,7 @@ def test_dropped_rows_warnings_and_refusals(table):
     assert names["high_loss"]["detail"] == "row 51"
     assert names["few_units"]["detail"] == "5"
     json.dumps(result, allow_nan=False)
-    dropped = fit_points(points, PointFit("chinchilla", Loss(), drop=parse_drop("highest:1"), bootstrap=0))
+    dropped = fit_points(points, PointFit("chinchilla", Loss("l2"), drop=parse_drop("highest:1"), bootstrap=0))
     assert dropped["groups"][0]["dropped"] == [{"row": 51, "rule": "drop: highest:1"}]
     with pytest.raises(UserError, match="expected highest:COUNT"):
         parse_drop("highest")
@@ -133,11 +133,11 @@ def test_flops_in_other_units_are_noticed_and_budgets_are_told_apart(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("\n".join(lines))
     points = read_points(path, columns={"c": "flops"}, needed=NEEDED)
-    (group,) = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=10, by="budget"))["groups"]
+    (group,) = fit_points(points, PointFit("chinchilla", Loss("l2"), bootstrap=10, by="budget"))["groups"]
     assert group["bootstrap"]["units"] == 4  # three budgets and the row in other units
     assert {each["name"]: each["detail"] for each in group["warnings"]}["flops_differ"] == "row 5"
     with pytest.raises(UserError, match="no column tells runs apart"):
-        fit_points(points, PointFit("chinchilla", Loss(), by="run"))
+        fit_points(points, PointFit("chinchilla", Loss("l2"), by="run"))
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_a_planted_law_is_within_its_intervals(tmp_path, law):
     assert list(group["points"]) == ["row", "n", "d", "unique", "loss", "residual"]
 
 
+@pytest.mark.slow
 def test_few_repetitions_do_not_determine_their_decay(tmp_path):
     """As for the publication's 15.4: the points fit about as well with any large value."""
     group = fit(write(tmp_path / "p.csv", (1, 2, 3), noise=0.01))
@@ -79,6 +80,7 @@ def test_few_repetitions_do_not_determine_their_decay(tmp_path):
     assert "r_d" in names.get("not_identified", "") + names.get("at_bound", "")
 
 
+@pytest.mark.slow
 def test_without_excess_in_the_table_its_decay_is_not_determined(tmp_path):
     path = write(tmp_path / "p.csv", (1, 3, 10, 30, 100))
     group = fit(path, where="params < 3e7 and unique_tokens > 5e8 or params < 3e8 and unique_tokens > 5e9")

@@ -48,6 +48,7 @@ def test_exact_power_laws_come_back():
         np.testing.assert_allclose(problem.numbers(fit(problem).vector), truth, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_intervals_hold_a_planted_law_as_often_as_they_say():
     tables, hits = 16, np.zeros(5)
     for seed in range(tables):
@@ -61,7 +62,7 @@ def test_intervals_hold_a_planted_law_as_often_as_they_say():
     assert hits.sum() >= 68
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
 def test_resamples_are_reproducible_and_profiles_enclose_the_estimate(kind):
     problem = Problem(LAWS["chinchilla"], Loss.parse(kind, "log"), np.array([N, D]), noisy(SURFACE, 0.003))
     found = fit(problem)
@@ -83,7 +84,7 @@ def test_the_profile_of_squares_agrees_with_their_covariance():
     assert each.high - each.low == pytest.approx(2 * 1.96 * error[3], rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("law", ["chinchilla", "gamma"])
 def test_newton_and_scipy_find_the_same_minimum(law, kind):
     problem = Problem(LAWS[law], Loss.parse(kind, "log"), np.array([N, D]), noisy(SURFACE, 0.01))
