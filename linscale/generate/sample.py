@@ -34,7 +34,7 @@ def sample(
     tokens = stream(
         model,
         tokenizer,
-        [tokenizer.eos_id, *tokenizer.encode(prompt)],
+        [tokenizer.bos_id, *tokenizer.encode(prompt)],
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,

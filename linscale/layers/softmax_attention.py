@@ -21,7 +21,8 @@ from linscale.ops.pieces import Piece, gather
 class KeyValues(NamedTuple):
     """What softmax attention remembers: every key and value so far.
 
-    k, v (B, S, G, K), G heads of keys and values; of sequence b the first `position[b]` places are filled (position: see LanguageModel's State).
+    k, v (B, S, G, K) with G heads of keys and values; of sequence b the first `position[b]` places are filled
+    (position: see LanguageModel's State).
     """
 
     k: Tensor
@@ -65,8 +66,8 @@ class SoftmaxAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor) -> tuple[Tensor, KeyValues]:
-    """Causal attention of T new steps, q (B, T, H, K), k and v (B, T, G, K), over `past` and themselves; start (B,) says
-    how long the past is."""
+    """Causal attention of T new steps, q (B, T, H, K), k and v (B, T, G, K), over `past` and themselves; start (B,)
+    says how long the past is."""
     if past is None:
         return _attention(q, k, v, None).transpose(1, 2), KeyValues(k, v)
     steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps

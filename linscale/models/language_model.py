@@ -258,3 +258,8 @@ class LanguageModel(nn.Module):
 
     def reset_own_parameters(self) -> None:
         """First values of the tensors that only one architecture has."""
+
+    def reset_buffers(self) -> None:
+        """Give the constants that checkpoints do not hold their values, in a model whose memory is uninitialised."""
+        if self.position_encoder is not None:
+            self.position_encoder.reset_rates()
