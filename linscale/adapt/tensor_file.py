@@ -130,7 +130,7 @@ def _pieces(
         if tuple(value.shape) != tensors[name].shape:
             raise ValueError(f"tensor '{name}' is {tuple(value.shape)}, announced as {tensors[name].shape}")
         whole = value.to(tensors[name].dtype).contiguous()
-        yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+        yield whole.reshape(-1).view(torch.uint8).numpy().data
 
 
 def shards_of(tensors: Mapping[str, Entry], shard_bytes: float) -> list[dict[str, Entry]]:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from linscale.adapt.transformers_config import LinscaleConfig
 from linscale.adapt.transformers_past import Past
 from linscale.config import parse
+from linscale.layers import ToeplitzEncoding
 from linscale.models import LanguageModel, ModelConfig, State, build_model
 from linscale.models.tnl import TNLMixer
 
@@ -70,7 +71,7 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
         x, state = self._read(input_ids, attention_mask, None if past is None else past.state)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.model.logits(x[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else kept])
-        loss = None if labels is None else _mean_loss(self.model.logits(x), labels)
+        loss = None if labels is None else _mean_loss(self.model.logits(x), labels)  # of all columns
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         after = None
@@ -119,8 +120,8 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
         """First values of what a checkpoint does not hold: constants alone."""
         if isinstance(module, TNLMixer):
             module.reset_log_decay()
-        elif isinstance(module, LanguageModel) and module.position_encoder is not None:
-            module.position_encoder.reset_rates()
+        elif isinstance(module, ToeplitzEncoding):
+            module.reset_rates()
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
