@@ -42,6 +42,8 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "evaluate": "evaluate.evaluate",
     "tasks": {"list": "tasks.list_sets", "prepare": "tasks.prepare"},
     "generate": "generate.generate",
+    "import": "exchange.import_model",
+    "export": "exchange.export_model",
     "doctor": "doctor.doctor",
 }
 
@@ -65,6 +67,8 @@ SUMMARIES = {
     "tasks list": "the evaluation sets: where each is, its licence, whether it is intact",
     "tasks prepare": "build a folder of evaluation sets from files or the Hub",
     "generate": "continue a prompt with a trained model",
+    "import": "a run folder from a Hugging Face folder of the LLaMA family",
+    "export": "a trained model as a Hugging Face folder that transformers loads",
     "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }
 
