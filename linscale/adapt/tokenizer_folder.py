@@ -57,9 +57,6 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
     for name in COMPANIONS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
-    if content == byte_level_bytes():
-        write_json(out / FILE, BYTE_FORMAT)
-        return load_tokenizer(out)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{folder / FILE}: not in the Hugging Face tokenizer.json format")
     content.pop(MARKS, None)
@@ -67,6 +64,9 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
     vocabulary = SubwordTokenizer._build(content, FILE)
     eos = _special(model, "eos", vocabulary, named, folder)
     bos = _special(model, "bos", vocabulary, named, folder)
+    if content == byte_level_bytes() and {eos, bos} <= {None, END_OF_TEXT}:
+        write_json(out / FILE, BYTE_FORMAT)
+        return load_tokenizer(out)
     write_json(out / FILE, content)
     plain = load_tokenizer(out)
     marks = {}
