@@ -37,7 +37,7 @@ from linscale.checkpoint.tensors import MODEL, model_tensors, parts
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.models import LanguageModel, LanguageModelConfig, LlamaConfig, ModelConfig, build_model
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
-from linscale.run_folder import CHECKPOINTS, CONFIG, code_version, read_json, write_json
+from linscale.run_folder import CHECKPOINTS, CONFIG, STATUS, code_version, read_json, write_json
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,6 +84,7 @@ def import_folder(folder: Path, out: Path, dtype: Dtype | None = None) -> Path:
         }  # fmt: skip
         write_json(step / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
         write_json(temporary / CONFIG, _settings(out.name, config, name, context))
+        write_json(temporary / STATUS, {"state": "done", "step": 0, "steps": 0, "tokens": 0})
     return out
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -111,26 +111,25 @@ def write_file(path: Path, tensors: Mapping[str, Entry], read: Callable[[str], T
     text += b" " * (-len(text) % ALIGNMENT)
     digest, size = hashlib.sha256(), 0
     with open(path, "wb") as file:
-        for piece in _pieces(text, order, tensors, read):
-            digest.update(piece)
-            size += len(piece)
-            file.write(piece)
+        size += _put(file, digest, len(text).to_bytes(8, "little") + text)
+        for name in order:
+            size += _put(file, digest, _data(name, tensors[name], read(name)))
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _pieces(
-    header: bytes, order: list[str], tensors: Mapping[str, Entry], read: Callable[[str], Tensor]
-) -> Iterator[Any]:
-    yield len(header).to_bytes(8, "little")
-    yield header
-    for name in order:
-        value = read(name)
-        if tuple(value.shape) != tensors[name].shape:
-            raise ValueError(f"tensor '{name}' is {tuple(value.shape)}, announced as {tensors[name].shape}")
-        whole = value.to(tensors[name].dtype).contiguous()
-        yield whole.reshape(-1).view(torch.uint8).numpy().data
+def _put(file: BinaryIO, digest: Any, data: Any) -> int:
+    """Write and digest some bytes; what they are of is let go before the next is read."""
+    digest.update(data)
+    return file.write(data)
+
+
+def _data(name: str, entry: Entry, value: Tensor) -> Any:
+    """The bytes of a tensor in its entry's dtype."""
+    if tuple(value.shape) != entry.shape:
+        raise ValueError(f"tensor '{name}' is {tuple(value.shape)}, announced as {entry.shape}")
+    return value.to(entry.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def shards_of(tensors: Mapping[str, Entry], shard_bytes: float) -> list[dict[str, Entry]]:

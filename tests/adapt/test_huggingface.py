@@ -1,11 +1,15 @@
-"""Hugging Face folders against transformers and safetensors: same bits, same logits, everything else refused by name."""
+"""Hugging Face folders against transformers and safetensors: same bits, same logits, all else refused by name."""
 
 import json
+import math
 import re
 import shutil
+import struct
+import weakref
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -19,6 +23,7 @@ from linscale.adapt.tensor_file import entries_of, write_file
 from linscale.adapt.tokenizer_folder import byte_level_bytes
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer, train_bpe
+from linscale.generate.batch import greedy
 from linscale.layers import RopeScaling
 from tests.adapt.runs import run_of, tiny, weights
 
@@ -135,20 +140,29 @@ def test_a_dtype_that_is_asked_for_rounds_products_and_leaves_what_decides_over_
     assert {tensor.dtype for tensor in llama.values()} == {torch.float16}
 
 
-def test_files_are_those_of_safetensors_and_one_tensor_is_in_memory(tmp_path):
+def test_files_are_those_of_safetensors(tmp_path):
     tensors = {"b": torch.randn(3, 5).bfloat16(), "a": torch.randn(7), "é": torch.randn(()), "none": torch.empty(0, 4)}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    asked = []
-
-    def read(name):
-        asked.append(name)
-        return tensors[name]
-
-    entries = entries_of(tmp_path)
-    written = write_file(tmp_path / "ours.safetensors", entries, read)
+    written = write_file(tmp_path / "ours.safetensors", entries_of(tmp_path), tensors.__getitem__)
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     assert written["sha256"] == checkpoint.sha256(tmp_path / "ours.safetensors")
-    assert sorted(asked) == sorted(tensors)
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    alive, read = [], huggingface.read_tensor
+
+    def watched(name, entry):
+        assert not [reference for reference in alive if reference() is not None], name
+        tensor = read(name, entry)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(huggingface, "read_tensor", watched)
+    for dtype in (None, "bf16"):
+        place = tmp_path / str(dtype)
+        export(run_of(tiny("llama", tie_embeddings=False), place / "run"), place / "hf", dtype)
+        import_folder(place / "hf", place / "back", dtype)
+    assert len(alive) == 4 * 21
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +324,75 @@ def test_the_model_card_says_where_the_weights_come_from(tmp_path):
         assert row in card, row
     assert "/home/me" not in card
     assert json.loads((out / "config.json").read_text())["max_position_embeddings"] == 64
+
+
+ROOT = Path(__file__).parents[2]
+STORIES = [ROOT / "data/models/stories260K", ROOT.parent / "shared/data/models/stories260K"]
+
+
+def stories_folder(source, folder):
+    """The 260K model of llama2.c (a header of seven integers, then matrices of all layers) as transformers saves it."""
+    data = (source / "stories260K.bin").read_bytes()
+    width, inner, layers, heads, kv_heads, vocabulary, length = struct.unpack("7i", data[:28])
+    values = torch.frombuffer(bytearray(data[28:]), dtype=torch.float32)
+    kv_width, place = width // heads * kv_heads, 0
+
+    def take(*shape):
+        nonlocal place
+        count = math.prod(shape)
+        place += count
+        return values[place - count : place].view(shape)
+
+    def halves(x, n):  # llama2.c turns neighbours, released weights turn halves
+        return x.view(n, -1, 2, width).transpose(1, 2).reshape(-1, width)
+
+    parts = {"model.embed_tokens.weight": take(vocabulary, width)}
+    shapes = {
+        "input_layernorm": (width,), "self_attn.q_proj": (width, width), "self_attn.k_proj": (kv_width, width),
+        "self_attn.v_proj": (kv_width, width), "self_attn.o_proj": (width, width), "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (inner, width), "mlp.down_proj": (width, inner), "mlp.up_proj": (inner, width),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        for layer, x in enumerate(take(layers, *shape)):
+            turned = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
+            parts[f"model.layers.{layer}.{name}.weight"] = halves(x, turned) if turned else x
+    parts["model.norm.weight"] = take(width)
+    config = HuggingFaceConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, rms_norm_eps=1e-5,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(config)
+    theirs.load_state_dict(parts, strict=False, assign=True)
+    theirs.tie_weights()
+    theirs.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(json.dumps(stories_tokenizer(source / "tok512.bin")))
+    return folder
+
+
+def stories_tokenizer(path):
+    """tok512.bin (the longest token, then score, length and bytes of each) as byte-fallback BPE would decode it."""
+    data, place, pieces = path.read_bytes(), 4, []
+    while place < len(data):
+        (length,) = struct.unpack("i", data[place + 4 : place + 8])
+        pieces.append(data[place + 8 : place + 8 + length].decode().strip("\n"))
+        place += 8 + length
+    vocabulary = {f"{piece}~{n}" if pieces.index(piece) < n else piece: n for n, piece in enumerate(pieces)}
+    found = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    found.decoder = tokenizers.decoders.Fuse()
+    return json.loads(found.to_str())
+
+
+def test_a_real_model_tells_a_story(tmp_path):
+    source = next((place for place in STORIES if place.is_dir()), None)
+    if source is None:
+        pytest.skip("no model at data/models/stories260K")
+    folder = stories_folder(source, tmp_path / "hf")
+    ours, tokenizer = linscale.load(import_folder(folder, tmp_path / "run"))
+    assert (ours.config.n_heads, ours.config.kv_heads) == (8, 4)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    (made,) = greedy(ours, tokenizer, [[1]], max_tokens=60)
+    assert tokenizer.decode(made).startswith(" Once upon a time, there was a little girl named Lily.")
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert theirs.generate(torch.tensor([[1]]), max_new_tokens=60, do_sample=False)[0, 1:].tolist() == made
