@@ -26,6 +26,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "logits_scaling": (None,),
 }
 """Fields with the only values that they may have where they are set."""
+MISTRAL = {"sliding_window": 4096, "num_key_value_heads": 8}
+"""What transformers takes a Mistral to have where its config.json does not say."""
 SCALINGS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -46,6 +48,8 @@ def read_llama_config(values: Mapping[str, Any], source: str) -> LlamaConfig:
     kind = values.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{source}: model_type = {kind!r}: expected one of {', '.join(MODEL_TYPES)}, or linscale")
+    if kind == "mistral":
+        values = MISTRAL | dict(values)
     for field, allowed in PLAIN.items():
         if field in values and values[field] not in allowed:
             raise UserError(f"{source}: {field} = {values[field]!r}: not supported; expected {allowed[0]!r}")

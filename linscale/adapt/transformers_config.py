@@ -11,7 +11,7 @@ class LinscaleConfig(PreTrainedConfig):
     """config.json of an exported folder. `linscale` is our config as plain values; the other fields follow from it."""
 
     model_type = "linscale"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (its type there)
 
     linscale: dict[str, Any] | None = None
     vocab_size: int = 0

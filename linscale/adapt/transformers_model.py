@@ -6,10 +6,12 @@ it that this happens when transformers is imported.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from linscale.adapt.transformers_config import LinscaleConfig
@@ -71,12 +73,12 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
         x, state = self._read(input_ids, attention_mask, None if past is None else past.state)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.model.logits(x[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else kept])
-        loss = None if labels is None else _mean_loss(self.model.logits(x), labels)  # of all columns
+        loss = None if labels is None else _mean_loss(self.model.logits(x), labels)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         after = None
         if use_cache:
-            after = past or Past()
+            after = Past() if past is None else past
             after.advance(state, input_ids.shape[1])
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=after, hidden_states=(x,) if output_hidden_states else None
@@ -112,8 +114,15 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """No: the first pass makes the past."""
+        """No: `Past` in its place."""
         return False
+
+    def _prepare_cache_for_generation(  # type: ignore[override]  # what follows are sizes of a cache that grows
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *sizes: object
+    ) -> None:
+        """Begin with an empty past where none is given, so that a long prompt can be read in chunks."""
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = Past()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig
 
 import linscale
@@ -80,6 +80,21 @@ def test_an_imported_llama_has_the_logits_of_transformers(tmp_path, text, rope, 
         close(ours(text).logits, theirs(text).logits)
     assert tokenizer.name == "byte"
     assert (ours.config.kv_heads, ours.config.tie_embeddings) == (kv_heads, tied)
+
+
+def test_a_mistral_without_a_window_is_a_llama(tmp_path, text):
+    values = their_model().config.to_dict() | {"sliding_window": None}
+    theirs = MistralForCausalLM(MistralConfig.from_dict({**values, "model_type": "mistral"})).eval()
+    folder = their_folder(tmp_path / "hf", theirs)
+    ours, _ = linscale.load(import_folder(folder, tmp_path / "run"))
+    with torch.no_grad():
+        close(ours(text).logits, theirs(text).logits)
+    values = json.loads((folder / "config.json").read_text())
+    assert values["model_type"] == "mistral"
+    del values["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="sliding_window = 4096: not supported"):
+        import_folder(folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize("rope", SCALINGS)

@@ -1,5 +1,6 @@
 """Exported folders in use: auto classes, generate, peft and lm-evaluation-harness, against linscale's own answers."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def test_the_past_is_a_state(pair, text):
         assert past.get_seq_length() == 50
         rest = theirs(text[:, 50:], past_key_values=past, attention_mask=torch.ones_like(text))
         torch.testing.assert_close(rest.logits, ours(text).logits[:, 50:], rtol=0, atol=2e-4)
+        assert rest.past_key_values is past
+        assert past.get_seq_length() == 90
     assert theirs(text, use_cache=False).past_key_values is None
     with pytest.raises(ValueError, match="cannot forget"):
         past.crop(3)
@@ -101,6 +104,26 @@ def test_the_past_is_a_state(pair, text):
         theirs(text, attention_mask=torch.zeros_like(text))
     with pytest.raises(ValueError, match="inputs_embeds: not supported"):
         theirs(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+def test_a_past_goes_on_in_the_next_call_and_reads_only_what_is_new(pair, text, monkeypatch):
+    _, theirs, _ = pair
+    options = {"attention_mask": torch.ones(2, 20), "max_new_tokens": 8, "do_sample": False, "eos_token_id": 999}
+    first = theirs.generate(text[:, :20], return_dict_in_generate=True, **options)
+    more = torch.cat([first.sequences, text[:, :5]], dim=1)
+    options |= {"attention_mask": torch.ones(2, 33)}
+    expected = theirs.generate(more, **options)
+    assert torch.equal(theirs.generate(more, prefill_chunk_size=7, **options), expected)
+    widths, forward = [], theirs.forward
+
+    @functools.wraps(forward)
+    def watched(*arguments, **named):
+        widths.append(named["input_ids"].shape[1])
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(theirs, "forward", watched)
+    assert torch.equal(theirs.generate(more, past_key_values=first.past_key_values, **options), expected)
+    assert widths == [6] + [1] * 7
 
 
 def test_saved_again_it_is_the_same_model(pair, text, tmp_path):
