@@ -59,8 +59,7 @@ def rope_frequencies(width: int, base: float, scaling: RopeScaling | None, devic
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
-    keep = _llama3_share(frequencies, scaling) if scaling.kind == "llama3" else _yarn_share(width, base, scaling)
-    keep = keep.to(frequencies)
+    keep = _llama3_share(frequencies, scaling) if scaling.kind == "llama3" else _yarn_share(channels, base, scaling)
     return frequencies * keep + frequencies / scaling.factor * (1 - keep)
 
 
@@ -81,10 +80,13 @@ def _llama3_share(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
-def _yarn_share(width: int, base: float, scaling: RopeScaling) -> Tensor:
-    """The same for YaRN, (K/2,): a ramp over channels, between those that turn beta_fast and beta_slow times."""
+def _yarn_share(channels: Tensor, base: float, scaling: RopeScaling) -> Tensor:
+    """The same for YaRN, (K/2,): a ramp over channels, between those that turn beta_fast and beta_slow times.
+
+    channels (K/2,): 0, 2, ..., K - 2
+    """
     assert scaling.original_length is not None
-    length = scaling.original_length
+    length, width = scaling.original_length, 2 * len(channels)
     first, last = (
         width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
         for turns in (scaling.beta_fast, scaling.beta_slow)
@@ -93,4 +95,4 @@ def _yarn_share(width: int, base: float, scaling: RopeScaling) -> Tensor:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
     last = last + 0.001 if first == last else last  # as released code has it, where the ramp has no width
-    return 1 - ((torch.arange(width // 2, dtype=torch.float64) - first) / (last - first)).clamp(0, 1)
+    return 1 - ((channels / 2 - first) / (last - first)).clamp(0, 1)
