@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import linscale
-from linscale.adapt.huggingface import export
+from linscale.adapt.huggingface import export, import_folder
 from linscale.adapt.transformers_model import LinscaleForCausalLM
 from linscale.adapt.transformers_past import Past
-from linscale.data.tokenizer import load_tokenizer
+from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.batch import greedy
 from tests.adapt.runs import run_of, tiny
 
@@ -227,3 +227,26 @@ def test_the_harness_measures_what_ours_does(pair):
     options = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
     asked = [Instance("generate_until", {}, (text, options), n) for n, text in enumerate(["hello", "to be or", "a"])]
     assert theirs.generate_until(asked) == ours.generate_until(asked)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_text_opens_with_the_token_of_its_model(tmp_path):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    from linscale.evaluate.harness import harness_model
+
+    run = run_of(tiny("llama"), tmp_path / "run")
+    folder = export(run, tmp_path / "hf")
+    content = train_bpe(["some words of a text"] * 9, 257).content
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").unlink()
+    values = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 5, "eos_token_id": 6}
+    (folder / "config.json").write_text(json.dumps(values))
+    ours = harness_model(*linscale.load(import_folder(folder, tmp_path / "back")))
+    theirs = huggingface.HFLM(pretrained=str(export(tmp_path / "back", tmp_path / "again")), device="cpu")
+    assert (ours.prefix_token_id, ours.eot_token_id) == (theirs.prefix_token_id, theirs.eot_token_id) == (5, 6)
+    asked = [
+        Instance("loglikelihood_rolling", {}, (text,), n) for n, text in enumerate(["some words", "a text of words"])
+    ]
+    assert ours.loglikelihood_rolling(asked) == pytest.approx(theirs.loglikelihood_rolling(asked), rel=1e-5)
