@@ -1,6 +1,10 @@
 """linscale: which linear-complexity language model to train with this compute, and the means to train it."""
 
+from linscale.adapt.on_import import register_with_transformers
+
 __version__ = "0.1.0"
+
+register_with_transformers()
 
 
 def __getattr__(name: str) -> object:

@@ -35,10 +35,17 @@ class Shape:
     """What each layer is: the arch, or "llama" in the softmax layers of a hybrid."""
     tied: bool = True
     """Whether the head is the embedding."""
+    n_kv_heads: int | None = None
+    """Heads of keys and values in softmax layers; None for all."""
 
     @property
     def n_heads(self) -> int:
         return self.d_model // self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys, and of the values, of a softmax layer."""
+        return self.head_dim * (self.n_kv_heads or self.n_heads)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def count_parameters(shape: Shape) -> ParameterCount:
     return ParameterCount(
         embedding=shape.vocab_size * d,
         head=0 if shape.tied else shape.vocab_size * d,
-        mixer=4 * d * d * len(layers),
+        mixer=4 * d * d * len(layers) - 2 * d * (d - shape.kv_width) * layers.count("llama"),
         gate=2 * d * shape.head_dim * gated,
         mlp=3 * d * shape.d_ff * len(layers),
         norm=d * (2 * len(layers) + 1) if name == "llama" else 0,
@@ -85,7 +92,7 @@ def paper_parameters(shape: Shape) -> int:
 
         LLaMA 4ld² + 3ldg    TNL + 2ldt    HGRN2 + ld    cosFormer2 + 2ldt + de       g = d_ff, t = e = head_dim
 
-    Norms and rotation angles are not counted.
+    Norms and rotation angles are not counted. Where heads share keys and values, 4d² of a softmax layer is less.
     """
     count = count_parameters(shape)
     toeplitz = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
@@ -156,5 +163,5 @@ def state_elements(shape: Shape, length: int) -> int:
     elements = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
     for layer, name in enumerate(shape.layers):
         softmax = name == "llama"
-        elements += 2 * shape.d_model * length if softmax else shape.d_model * key_width(shape, layer)
+        elements += 2 * shape.kv_width * length if softmax else shape.d_model * key_width(shape, layer)
     return elements

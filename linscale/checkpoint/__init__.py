@@ -39,6 +39,7 @@ from linscale.checkpoint.tensors import (
     read_model,
     read_optimizer,
     sha256,
+    take_dtypes,
     write_tensors,
 )
 from linscale.config import UserError, fingerprint, parse, to_dict
@@ -198,9 +199,14 @@ def verify(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def load_model(path: Path) -> LanguageModel:
-    """The model of a checkpoint folder, on the CPU."""
+    """The model of a checkpoint folder, on the CPU: in float32, or as an imported one was stored (`dtype`)."""
     manifest = verify(path, (MODEL,))
-    model = build_model(parse(ModelConfig, manifest["model"], source=str(path / MANIFEST)))
+    with torch.device("meta"):
+        model = build_model(parse(ModelConfig, manifest["model"], source=str(path / MANIFEST)))
+    if "dtype" in manifest:
+        take_dtypes(path, manifest, model)
+    model.to_empty(device="cpu")
+    model.reset_buffers()
     read_model(path, manifest, model)
     return model
 

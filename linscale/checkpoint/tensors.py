@@ -19,6 +19,8 @@ from linscale.config import UserError
 from linscale.distributed import Ranks, local_rows
 from linscale.models import LanguageModel
 
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""What weights may be stored as, by safetensors' names."""
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
@@ -68,6 +70,11 @@ class Tensors:
         self._files = {path: files.enter_context(safe_open(path, framework="pt")) for path in paths}
         self.path = {name: path for path, file in self._files.items() for name in file.keys()}  # noqa: SIM118
 
+    def dtype(self, name: str) -> torch.dtype:
+        """That of a tensor, which is not read."""
+        lazy = self._files[self.path[name]].get_slice(name)
+        return DTYPES[lazy.get_dtype()]
+
     def read(self, name: str, expected: Tensor | None) -> Tensor:
         """A tensor, or where `expected` is sharded the rows of it that this rank holds. Raises UserError if it is of
         another shape or dtype; `expected` None takes it as it is."""
@@ -94,6 +101,15 @@ def read_model(path: Path, manifest: Mapping[str, Any], model: LanguageModel) ->
         _compare_names(paths[0], set(tensors.path), set(expected))
         for name, tensor in expected.items():
             local_rows(tensor)[0].copy_(tensors.read(name, tensor))
+
+
+def take_dtypes(path: Path, manifest: Mapping[str, Any], model: LanguageModel) -> None:
+    """Give the parameters of a model on the meta device the dtypes that they have in the files."""
+    with contextlib.ExitStack() as files:
+        tensors = Tensors([path / part for part in parts(manifest, MODEL)], files)
+        for name, parameter in model.named_parameters():
+            if name in tensors.path:
+                parameter.data = parameter.data.to(tensors.dtype(name))
 
 
 def read_optimizer(

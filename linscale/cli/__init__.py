@@ -50,6 +50,8 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
         "fork": "state.fork",
         "delete": "state.delete",
     },
+    "import": "exchange.import_model",
+    "export": "exchange.export_model",
     "doctor": "doctor.doctor",
 }
 
@@ -79,6 +81,8 @@ SUMMARIES = {
     "state show": "what is recorded of a saved state",
     "state fork": "copy a saved state to another name",
     "state delete": "delete a saved state",
+    "import": "a run folder from a Hugging Face folder of the LLaMA family",
+    "export": "a trained model as a Hugging Face folder that transformers loads",
     "doctor": "what this machine has, which kernels it runs and why, and whether their numbers are right",
 }
 

@@ -34,6 +34,7 @@ END_OF_TEXT_NAMES = (
     "[EOS]",
     "<|im_end|>",
 )
+MARKS = "linscale"  # a tokenizer.json that came with a model says {"eos": ends a text, "bos": opens one} here
 BYTE_FORMAT = {"format": "linscale-byte-tokenizer", "version": 1}
 PIECE_CHARACTERS = 16384
 TEXTS_AT_ONCE = 8192  # whose encodings, many times their text, are held together
@@ -49,6 +50,11 @@ class Tokenizer(ABC):
     content: dict[str, Any]
     in_pieces: bool
     """Whether pieces of a text that start behind a single line end, with a word, encode to the ids of the whole."""
+
+    @property
+    def bos_id(self) -> int:
+        """The token that opens a text: the end-of-text token, or another where the tokenizer came with such a model."""
+        return self.eos_id
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -106,27 +112,37 @@ class ByteTokenizer(Tokenizer):
 class SubwordTokenizer(Tokenizer):
     """A tokenizer in the Hugging Face `tokenizer.json` format.
 
-    Its end-of-text token is the first of END_OF_TEXT_NAMES in its vocabulary. If there is none, `<|endoftext|>`
-    is added and the vocabulary grows by one. Truncation and padding set in the file are switched off.
+    Its end-of-text token is the one that its MARKS name, else the first of END_OF_TEXT_NAMES in its vocabulary. If
+    there is none, `<|endoftext|>` is added and the vocabulary grows by one. Truncation and padding set in the file are
+    switched off.
     """
 
     def __init__(self, content: dict[str, Any], name: str) -> None:
         """`content` is the parsed `tokenizer.json`. Raises UserError when `tokenizers` cannot read it."""
         content = {**content, "truncation": None, "padding": None}
         vocab = self._build(content, name).get_vocab()
-        self._eos = next((token for token in END_OF_TEXT_NAMES if token in vocab), END_OF_TEXT)
+        marks = content.get(MARKS) or {}
+        for mark, token in marks.items():
+            if token not in vocab:
+                raise UserError(f"tokenizer {name}: {MARKS}.{mark} = {token!r}: no token of its vocabulary")
+        self._eos = marks.get("eos") or next((token for token in END_OF_TEXT_NAMES if token in vocab), END_OF_TEXT)
         content["added_tokens"] = _with_special(content.get("added_tokens") or [], self._eos, vocab)
         self._tokenizer = self._build(content, name)
         self.content = content
         vocab = self._tokenizer.get_vocab()
         self.eos_id, self.vocab_size = vocab[self._eos], max(vocab.values()) + 1
+        self._bos_id = vocab[marks.get("bos") or self._eos]
         self.name = f"bpe:{self.vocab_size}" if _trained_here(content) else name
         self.in_pieces = _splits_at_lines(content)
+
+    @property
+    def bos_id(self) -> int:
+        return self._bos_id
 
     @staticmethod
     def _build(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps({k: v for k, v in content.items() if k != MARKS}))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"tokenizer {name}: not in the Hugging Face tokenizer.json format: {error}") from None
         tokenizer.encode_special_tokens = True  # a special token's name in a text is text

@@ -44,6 +44,11 @@ class Requests:
         return self.vocabulary.eos_id
 
     @property
+    def prefix_token_id(self) -> int:
+        """What opens a text that has no context."""
+        return self.vocabulary.bos_id
+
+    @property
     def tokenizer_name(self) -> str:
         return f"{self.vocabulary.name}-{self.vocabulary.fingerprint}"
 
@@ -55,7 +60,7 @@ class Requests:
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        pairs = [(context or [self.eot_token_id], continuation) for _, context, continuation in requests]
+        pairs = [(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
         return [(likelihood.nats, likelihood.greedy) for likelihood in score(self.model, pairs)]
 
     @torch.no_grad()
@@ -66,7 +71,7 @@ class Requests:
     def _whole(self, tokens: list[int]) -> float:
         if not tokens:
             return 0.0
-        return -losses_in_pieces(self.model, torch.tensor([self.eot_token_id, *tokens])).sum().item()
+        return -losses_in_pieces(self.model, torch.tensor([self.prefix_token_id, *tokens])).sum().item()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The most probable continuation of each prompt, up to its first stop string, in batches of prompts with the
@@ -76,7 +81,7 @@ class Requests:
             alike.setdefault(_limits(request.args[1]), []).append(number)
         found: dict[int, str] = {}
         for (most, stops), numbers in alike.items():
-            prompts = [self.tok_encode(requests[number].args[0]) or [self.eot_token_id] for number in numbers]
+            prompts = [self.tok_encode(requests[number].args[0]) or [self.prefix_token_id] for number in numbers]
             made = greedy(self.model, self.vocabulary, prompts, max_tokens=most, stop=stops)
             found.update(
                 (n, text_before(self.vocabulary, tokens, stops)) for n, tokens in zip(numbers, made, strict=True)

@@ -113,7 +113,7 @@ class Filler:
 
     def whole(self, prompt: Prompt) -> list[int]:
         """All tokens of a prompt."""
-        return [self.tokenizer.eos_id, *self.tokens(0, prompt.place).tolist(), *prompt.rest.tolist()]
+        return [self.tokenizer.bos_id, *self.tokens(0, prompt.place).tolist(), *prompt.rest.tolist()]
 
     def _place(self, count: int, wanted: float) -> int:
         repeat = int(wanted) // len(self.unit)
@@ -149,7 +149,7 @@ def forked(
             end = min(prompts[number].place + 1, read + batch_tokens)
             tokens = filler.tokens(read - 1, end - 1)
             if read == 0:
-                tokens[0] = filler.tokenizer.eos_id
+                tokens[0] = filler.tokenizer.bos_id
             _, state = model.read(torch.from_numpy(tokens)[None].to(device), state)
             read = end
         assert state is not None

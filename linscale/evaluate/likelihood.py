@@ -58,7 +58,7 @@ def encode_pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list
     pairs: list[Pair] = []
     for start, (context, continuation) in zip(stripped, texts, strict=True):
         whole = tokens[context + continuation]
-        pairs.append((tokens[start], whole[len(tokens[start]) :]) if start else ([tokenizer.eos_id], whole))
+        pairs.append((tokens[start], whole[len(tokens[start]) :]) if start else ([tokenizer.bos_id], whole))
     return pairs
 
 

@@ -53,7 +53,7 @@ class Passages:
         if tokenizer.fingerprint not in self._pairs:
             self._pairs.clear()
             encoded = tokenizer.encode_batch(self.texts)
-            self._pairs[tokenizer.fingerprint] = [([tokenizer.eos_id], ids.tolist()) for ids in encoded]
+            self._pairs[tokenizer.fingerprint] = [([tokenizer.bos_id], ids.tolist()) for ids in encoded]
         pairs = self._pairs[tokenizer.fingerprint]
         nats = torch.tensor([-likelihood.nats for likelihood in score(model, pairs)]).double()
         tokens = torch.tensor([len(ids) for _, ids in pairs]).double()

@@ -79,7 +79,7 @@ class Recall:
         words = torch.tensor([word for word in range(tokenizer.vocab_size) if word != tokenizer.eos_id])
         rows = [self._sequence(words[torch.randperm(len(words), generator=generator)], generator)
                 for _ in range(self.examples)]  # fmt: skip
-        start = torch.full((self.examples, 1), tokenizer.eos_id)
+        start = torch.full((self.examples, 1), tokenizer.bos_id)
         text = torch.cat([start, torch.stack([text for text, _ in rows])], dim=1)
         scored = torch.cat([torch.zeros_like(start, dtype=torch.bool), torch.stack([mask for _, mask in rows])], dim=1)
         return text[:, :-1], torch.where(scored, text, IGNORED)[:, 1:]

@@ -80,7 +80,7 @@ class TextLoss:
     def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
         """loss: nats per token. loss_from_N: of the places N to 2N - 1 of windows. Standard errors are over windows, as
         the tokens of one are correlated."""
-        ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(self.text)])
+        ids = torch.tensor([tokenizer.bos_id, *tokenizer.encode(self.text)])
         windows = [self._losses(model, ids, *bounds) for bounds in self._bounds(len(ids) - 1)]
         overall = _over_windows("loss", [nats for _, nats in windows])
         total = overall.value * overall.count

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
+from linscale.layers.rope import attention_factor, rope_frequencies
 from linscale.models import LanguageModel
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
@@ -25,6 +26,8 @@ class Attention:
     head_dim: int
     frequencies: Tensor
     """(head_dim / 2,) float64."""
+    factor: float = 1.0
+    """What scores are multiplied by, beyond 1 / sqrt(head_dim): YaRN's."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,10 @@ def _mixer(
         bounds = None if mixer.first else lower_bounds(model.lower_bound_logits.detach())[layer].contiguous()
         return [mixer.q_proj, mixer.f_proj, mixer.v_proj], config.d_model, Mix("gated", *shape, bounds)
     if isinstance(mixer, SoftmaxAttention):
-        channels = torch.arange(0, config.head_dim, 2, device=mixer.q_proj.weight.device, dtype=torch.float64)
-        frequencies = mixer.rope_base ** (-channels / config.head_dim)
-        attention = Attention(config.n_heads, config.n_heads, config.head_dim, frequencies)
+        device = mixer.q_proj.weight.device
+        frequencies = rope_frequencies(config.head_dim, mixer.rope_base, mixer.rope_scaling, device)
+        factor = attention_factor(mixer.rope_scaling) ** 2
+        attention = Attention(config.n_heads, mixer.n_kv_heads, config.head_dim, frequencies, factor)
         return [mixer.q_proj, mixer.k_proj, mixer.v_proj], 0, attention
     raise TypeError(f"{type(mixer).__name__} has no decoding step")
 

@@ -54,7 +54,7 @@ def stream(
 
 def opened(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a document that begins with `prompt`, with the end-of-text token in front."""
-    return [tokenizer.eos_id, *encoded(tokenizer, prompt)]
+    return [tokenizer.bos_id, *encoded(tokenizer, prompt)]
 
 
 def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -40,7 +40,8 @@ class DecodingStep:
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.x, self.mixed = (torch.zeros(slots, config.d_model, **new) for _ in range(2))
         self.inner = torch.zeros(slots, config.glu_width, **new)
-        self.projected = [torch.zeros(slots, len(layer.read.weight), **new) for layer in self.packed.layers[:2]]
+        widths = {len(layer.read.weight) for layer in self.packed.layers}
+        self.projected = {width: torch.zeros(slots, width, **new) for width in widths}
         self.logits = torch.zeros(slots, config.vocab_size, device=device)
         programs = 1 if self.ops is plain else self.ops.slices(config.head_dim)
         self.squares = torch.zeros(slots, config.n_heads * programs, device=device)
@@ -81,8 +82,7 @@ class DecodingStep:
 
     def _layer(self, layer: Layer, state: tuple[Tensor, ...]) -> None:
         eps, ops = self.config.norm_eps, self.ops
-        width = len(layer.read.weight)
-        projected = next(each for each in self.projected if each.shape[1] == width)
+        projected = self.projected[len(layer.read.weight)]
         ops.project(self.x, layer.read, projected, eps)
         mixer = layer.mixer
         if isinstance(mixer, Attention):
@@ -95,7 +95,8 @@ class DecodingStep:
         ops.project(self.inner, layer.down, self.x, eps, residual=self.x)
 
     def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
-        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.mixed)
+        where = (self.positions, self.active, mixer.frequencies)
+        given = (projected, keys, values, *where, mixer.factor * mixer.head_dim**-0.5, self.mixed)
         if self.ops is plain:
             plain.attend(*given)
             return

@@ -6,6 +6,7 @@ from linscale.layers.lrpe import LRPE
 from linscale.layers.mlp import GLU
 from linscale.layers.norm import RMSNorm, SRMSNorm
 from linscale.layers.output_gate import LowRankGate
+from linscale.layers.rope import RopeScaling
 from linscale.layers.softmax_attention import KeyValues, SoftmaxAttention, going_through_a_book
 from linscale.layers.tpe import ToeplitzEncoding
 
@@ -16,6 +17,7 @@ __all__ = [
     "KeyValues",
     "LowRankGate",
     "RMSNorm",
+    "RopeScaling",
     "SRMSNorm",
     "SoftmaxAttention",
     "ToeplitzEncoding",

@@ -13,6 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils._python_dispatch import _disable_current_modes
 
 from linscale.layers.context import Context
+from linscale.layers.rope import RopeScaling, attention_factor, rope_frequencies
 from linscale.ops import angles, rotate_half
 from linscale.ops.pieces import Piece, gather
 
@@ -20,7 +21,8 @@ from linscale.ops.pieces import Piece, gather
 class KeyValues(NamedTuple):
     """What softmax attention remembers: every key and value so far.
 
-    k, v (B, S, H, K); of sequence b the first `position[b]` places are filled (position: see LanguageModel's State).
+    k, v (B, S, G, K) with G heads of keys and values; of sequence b the first `position[b]` places are filled
+    (position: see LanguageModel's State).
     """
 
     k: Tensor
@@ -28,22 +30,31 @@ class KeyValues(NamedTuple):
 
 
 class SoftmaxAttention(nn.Module):
-    """o_proj(softmax(q kᵀ / sqrt(K) + causal) v) with RoPE on q and k; q, k, v (B, T, H, K) are projections of x."""
+    """o_proj(softmax(q kᵀ / sqrt(K) + causal) v) with RoPE on q and k; q (B, T, H, K), k and v (B, T, G, K) are
+    projections of x. Each of the G = n_kv_heads heads of keys and values serves H/G heads of queries, in order
+    (grouped-query attention, arXiv 2305.13245); G = H unless told otherwise."""
 
-    def __init__(self, d_model: int, n_heads: int, rope_base: float) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, rope_base: float, n_kv_heads: int | None = None,
+        rope_scaling: RopeScaling | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.n_heads, self.rope_base = n_heads, rope_base
+        self.n_heads, self.rope_base, self.rope_scaling = n_heads, rope_base, rope_scaling
+        self.n_kv_heads = n_kv_heads or n_heads
+        kv_width = d_model // n_heads * self.n_kv_heads
         self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, d_model, bias=False)
-        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
         """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
-        q, k, v = (proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        channels = torch.arange(0, q.shape[-1], 2, device=x.device, dtype=torch.float64)
-        frequencies = self.rope_base ** (-channels / q.shape[-1])  # (K/2,)
+        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))  # (B, T, H, K)
+        k, v = (proj(x).unflatten(-1, (self.n_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))  # (B, T, G, K)
+        frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, x.device)  # (K/2,)
         cos, sin = angles(context.positions, frequencies, q.dtype)
+        if (factor := attention_factor(self.rope_scaling)) != 1:
+            cos, sin = cos * factor, sin * factor
         q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
         if context.piece is not None:
             o, state = _attend_in_pieces(q, k, v, context.piece)
@@ -55,7 +66,8 @@ class SoftmaxAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor) -> tuple[Tensor, KeyValues]:
-    """Causal attention of T new steps (B, T, H, K) over `past` and themselves; start (B,) says how long the past is."""
+    """Causal attention of T new steps, q (B, T, H, K), k and v (B, T, G, K), over `past` and themselves; start (B,)
+    says how long the past is."""
     if past is None:
         return _attention(q, k, v, None).transpose(1, 2), KeyValues(k, v)
     steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps
@@ -69,31 +81,41 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tens
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """(B, H, T, K) from q (B, T, H, K) and k, v (B, S, H, K); causal without `visible` (B, 1, T, S).
+    """(B, H, T, K) from q (B, T, H, K) and k, v (B, S, G, K); causal without `visible` (B, 1, T, S).
 
     Without gradients shapes differ from call to call, and cuDNN, the fastest in training, makes a plan for each: 0.1 s.
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, *_for_every_head(q, k, v)))
     kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with contextlib.nullcontext() if torch.is_grad_enabled() else sdpa_kernel(kinds):
         return scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+
+
+def _for_every_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k, v (B, S, G, K) -> (B, S, H, K): each head of keys and values beside the heads of q that it serves. Not all
+    kernels of scaled_dot_product_attention take fewer heads of keys."""
+    if k.shape[2] == q.shape[2]:
+        return k, v
+    groups = q.shape[2] // k.shape[2]
+    return k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
 
 
 def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Tensor, KeyValues]:
     """A sequence of which every rank holds T steps (B, T, H, K): each gathers all keys and values, and uses those up to
     its own. The last rank works longest, and memory for keys and values does not shrink with the number of ranks."""
     seen = (piece.rank + 1) * q.shape[1]
-    k, v = (gather(x, piece).transpose(0, 1).flatten(1, 2)[:, :seen] for x in (k, v))  # (B, S, H, K)
+    k, v = (gather(x, piece).transpose(0, 1).flatten(1, 2)[:, :seen] for x in (k, v))  # (B, S, G, K)
+    state = KeyValues(k, v)
     with _disable_current_modes():  # that of "cheap" activation checkpointing cannot make a tensor of its own class
         mask = causal_lower_right(q.shape[1], seen)
-    o = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-    return o.transpose(1, 2), KeyValues(k, v)
+    q, k, v = (x.transpose(1, 2) for x in (q, *_for_every_head(q, k, v)))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2), state
 
 
 def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
 ) -> tuple[Tensor, KeyValues]:
-    """Documents that are alike are rows of one call, padded on the right; the states (N, S, H, K) are padded to the
+    """Documents that are alike are rows of one call, padded on the right; the states (N, S, G, K) are padded to the
     longest."""
     assert context.rows is not None
     outputs, states = [], []

@@ -43,11 +43,16 @@ class ToeplitzEncoding(nn.Module):
     def reset_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """b ~ N(0, std²/e), then b[c, 0] such that Σ_j b[c, j] = 1 for every channel c."""
         width = self.weight.shape[1]
+        self.reset_rates()
         with torch.no_grad():
-            self.log_rate.copy_(-(LONGEST ** -torch.linspace(0, 1, width, dtype=torch.float64)))
             noise = torch.randn(self.weight.shape, generator=generator) * (std / width**0.5)
             noise[:, 0] = 1 - noise[:, 1:].sum(1)
             copy_into(self.weight, noise)
+
+    def reset_rates(self) -> None:
+        """log λ_j = -1/τ_j, which is not learned."""
+        with torch.no_grad():
+            self.log_rate.copy_(-(LONGEST ** -torch.linspace(0, 1, len(self.log_rate), dtype=torch.float64)))
 
     def forward(
         self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, piece: Piece | None = None

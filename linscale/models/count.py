@@ -31,6 +31,7 @@ def shape_of(config: LanguageModelConfig) -> Shape:
         vocab_size=config.vocab_size,
         layers=tuple(architectures(config)),
         tied=config.tie_embeddings,
+        n_kv_heads=config.n_kv_heads,
     )
 
 

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from linscale.config import config
 from linscale.distributed import copy_into
-from linscale.layers import GLU, LRPE, Context, RMSNorm, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
+from linscale.layers import GLU, LRPE, Context, RMSNorm, RopeScaling, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
 from linscale.layers.rows import packed_rows
 from linscale.ops import linear_cross_entropy
 from linscale.ops.backend import autocast_dtype
@@ -46,6 +46,10 @@ class LanguageModelConfig:
     "A hybrid: m > 0 makes layers m, 2m, 3m, ... softmax attention with RoPE. 0 keeps the architecture pure."
     rope_base: PositiveFloat = 10_000.0
     "Base of RoPE's frequencies in softmax layers."
+    rope_scaling: RopeScaling | None = None
+    "How softmax layers change these frequencies for longer texts; by default they do not."
+    n_kv_heads: PositiveInt | None = None
+    "Heads of keys and values in softmax layers, a divisor of the number of heads; by default all of them."
     norm_eps: PositiveFloat = 1e-6
     "Added to the mean square in norms."
     init_std: PositiveFloat = 0.02
@@ -59,11 +63,18 @@ class LanguageModelConfig:
             raise ValueError(f"d_model = {self.d_model} is not a multiple of head_dim = {self.head_dim}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} must be even: positions rotate pairs of channels")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide the number of heads, {self.n_heads}")
         return self
 
     @property
     def n_heads(self) -> int:
         return self.d_model // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values in softmax layers."""
+        return self.n_kv_heads or self.n_heads
 
     @property
     def glu_width(self) -> int:
@@ -114,6 +125,13 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), state
 
 
+def softmax_mixer(config: LanguageModelConfig, layer: int) -> SoftmaxAttention:
+    """A softmax layer: LLaMA's, and those of a hybrid."""
+    return SoftmaxAttention(
+        config.d_model, config.n_heads, config.rope_base, config.kv_heads, rope_scaling=config.rope_scaling
+    )
+
+
 class LanguageModel(nn.Module):
     """Base of every architecture, which hands over its mixer, its norm and its GLU's activation.
 
@@ -133,10 +151,7 @@ class LanguageModel(nn.Module):
         self.position_encoder: ToeplitzEncoding | None = None
         self.blocks = nn.ModuleList()
         for layer in range(config.n_layers):
-            softmax = config.is_softmax(layer)
-            chosen = (
-                SoftmaxAttention(config.d_model, config.n_heads, config.rope_base) if softmax else mixer(config, layer)
-            )
+            chosen = softmax_mixer(config, layer) if config.is_softmax(layer) else mixer(config, layer)
             self.blocks.append(Block(config, chosen, norm, GLU(config.d_model, config.glu_width, activation)))
         self.norm = norm(config.d_model, config.norm_eps)
         self.piece: Piece | None = None  # set where ranks share sequences: see train/parallel.py
@@ -243,3 +258,8 @@ class LanguageModel(nn.Module):
 
     def reset_own_parameters(self) -> None:
         """First values of the tensors that only one architecture has."""
+
+    def reset_buffers(self) -> None:
+        """Give the constants that checkpoints do not hold their values, in a model whose memory is uninitialised."""
+        if self.position_encoder is not None:
+            self.position_encoder.reset_rates()

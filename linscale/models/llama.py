@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Literal
 
 from linscale.config import config
-from linscale.layers import RMSNorm, SoftmaxAttention
-from linscale.models.language_model import LanguageModel, LanguageModelConfig
+from linscale.layers import RMSNorm
+from linscale.models.language_model import LanguageModel, LanguageModelConfig, softmax_mixer
 
 
 @config
@@ -24,8 +24,4 @@ class LlamaConfig(LanguageModelConfig):
 
 class Llama(LanguageModel):
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config, mixer=llama_mixer, norm=RMSNorm, activation="silu")
-
-
-def llama_mixer(config: LlamaConfig, layer: int) -> SoftmaxAttention:
-    return SoftmaxAttention(config.d_model, config.n_heads, config.rope_base)
+        super().__init__(config, mixer=softmax_mixer, norm=RMSNorm, activation="silu")

@@ -69,6 +69,10 @@ class TNL(LanguageModel):
         super().__init__(config, mixer=TNLMixer, norm=SRMSNorm, activation=None)
 
     def reset_own_parameters(self) -> None:
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        super().reset_buffers()
         for module in self.modules():
             if isinstance(module, TNLMixer):
                 module.reset_log_decay()

@@ -155,3 +155,18 @@ def test_bad_files(text, tmp_path):
 def test_bpe_size():
     assert bpe_size("bpe:8192") == 8192
     assert bpe_size("byte") is None
+
+
+def test_a_tokenizer_that_came_with_a_model_names_what_ends_and_opens_a_text(tmp_path):
+    content = train_bpe(["words and other words"] * 3, 280).content
+    names = {number: token for token, number in content["model"]["vocab"].items()}
+    marked = SubwordTokenizer({**content, "linscale": {"eos": names[70], "bos": names[71]}}, "marked")
+    assert (marked.eos_id, marked.bos_id, marked.vocab_size) == (70, 71, len(names))
+    marked.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.eos_id, again.bos_id, again.fingerprint) == (70, 71, marked.fingerprint)
+    plain = SubwordTokenizer(content, "plain")
+    assert (plain.eos_id, plain.bos_id) == (0, 0)
+    assert plain.fingerprint != marked.fingerprint
+    with pytest.raises(UserError, match=r"linscale.eos = 'no such': no token of its vocabulary"):
+        SubwordTokenizer({**content, "linscale": {"eos": "no such"}}, "wrong")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from linscale.layers import RopeScaling
 from linscale.models import CONFIGS, build_model
 from linscale.models.count import count_parameters, state_elements
 from linscale.ops import decay_attention
@@ -15,10 +16,15 @@ VOCABULARY = 50
 
 
 def make(arch, softmax_every=0, dtype=torch.float64):
-    """A model with weights large enough that every part of it matters to the logits."""
+    """A model with weights large enough that every part of it matters to the logits.
+
+    Softmax layers share keys and values between heads and scale RoPE, but for those of a plain LLaMA.
+    """
+    shared = {"n_kv_heads": 2, "rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_length=16)}
     config = CONFIGS[arch](
-        vocab_size=VOCABULARY, d_model=32, n_layers=4, head_dim=8, d_ff=48, softmax_every=softmax_every, init_std=0.3
-    )
+        vocab_size=VOCABULARY, d_model=32, n_layers=4, head_dim=8, d_ff=48, softmax_every=softmax_every, init_std=0.3,
+        **(shared if softmax_every else {}),
+    )  # fmt: skip
     return build_model(config, seed=1).to(dtype)
 
 

@@ -99,6 +99,15 @@ def test_bad_configs_are_one_clear_line():
         ({"arch": "tnl", "d_model": 128, "n_layers": 2, "width": 3}, "unknown key 'width'"),
         ({"arch": "mamba", "d_model": 128, "n_layers": 2}, "mamba"),
         ({"d_model": 128, "n_layers": 2}, "arch"),
+        ({"arch": "llama", "d_model": 512, "n_layers": 2, "n_kv_heads": 3}, "n_kv_heads = 3 does not divide"),
+        (
+            {"arch": "llama", "d_model": 128, "n_layers": 2, "rope_scaling": {"kind": "ntk"}},
+            "rope_scaling.kind = 'ntk'",
+        ),
+        (
+            {"arch": "llama", "d_model": 128, "n_layers": 2, "rope_scaling": {"kind": "yarn", "factor": 2.0}},
+            "kind = 'yarn' needs original_length",
+        ),
     ]:
         with pytest.raises(UserError) as error:
             parse(ModelConfig, values, source="study.toml")

@@ -38,7 +38,7 @@ def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
     arch, every, _, again, precision = case
     # Few channels over 4 ranks: some ranks hold no row of a tensor, others more than one.
     shape = {"vocab_size": VOCABULARY, "d_model": 24, "n_layers": 3, "head_dim": 12, "d_ff": 20, "init_std": 0.2}
-    config = CONFIGS[arch](**shape, softmax_every=every)
+    config = CONFIGS[arch](**shape, softmax_every=every, n_kv_heads=1 if arch == "tnl" else None)
     tokens = SEQUENCES * LENGTH
     recipe = TrainConfig(
         tokens=tokens, batch_tokens=tokens, length=LENGTH, seed=3, lr=1e-2, grad_clip=0.5, validation_tokens=LENGTH,

@@ -1,0 +1,1 @@
+"""Adapters: a model in, a model out. Hugging Face folders are read and written here."""
