@@ -42,6 +42,8 @@ def chat(
     """
     from linscale.generate.chat_template import STOP
 
+    if sampling.logprobs is not None:
+        raise UserError("logprobs: a conversation shows none; linscale generate --json gives them")
     sampling = replace(sampling, stop=(*STOP, *sampling.stop))
     states = open_store(path, store)
     talk = Conversation(open_session(path, states, state), states, state)

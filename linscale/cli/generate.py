@@ -45,6 +45,8 @@ def generate(
         raise UserError("prompt and file: both are given; expected one of them")
     if prompt is None and file is None and state is None:
         raise UserError("prompt: not given; expected --prompt TEXT, --file FILE or --state NAME")
+    if sampling.logprobs is not None and not json:
+        raise UserError("logprobs: not part of the text; add --json to get them")
     states = open_store(path, store)
     if save_state is not None:
         states.require_free(save_state)

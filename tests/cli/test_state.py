@@ -131,7 +131,9 @@ def test_states_are_listed_shown_forked_and_deleted(call):
         ("generate run --prompt x --save-state a/b", "state name 'a/b'"),
         ("generate run --prompt x --seed -1", "seed = -1"),
         ("chat run --state a", "state 'a': not in run/states, which has none"),
+        ("generate run --prompt x --logprobs 1", "logprobs: not part of the text; add --json"),
         ("chat run --max-tokens 0", "max_tokens = 0: expected at least 1"),
+        ("chat run --logprobs 1", "logprobs: a conversation shows none"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(call, words, problem):
