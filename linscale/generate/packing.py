@@ -26,8 +26,6 @@ class Attention:
     head_dim: int
     frequencies: Tensor
     """(head_dim / 2,) float64."""
-    factor: float = 1.0
-    """What scores are multiplied by, beyond 1 / sqrt(head_dim): YaRN's."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
         mixer=mixer,
         out=Projection(block.mixer.o_proj.weight.detach().to(dtype)),
         gate_up=Projection(
-            _side_by_side(block.mlp_norm, [mlp.gate_proj, mlp.up_proj], dtype),
+            _side_by_side(block.mlp_norm, [mlp.gate_proj.weight, mlp.up_proj.weight], dtype),
             normed=True,
             paired=True,
             activation=mlp.activation is not None,
@@ -84,31 +82,36 @@ def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
 
 def _mixer(
     model: LanguageModel, layer: int, mixer: nn.Module, dtype: torch.dtype
-) -> tuple[list[nn.Linear], int, Mix | Attention]:
+) -> tuple[list[Tensor], int, Mix | Attention]:
     """The matrices it reads with, how many of their outputs go through silu, and what it does with them."""
     config = model.config
     shape = (config.n_heads, config.head_dim)
     if isinstance(mixer, TNLMixer | CosFormer2Mixer):
-        rows = [mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.gate.down_proj]
+        parts = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.gate.down_proj)
         decay = mixer.log_decay.float() if isinstance(mixer, TNLMixer) else None
         theta = None if mixer.lrpe is None else mixer.lrpe.theta.detach().float()
         gate = mixer.gate.up_proj.weight.detach().to(dtype)
+        rows = [part.weight for part in parts]
         return rows, 2 * config.d_model, Mix("plain" if decay is None else "head", *shape, decay, theta, gate)
     if isinstance(mixer, HGRN2Mixer):
         assert isinstance(model, HGRN2)
         bounds = None if mixer.first else lower_bounds(model.lower_bound_logits.detach())[layer].contiguous()
-        return [mixer.q_proj, mixer.f_proj, mixer.v_proj], config.d_model, Mix("gated", *shape, bounds)
+        return (
+            [mixer.q_proj.weight, mixer.f_proj.weight, mixer.v_proj.weight],
+            config.d_model,
+            Mix("gated", *shape, bounds),
+        )
     if isinstance(mixer, SoftmaxAttention):
         device = mixer.q_proj.weight.device
         frequencies = rope_frequencies(config.head_dim, mixer.rope_base, mixer.rope_scaling, device)
-        factor = attention_factor(mixer.rope_scaling) ** 2
-        attention = Attention(config.n_heads, mixer.n_kv_heads, config.head_dim, frequencies, factor)
-        return [mixer.q_proj, mixer.k_proj, mixer.v_proj], 0, attention
+        factor = attention_factor(mixer.rope_scaling)  # of q and k, whose rotation is linear
+        attention = Attention(config.n_heads, mixer.n_kv_heads, config.head_dim, frequencies)
+        return [mixer.q_proj.weight * factor, mixer.k_proj.weight * factor, mixer.v_proj.weight], 0, attention
     raise TypeError(f"{type(mixer).__name__} has no decoding step")
 
 
-def _side_by_side(norm: nn.Module, parts: list[nn.Linear], dtype: torch.dtype) -> Tensor:
-    return torch.cat([_scaled(norm, part.weight) for part in parts]).to(dtype)
+def _side_by_side(norm: nn.Module, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([_scaled(norm, part) for part in parts]).to(dtype)
 
 
 def _scaled(norm: nn.Module, weight: Tensor) -> Tensor:

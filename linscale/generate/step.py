@@ -95,8 +95,7 @@ class DecodingStep:
         ops.project(self.inner, layer.down, self.x, eps, residual=self.x)
 
     def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
-        where = (self.positions, self.active, mixer.frequencies)
-        given = (projected, keys, values, *where, mixer.factor * mixer.head_dim**-0.5, self.mixed)
+        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.mixed)
         if self.ops is plain:
             plain.attend(*given)
             return

@@ -99,7 +99,7 @@ def mix(
 
 def attend(
     projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
-    scale: float, out: Tensor, scratch: tuple[Tensor, Tensor, Tensor],
+    out: Tensor, scratch: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
     """See `plain.attend`; scratch as `attend_scratch` makes it."""
     slots, (capacity, groups, width) = len(out), keys.shape[1:]
@@ -110,7 +110,7 @@ def attend(
     ), 1, early=ahead)  # fmt: skip
     launch(attend_kernel, slots * heads * splits, (
         queries, keys, values, positions, active, partial, weights,
-    ), (scale,), dict(
+    ), (width**-0.5,), dict(
         H=heads, G=groups, K=width, CAPACITY=capacity, SPLITS=splits, BT=BLOCK, EARLY=ahead,
     ), 4, early=ahead)  # fmt: skip
     launch(combine_kernel, slots * heads, (partial, weights, positions, active, out), (), dict(

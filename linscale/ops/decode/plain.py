@@ -73,7 +73,7 @@ def mix(
 
 def attend(
     projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
-    scale: float, out: Tensor,
+    out: Tensor,
 ) -> None:  # fmt: skip
     """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q has H heads, k and
     v G."""
@@ -89,6 +89,6 @@ def attend(
     visible = torch.arange(longest, device=out.device) <= positions[:, None]
     o = scaled_dot_product_attention(
         q.transpose(1, 2), keys[:, :longest].transpose(1, 2), values[:, :longest].transpose(1, 2),
-        attn_mask=visible[:, None, None], scale=scale, enable_gqa=groups < heads,
+        attn_mask=visible[:, None, None], enable_gqa=groups < heads,
     )  # fmt: skip
     out.copy_(o.transpose(1, 2).reshape(out.shape))

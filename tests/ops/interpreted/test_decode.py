@@ -79,7 +79,7 @@ def test_caches_are_appended_to_and_attended(groups, device):
         keys, values = caches.clone()
         out = torch.zeros(rows, heads * width, device=device)
         extra = () if ops is plain else (kernel.attend_scratch(out, keys),)
-        ops.attend(projected, keys, values, positions, active, frequencies, 0.3, out, *extra)
+        ops.attend(projected, keys, values, positions, active, frequencies, out, *extra)
         results.append((keys, values, out))
     for found, expected in zip(results[1], results[0], strict=True):
         close(found, expected)
