@@ -36,15 +36,24 @@ class Tiles:
 
 
 def tiling(slots: int, outputs: int, inputs: int, paired: bool) -> Tiles:
-    """Measured on one H200 at 374M parameters: see benchmarks/NOTES.md. For one sequence a program reads whole rows of
-    the matrix before what it waits for is there."""
-    whole = 1 << (inputs - 1).bit_length()
+    """Measured on H100 and H200 at 374M parameters: see benchmarks/NOTES.md. For few sequences a program reads whole rows
+    of the matrix, as far as registers go, before what it waits for is there."""
+    whole = max(16, 1 << (inputs - 1).bit_length())
     if slots == 1:
         return Tiles(2 if paired or inputs <= outputs // 2 else 4, min(whole, 4096), 2 if paired else 4)
-    narrow = max(16, min(whole, 128))
-    if slots <= 16 or outputs <= 2048:
-        return Tiles(16, max(16, min(whole, 256)), 4, 4)
-    return Tiles(128, min(narrow, 64), 8, 4) if outputs > 16384 else Tiles(64, min(narrow, 64 if paired else 128), 4, 4)
+    if outputs > 16384:  # a head
+        return Tiles(64, min(whole, 64), 4, 3) if slots <= 16 else Tiles(128, min(whole, 64), 8, 4)
+    if slots <= 16:
+        if paired:
+            return Tiles(16, min(whole, 512), 4, 2)
+        if outputs > 2048:
+            return Tiles(32, min(whole, 1024), 4)
+        return Tiles(16, whole, 2) if whole <= 1024 else Tiles(16, 256, 4, 3)
+    if slots > 128:
+        return Tiles(32 if outputs <= 2048 else 64, min(whole, 64), 8, 3)
+    if outputs <= 2048:
+        return Tiles(16, min(whole, 256), 4, 4)
+    return Tiles(64, min(whole, 64 if paired else 128), 4, 4)
 
 
 def early(device: torch.device) -> bool:
