@@ -36,8 +36,8 @@ class Tiles:
 
 
 def tiling(slots: int, outputs: int, inputs: int, paired: bool) -> Tiles:
-    """Measured on H100 and H200 at 374M parameters: see benchmarks/NOTES.md. For few sequences a program reads whole rows
-    of the matrix, as far as registers go, before what it waits for is there."""
+    """Measured on H100 and H200 at 374M parameters: see benchmarks/NOTES.md. For few sequences a program reads whole
+    rows of the matrix, as far as registers go, before what it waits for is there."""
     whole = max(16, 1 << (inputs - 1).bit_length())
     if slots == 1:
         return Tiles(2 if paired or inputs <= outputs // 2 else 4, min(whole, 4096), 2 if paired else 4)
