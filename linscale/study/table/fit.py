@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from linscale.config import UserError
-from linscale.study.table.envelope import fit_envelope
 from linscale.study.table.group import Group, PointFit, Unit, select
-from linscale.study.table.isoflop import fit_isoflop
 from linscale.study.table.minimise import Space
-from linscale.study.table.overtrain import fit_overtrain
-from linscale.study.table.pac import fit_pac
 from linscale.study.table.points import Points
-from linscale.study.table.repeat import fit_repeat
-from linscale.study.table.sigmoid import fit_sigmoid
-from linscale.study.table.surface import fit_surface
 
 
 @dataclass(frozen=True)
@@ -25,8 +19,8 @@ class TableLaw:
 
     roles: tuple[str, ...]
     """What a row must hold."""
-    fit: Callable[[Group, PointFit], dict[str, Any]]
-    """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+    where: str
+    """ "module.function" beside this file, imported when it is called: a law does not wait for the others."""
     optional: tuple[str, ...] = ()
     """What it reads too where there is a column for it."""
     loss: str = "huber:1e-3"
@@ -36,20 +30,26 @@ class TableLaw:
     reads_loss: bool = True
     """Whether residuals count as --loss and --space say; else by least squares of logarithms."""
 
+    def fit(self, group: Group, settings: PointFit) -> dict[str, Any]:
+        """The entry of one group in the JSON. Raises UserError when its points are too few or unfit for the law."""
+        module, function = self.where.split(".")
+        entry: dict[str, Any] = getattr(import_module(f"linscale.study.table.{module}"), function)(group, settings)
+        return entry
+
 
 TABLE_LAWS: Mapping[str, TableLaw] = {
-    "chinchilla": TableLaw(("n", "d", "loss"), fit_surface),
-    "gamma": TableLaw(("n", "d", "loss"), fit_surface),
-    "power": TableLaw(("c", "loss"), fit_surface),
-    "power_irreducible": TableLaw(("c", "loss"), fit_surface),
-    "overtrain": TableLaw(("n", "d", "loss"), fit_overtrain, ("error",)),
-    "repeat": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
-    "repeat_no_excess": TableLaw(("n", "d", "unique", "loss"), fit_repeat),
-    "sigmoid": TableLaw(("bpb", "accuracy"), fit_sigmoid, loss="l2", space="linear"),
-    "isoflop": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
-    "envelope": TableLaw(("n", "d", "c", "loss"), fit_envelope, reads_loss=False),
-    "pac": TableLaw(("n", "d", "loss"), fit_pac, reads_loss=False),
-    "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), fit_isoflop, reads_loss=False),
+    "chinchilla": TableLaw(("n", "d", "loss"), "surface.fit_surface"),
+    "gamma": TableLaw(("n", "d", "loss"), "surface.fit_surface"),
+    "power": TableLaw(("c", "loss"), "surface.fit_surface"),
+    "power_irreducible": TableLaw(("c", "loss"), "surface.fit_surface"),
+    "overtrain": TableLaw(("n", "d", "loss"), "overtrain.fit_overtrain", ("error",)),
+    "repeat": TableLaw(("n", "d", "unique", "loss"), "repeat.fit_repeat"),
+    "repeat_no_excess": TableLaw(("n", "d", "unique", "loss"), "repeat.fit_repeat"),
+    "sigmoid": TableLaw(("bpb", "accuracy"), "sigmoid.fit_sigmoid", loss="l2", space="linear"),
+    "isoflop": TableLaw(("n", "d", "c", "loss"), "isoflop.fit_isoflop", reads_loss=False),
+    "envelope": TableLaw(("n", "d", "c", "loss"), "envelope.fit_envelope", reads_loss=False),
+    "pac": TableLaw(("n", "d", "loss"), "pac.fit_pac", reads_loss=False),
+    "isoflop_irreducible": TableLaw(("n", "d", "c", "loss"), "isoflop.fit_isoflop", reads_loss=False),
 }
 """By the name of --law; --irreducible makes power power_irreducible, --no-excess makes repeat repeat_no_excess."""
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from linscale.distributed import cores
-from linscale.study.table.surfaces import Array, Evaluation, evaluate, log_loss
+from linscale.study.table.surfaces import Array, Evaluation, evaluate, log_loss, weighted_squares
 
 Space = Literal["log", "linear"]
 MAX_STEPS = 1000
@@ -61,8 +61,8 @@ class Residual:
             level = np.exp(np.minimum(at.value, 100.0))
             bend = bend * level**2 + (0.0 if majorise else slope * level)
             slope = slope * level
-        gradient = (slope[:, None, :] @ at.gradient)[:, 0]
-        second = (at.gradient * bend[..., None]).transpose(0, 2, 1) @ at.gradient
+        gradient = (at.rows @ slope[..., None])[..., 0]
+        second = weighted_squares(at.rows, bend)
         return gradient, second if majorise else second + at.curvature(slope)
 
 
@@ -113,7 +113,7 @@ def _newton(problem: Residual, starts: Array, weights: Array, free: Array, bound
             break
         here, own = vectors[active], problem.part(active)
         part = weights if len(weights) == 1 else weights[active]
-        majorise = count < 12 or count % 4 == 0
+        majorise = count < 6 or count % 3 == 0
         gradient, second = own.derivatives(evaluate(here, problem.x), part, majorise)
         outward = ((here <= bounds[0]) & (gradient > 0)) | ((here >= bounds[1]) & (gradient < 0))
         step = damped_step(gradient, second, free[active] & ~outward, damping[active])
