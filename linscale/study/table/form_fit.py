@@ -176,13 +176,7 @@ def find_valley(fitted: Fitted) -> Valley:
     free = ~problem.form.at_bound(vector)
     goal = problem.regression(problem.form.predict)
     columns = goal.jacobian(*goal.predict(vector[None]))[0][:, free] * np.sqrt(problem.weight)[:, None]
-    lengths = np.linalg.norm(columns, axis=0)
-    _, singular, directions = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
-    names = np.array(problem.form.parameters)[free]
-    if not len(names):
-        return Valley(1.0, ())
-    along = tuple(str(name) for name in names[np.abs(directions[-1]) > 0.3])
-    return Valley(float(singular[0] / max(singular[-1], 1e-16)), along)
+    return Valley.of(columns, [name for name, each in zip(problem.form.parameters, free, strict=True) if each])
 
 
 def parameters_of(fitted: Fitted) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ a grid over E and the exponents, A and B of each by non-negative least squares (
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +119,12 @@ class Problem:
             problem, starts, weights=weights, free=np.array(self.law.free) if free is None else free, bounds=bounds
         )
 
+    def inside(self, vector: Array) -> Array:
+        """(p,) whether an entry of a centred vector is fitted and not on a bound."""
+        low, high = self.bounds
+        entries: Array = np.array(self.law.free) & (vector - low > 1e-6) & (high - vector > 1e-6)
+        return entries
+
     def centred(self, vectors: Array, sign: int = 1) -> Array:
         """Vectors of the formula's own coefficients as centred ones; with sign -1 the other way."""
         count, values = len(self.inputs), vectors.copy()
@@ -156,18 +163,23 @@ class Valley:
     along: tuple[str, ...]
     """Parameters that trade against each other there."""
 
+    @classmethod
+    def of(cls, columns: Array, names: Sequence[str]) -> Valley:
+        """From the derivatives (m, k) in k parameters, weighted."""
+        if not len(names):
+            return cls(1.0, ())
+        lengths = np.linalg.norm(columns, axis=0)
+        _, singular, directions = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+        along = tuple(name for name, part in zip(names, directions[-1], strict=True) if abs(part) > 0.3)
+        return cls(float(singular[0] / max(singular[-1], 1e-16)), along)
+
 
 def find_valley(problem: Problem, vector: Array) -> Valley:
     """The condition number at a centred vector, over the free parameters that are not on a bound."""
-    low, high = problem.bounds
-    free = np.array(problem.law.free) & (vector - low > 1e-6) & (high - vector > 1e-6)
+    free = problem.inside(vector)
     columns = evaluate(vector[None], np.log(problem.inputs) - problem.centre).gradient[0][:, free]
-    columns = columns * np.sqrt(problem.weight)[:, None]
-    lengths = np.linalg.norm(columns, axis=0)
-    _, singular, directions = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
-    names = np.array(problem.law.names)[free]
-    condition = float(singular[0] / max(singular[-1], 1e-16)) if len(names) else 1.0
-    return Valley(condition, tuple(str(name) for name in names[np.abs(directions[-1]) > 0.3]) if len(names) else ())
+    names = [name for name, each in zip(problem.law.names, free, strict=True) if each]
+    return Valley.of(columns * np.sqrt(problem.weight)[:, None], names)
 
 
 def fit(problem: Problem) -> Solution:
@@ -193,8 +205,7 @@ def stretching(problem: Problem, best: Array, labels: Array, vectors: Array) -> 
     factor = stretch(residuals, labels, len(problem.law.parameters))
     if problem.loss.kind == "l2":
         return factor
-    low, high = problem.bounds
-    free = np.array(problem.law.free) & (best - low > 1e-6) & (high - best > 1e-6)
+    free = problem.inside(best)
     columns = _derivatives(problem, best)[:, free]
     delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
     return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
