@@ -49,7 +49,7 @@ class DecodingStep:
         if self.packed.encoder is not None:
             self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
         self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
-        self._scratch: dict[str, Any] = {}
+        self._scratch = self._attention_scratch()
 
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
@@ -58,6 +58,11 @@ class DecodingStep:
             return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
         return (torch.zeros(shape, device=device, dtype=state_dtype),)
+
+    def _attention_scratch(self) -> tuple[Tensor, ...] | None:
+        """What the kernels of softmax layers work in, all layers after each other."""
+        softmax = [room[0] for room in self.states if len(room) == 2]
+        return self.ops.attend_scratch(self.mixed, softmax[0]) if softmax and self.ops is not plain else None
 
     @torch.no_grad()
     def run(self) -> None:
@@ -99,9 +104,7 @@ class DecodingStep:
         if self.ops is plain:
             plain.attend(*given)
             return
-        if "attend" not in self._scratch:
-            self._scratch["attend"] = self.ops.attend_scratch(self.mixed, keys)
-        self.ops.attend(*given, self._scratch["attend"])
+        self.ops.attend(*given, self._scratch)
 
     @torch.no_grad()
     def put(self, slot: int, state: State) -> None:

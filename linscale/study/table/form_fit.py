@@ -70,8 +70,7 @@ def stretching(problem: FormProblem, best: Array, labels: Array, vectors: Array)
     free = ~problem.form.at_bound(best)
     goal = problem.regression(problem.form.predict)
     columns = goal.jacobian(*goal.predict(best[None]))[0][:, free] * np.sqrt(problem.weight)[:, None]
-    delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
-    return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
+    return factor * steadied(columns, residuals, labels, problem.loss.corner, vectors[:, free] - best[free])
 
 
 def stretched(fitted: Fitted) -> Array:

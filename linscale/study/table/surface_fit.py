@@ -54,6 +54,11 @@ class Loss:
             )
         return cls(kind, delta, space)  # type: ignore[arg-type]
 
+    @property
+    def corner(self) -> float:
+        """Where rho turns from a parabola to a line: delta, infinite for squares, 0 for absolute values."""
+        return {"huber": self.delta, "l2": np.inf, "lad": 0.0}[self.kind]
+
     def __str__(self) -> str:
         """In words, for tables and the JSON."""
         words = {"huber": f"Huber losses (delta {self.delta:g})", "l2": "halves of squares", "lad": "absolute values"}
@@ -207,8 +212,7 @@ def stretching(problem: Problem, best: Array, labels: Array, vectors: Array) -> 
         return factor
     free = problem.inside(best)
     columns = _derivatives(problem, best)[:, free]
-    delta = problem.loss.delta if problem.loss.kind == "huber" else 0.0
-    return factor * steadied(columns, residuals, labels, delta, vectors[:, free] - best[free])
+    return factor * steadied(columns, residuals, labels, problem.loss.corner, vectors[:, free] - best[free])
 
 
 def _derivatives(problem: Problem, vector: Array) -> Array:
