@@ -24,7 +24,7 @@ from linscale.models.count import count_parameters, state_elements
 
 ENDLESS = 10**9
 WARM = 16  # steps before a timing
-ROOM = 1024  # tokens that a text may get while it is timed
+LEAST_ROOM = 1024
 Row = dict[str, Any]
 
 
@@ -55,6 +55,11 @@ class Ours:
         table = 0 if config.tie_embeddings else config.vocab_size * config.d_model
         return self.setting.dtype.itemsize * (self.parameters - table)
 
+    @property
+    def room(self) -> int:
+        """Tokens that a text may get while it is timed."""
+        return max(LEAST_ROOM, 4 * self.setting.steps)
+
     def sampling(self, draw: str, seed: int = 0, *, most: int = ENDLESS) -> Sampling:
         if draw == "greedy":
             return Sampling(temperature=0, max_tokens=most, ignore_eos=True)
@@ -79,7 +84,7 @@ def engine(bench: Ours) -> Iterator[Row]:
         for states in ("float32", "bfloat16") if many else ("float32",):
             row = {"arch": bench.arch, "slots": slots, "prompt": prompt, "states": states}
             try:
-                made = bench.engine(slots, setting.context, states)
+                made = bench.engine(slots, max(setting.context, prompt + bench.room), states)
                 snapshot = read(made, setting.text(prompt))
                 for draw in ("greedy", "sampled"):
                     yield {**row, "draw": draw, **step_times(bench, made, snapshot, draw)}
@@ -164,10 +169,10 @@ def length(bench: Ours) -> Iterator[Row]:
             yield {**row, "failed": "keys and values do not fit"}
             return
         try:
-            made = bench.engine(1, mark + ROOM)
+            made = bench.engine(1, mark + bench.room)
             state = read(made, text[0 if state is None else state.length : mark], state)
             state = state._replace(state=moved(state.state, torch.device("cpu")))  # the slot has its own
-            fill(made, state, [bench.sampling("greedy", most=min(ENDLESS, ROOM))])
+            fill(made, state, [bench.sampling("greedy", most=bench.room)])
             spent = [per_step_s(setting, made) for _ in range(2)]
         except torch.OutOfMemoryError as error:
             yield {**row, "failed": str(error).splitlines()[0]}
@@ -181,7 +186,7 @@ def room_for(bench: Ours, tokens: int) -> bool:
     """Whether a slot of so many tokens fits, with what reading them takes."""
     if bench.setting.device.type != "cuda":
         return tokens <= 10_000  # it is a matter of patience there
-    return 3 * bench.state_bytes(tokens + ROOM) < torch.cuda.mem_get_info()[0]
+    return 3 * bench.state_bytes(tokens + bench.room) < torch.cuda.mem_get_info()[0]
 
 
 def prefill(bench: Ours) -> Iterator[Row]:
@@ -190,8 +195,8 @@ def prefill(bench: Ours) -> Iterator[Row]:
     for prompt in setting.prompts:
         if bench.softmax and prompt > 10_000:
             continue
-        made = bench.engine(1, prompt + ROOM)
-        request = Request(setting.text(prompt), bench.sampling("greedy", most=ROOM))
+        made = bench.engine(1, prompt + bench.room)
+        request = Request(setting.text(prompt), bench.sampling("greedy", most=bench.room))
         first = first_token_s(setting, made, request)
         spent = min(first_token_s(setting, made, request) for _ in range(2))
         yield {"arch": bench.arch, "prompt": prompt, "first_token_s": spent, "first_call_s": first}
@@ -201,7 +206,7 @@ def prefill(bench: Ours) -> Iterator[Row]:
 
 def resume(bench: Ours, engine: Engine) -> Row:
     """From a state of as many tokens as there are marks for."""
-    setting, sampling = bench.setting, bench.sampling("greedy", most=ROOM)
+    setting, sampling = bench.setting, bench.sampling("greedy", most=bench.room)
     state: list[Snapshot] = []
     read_s = setting.seconds(lambda: state.append(read(engine, setting.text(setting.marks[-1]))))
     spent = [first_token_s(setting, engine, Request((), sampling, state=state[0])) for _ in range(5)]
