@@ -21,6 +21,7 @@ from linscale.ops.decode.shapes import Mix, Projection
 from linscale.ops.launch import launch
 
 BLOCK = 64  # places of a cache that a program reads
+LINE_BYTES = 128  # of L2
 MOST_ROWS = 128  # that `project_kernel` multiplies
 SLICE = 32  # columns of a state that a program holds
 KINDS = {"plain": 0, "head": 1, "gated": 2}  # as `mix_kernel` names them
@@ -73,8 +74,9 @@ def project(
     *,
     residual: Tensor | None = None,
     squares: Tensor | None = None,
+    ahead: Tensor | None = None,
 ) -> None:
-    """See `plain.project`."""
+    """See `plain.project`. `ahead` is what a later kernel reads, and is brought into L2 on the way."""
     slots, inputs = x.shape
     outputs = out.shape[1]
     if slots > MOST_ROWS:
@@ -82,14 +84,17 @@ def project(
         return
     tiles = tiling(slots, outputs, inputs, part.paired)
     norm = SUMMED if squares is not None else NORMED if part.normed else PLAIN
-    ahead = early(x.device)
-    launch(project_kernel, -(-outputs // tiles.outputs), (
+    begin, programs = early(x.device), -(-outputs // tiles.outputs)
+    lines = 0 if ahead is None or not begin else 1 << (ahead.nbytes // LINE_BYTES // programs).bit_length() - 1
+    launch(project_kernel, programs, (
         x, part.weight, out, out if residual is None else residual, out if squares is None else squares,
+        out if ahead is None else ahead.view(torch.uint8),
     ), (eps, part.silu_until), dict(
         S=slots, K=inputs, N=outputs, PARTS=1 if squares is None else squares.shape[1], NORM=norm.value,
         PAIRED=part.paired, ACTIVATION=part.activation, RESIDUAL=residual is not None,
-        BS=1 if slots == 1 else max(16, 1 << (slots - 1).bit_length()), BN=tiles.outputs, BK=tiles.inputs, EARLY=ahead,
-    ), tiles.warps, tiles.stages, ahead)  # fmt: skip
+        BS=1 if slots == 1 else max(16, 1 << (slots - 1).bit_length()), BN=tiles.outputs, BK=tiles.inputs, LINES=lines,
+        EARLY=begin,
+    ), tiles.warps, tiles.stages, begin)  # fmt: skip
 
 
 def _project_by_library(

@@ -13,6 +13,8 @@ import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import await_earlier, let_next_begin
 
+LINE = tl.constexpr(128)  # bytes of L2 that are fetched together
+
 # What precedes the product in `project`: nothing, the norm of x itself, or of what `sums` holds the squares of.
 PLAIN, NORMED, SUMMED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # How `mix` decays the state.
@@ -20,11 +22,19 @@ NONE, HEAD, GATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def fetch_ahead(addresses):
+    """Bring lines into L2, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def project_kernel(
-    x, weight, out, residual, sums, eps, silu_until,
+    x, weight, out, residual, sums, ahead, eps, silu_until,
     S: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr,
     PAIRED: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
-    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LINES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out (S, N) = a(r x Wᵀ) + residual: x (S, K), weight (N, K), or (2 N, K) gate and up rows where PAIRED.
 
@@ -42,6 +52,9 @@ def project_kernel(
     first_u = first_w
     if PAIRED:
         first_u = tl.load(weight + N * K + at + steps[None, :], mask=known[:, None] & (steps < K)[None, :], other=0.0)
+    if LINES > 0:
+        line = ahead + (tl.program_id(0) * LINES + tl.arange(0, LINES)).to(tl.int64) * LINE
+        fetch_ahead(line.to(tl.int64))
     if EARLY:
         let_next_begin()
         await_earlier()
