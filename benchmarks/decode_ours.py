@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from decode_setting import Setting
 
+from linscale.generate.choice import Needs
 from linscale.generate.continuation import Piece
 from linscale.generate.engine import Engine
 from linscale.generate.engine_config import DTYPES, EngineConfig
@@ -100,7 +101,8 @@ def step_times(bench: Ours, engine: Engine, snapshot: Snapshot, draw: str) -> Ro
     samplings = [bench.sampling(draw, seed, most=most) for seed in range(slots)]
     texts = fill(engine, snapshot, samplings)
     spent = [per_step_s(setting, engine) for _ in range(2)]
-    launched = setting.seconds(lambda: [engine._slots.launch(samplings) for _ in range(setting.steps)])
+    needs = Needs.of(samplings)
+    launched = setting.seconds(lambda: [engine._slots.launch(needs) for _ in range(setting.steps)])
     memory = setting.memory_bytes
     for text in texts:
         engine.cancel(text)

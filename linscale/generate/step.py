@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from linscale.generate.packing import Attention, Layer, Packed, pack
+from linscale.generate.turning import Turning
 from linscale.layers.softmax_attention import KeyValues
 from linscale.models import LanguageModel, State
 from linscale.ops.backend import choose
@@ -53,6 +54,7 @@ class DecodingStep:
             self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
         self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
         self._scratch = self._attention_scratch()
+        self._turns = Turning(self.packed.layers)
         self._ahead = [self._part_ahead(layer) for layer in range(config.n_layers)]
 
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -82,8 +84,9 @@ class DecodingStep:
         torch.index_select(self.packed.embedding, 0, self.tokens, out=self.x)
         if self.packed.encoder is not None:
             self._encode()
-        for layer, state, ahead in zip(self.packed.layers, self.states, self._ahead, strict=True):
-            self._layer(layer, state, ahead)
+        turns = self._turns.of(self.positions) if self.ops is plain else [{}] * len(self.states)
+        for layer, state, ahead, turned in zip(self.packed.layers, self.states, self._ahead, turns, strict=True):
+            self._layer(layer, state, ahead, turned)
         self.ops.project(self.x, self.packed.head, self.logits, self.config.norm_eps)
         self.positions.add_(self.active)
 
@@ -97,26 +100,31 @@ class DecodingStep:
         state.copy_(torch.where(alive, fresh, state))
         self.x.copy_((state * encoder.weight.to(state.dtype)).sum(-1))
 
-    def _layer(self, layer: Layer, state: tuple[Tensor, ...], ahead: dict[str, Tensor]) -> None:
+    def _layer(
+        self, layer: Layer, state: tuple[Tensor, ...], ahead: dict[str, Tensor], turns: dict[str, plain.Turns]
+    ) -> None:
         eps, ops = self.config.norm_eps, self.ops
         projected = self.projected[len(layer.read.weight)]
         ops.project(self.x, layer.read, projected, eps)
         mixer = layer.mixer
         if isinstance(mixer, Attention):
-            self._attend(mixer, projected, *state)
+            self._attend(mixer, projected, state, turns)
             ops.project(self.mixed, layer.out, self.x, eps, residual=self.x)
         else:
-            ops.mix(projected, mixer, *state, self.positions, self.active, self.mixed, self.squares)
+            ops.mix(projected, mixer, *state, self.positions, self.active, self.mixed, self.squares, **turns)
             ops.project(self.mixed, layer.out, self.x, eps, residual=self.x, squares=self.squares)
         ops.project(self.x, layer.gate_up, self.inner, eps)
         ops.project(self.inner, layer.down, self.x, eps, residual=self.x, **ahead)
 
-    def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
-        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.mixed)
+    def _attend(
+        self, mixer: Attention, projected: Tensor, room: tuple[Tensor, ...], turns: dict[str, plain.Turns]
+    ) -> None:
+        keys, values = room
+        places, angles_of = (self.positions, self.active), mixer.frequencies
         if self.ops is plain:
-            plain.attend(*given)
+            plain.attend(projected, keys, values, *places, angles_of, self.mixed, turns=turns["turns"])
             return
-        self.ops.attend(*given, self._scratch)
+        self.ops.attend(projected, keys, values, *places, angles_of, self.mixed, self._scratch)
 
     @torch.no_grad()
     def put(self, slot: int, state: State | None, length: int) -> None:
