@@ -51,6 +51,14 @@ class Packed:
     head: Projection
 
 
+KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, SoftmaxAttention)
+
+
+def can_pack(model: LanguageModel) -> bool:
+    """Whether decoding steps know all mixers of the model."""
+    return len(model.blocks) > 0 and all(isinstance(block.mixer, KNOWN) for block in model.blocks)
+
+
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
     """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
     head = model.embedding.weight if model.head is None else model.head.weight

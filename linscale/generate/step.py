@@ -6,7 +6,6 @@ It computes what `LanguageModel.read` and `logits` do for one token of every seq
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -131,8 +130,8 @@ class DecodingStep:
         """A model's State of one sequence, which has read `length` tokens, into a slot; None empties it."""
         self.positions[slot] = length
         if state is None:
-            for part in self._linear(slot):
-                part.zero_()
+            for part in self.memory():
+                part[slot].zero_()
             return
         if self.encoder_state is not None:
             assert state.embedding is not None
@@ -144,11 +143,21 @@ class DecodingStep:
             else:
                 room[0][slot] = layer[0]
 
-    def _linear(self, slot: int) -> Iterator[Tensor]:
-        """What a slot holds of a text whatever its length; keys and values beyond it are never looked at."""
-        if self.encoder_state is not None:
-            yield self.encoder_state[slot]
-        yield from (room[0][slot] for room in self.states if len(room) == 1)
+    def memory(self) -> list[Tensor]:
+        """What a step changes of all slots' states, a row a slot; keys and values are only added to."""
+        encoder = [] if self.encoder_state is None else [self.encoder_state]
+        return encoder + [room[0] for room in self.states if len(room) == 1]
+
+    def make_room(self, capacity: int) -> None:
+        """Room for so many tokens in softmax layers' slots, more than there is, with what is in them."""
+        for layer, room in enumerate(self.states):
+            if len(room) == 2:
+                wide = tuple(x.new_zeros(self.slots, capacity, *x.shape[2:]) for x in room)
+                for x, old in zip(wide, room, strict=True):
+                    x[:, : self.capacity] = old
+                self.states[layer] = wide
+        self.capacity = capacity
+        self._scratch = self._attention_scratch()
 
     @torch.no_grad()
     def take(self, slot: int, length: int) -> State:
