@@ -59,10 +59,16 @@ class DecodingStep:
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
         if isinstance(mixer, Attention):
-            shape = (self.slots, self.capacity, mixer.n_kv_heads, mixer.head_dim)
-            return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            return tuple(self._cache(self.capacity, mixer.n_kv_heads, mixer.head_dim, dtype) for _ in range(2))
         shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
         return (torch.zeros(shape, device=device, dtype=state_dtype),)
+
+    def _cache(self, capacity: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(S, C, G, K); where there is no kernel a head lies in one piece, for products of one head."""
+        new: dict[str, Any] = {"device": self.tokens.device, "dtype": dtype}
+        if self.ops is plain:
+            return torch.zeros(self.slots, heads, capacity, width, **new).transpose(1, 2)
+        return torch.zeros(self.slots, capacity, heads, width, **new)
 
     def _attention_scratch(self) -> tuple[Tensor, ...] | None:
         """What the kernels of softmax layers work in, all layers after each other."""
@@ -152,7 +158,7 @@ class DecodingStep:
         """Room for so many tokens in softmax layers' slots, more than there is, with what is in them."""
         for layer, room in enumerate(self.states):
             if len(room) == 2:
-                wide = tuple(x.new_zeros(self.slots, capacity, *x.shape[2:]) for x in room)
+                wide = tuple(self._cache(capacity, x.shape[2], x.shape[3], x.dtype) for x in room)
                 for x, old in zip(wide, room, strict=True):
                     x[:, : self.capacity] = old
                 self.states[layer] = wide
@@ -163,7 +169,7 @@ class DecodingStep:
     def take(self, slot: int, length: int) -> State:
         """The State of the sequence in a slot, which has read `length` tokens, a copy."""
         layers = tuple(
-            KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
+            KeyValues(*(cache[slot : slot + 1, :length].clone(memory_format=torch.contiguous_format) for cache in room))
             if len(room) == 2
             else room[0][slot : slot + 1].to(torch.float32, copy=True)
             for room in self.states
