@@ -6,6 +6,7 @@ It computes what `LanguageModel.read` and `logits` do for one token of every seq
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -107,13 +108,16 @@ class DecodingStep:
         self.ops.attend(*given, self._scratch)
 
     @torch.no_grad()
-    def put(self, slot: int, state: State) -> None:
-        """A model's State of one sequence into a slot."""
-        self.positions[slot] = state.position[0]
+    def put(self, slot: int, state: State | None, length: int) -> None:
+        """A model's State of one sequence, which has read `length` tokens, into a slot; None empties it."""
+        self.positions[slot] = length
+        if state is None:
+            for part in self._linear(slot):
+                part.zero_()
+            return
         if self.encoder_state is not None:
             assert state.embedding is not None
             self.encoder_state[slot] = state.embedding[0]
-        length = int(state.position[0])
         for room, layer in zip(self.states, state.layers, strict=True):
             if isinstance(layer, KeyValues):
                 for cache, x in zip(room, layer, strict=True):
@@ -121,19 +125,23 @@ class DecodingStep:
             else:
                 room[0][slot] = layer[0]
 
+    def _linear(self, slot: int) -> Iterator[Tensor]:
+        """What a slot holds of a text whatever its length; keys and values beyond it are never looked at."""
+        if self.encoder_state is not None:
+            yield self.encoder_state[slot]
+        yield from (room[0][slot] for room in self.states if len(room) == 1)
+
     @torch.no_grad()
-    def take(self, slot: int) -> State:
-        """The State of the sequence in a slot, a copy."""
-        position = self.positions[slot : slot + 1].clone()
-        length = int(position)
+    def take(self, slot: int, length: int) -> State:
+        """The State of the sequence in a slot, which has read `length` tokens, a copy."""
         layers = tuple(
             KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
             if len(room) == 2
-            else room[0][slot : slot + 1].float()
+            else room[0][slot : slot + 1].to(torch.float32, copy=True)
             for room in self.states
         )
         embedding = None if self.encoder_state is None else self.encoder_state[slot : slot + 1].clone()
-        return State(position, embedding, layers)
+        return State(torch.full((1,), length, device=self.tokens.device), embedding, layers)
 
 
 def _operators(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | Any:

@@ -1,4 +1,8 @@
-"""The parts of a decoding step in plain PyTorch."""
+"""The parts of a decoding step in plain PyTorch.
+
+No row depends on what the others hold, to the last bit where widths are multiples of 32: PyTorch computes what is left
+over of its vectors by other instructions.
+"""
 
 from __future__ import annotations
 
@@ -77,18 +81,18 @@ def attend(
 ) -> None:  # fmt: skip
     """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q has H heads, k and
     v G."""
-    capacity, groups, width = keys.shape[1:]
+    groups, width = keys.shape[2:]
     heads = out.shape[1] // width
     q, k, v = projected.split([heads * width, groups * width, groups * width], dim=1)
     cos, sin = angles(positions[:, None], frequencies, q.dtype)  # (S, 1, K/2)
     q = rotate_half(q.view(-1, 1, heads, width), cos, sin)
     k = rotate_half(k.view(-1, 1, groups, width), cos, sin)[:, 0]
-    rows = active.nonzero()[:, 0]
-    keys[rows, positions[rows]], values[rows, positions[rows]] = k[rows], v.view(-1, groups, width)[rows]
-    longest = min(capacity, int(positions.max()) + 1)
-    visible = torch.arange(longest, device=out.device) <= positions[:, None]
-    o = scaled_dot_product_attention(
-        q.transpose(1, 2), keys[:, :longest].transpose(1, 2), values[:, :longest].transpose(1, 2),
-        attn_mask=visible[:, None, None], enable_gqa=groups < heads,
-    )  # fmt: skip
-    out.copy_(o.transpose(1, 2).reshape(out.shape))
+    v = v.view(-1, groups, width)
+    for row, (place, alive) in enumerate(zip(positions.tolist(), active.tolist(), strict=True)):
+        if alive:  # each row over its own length, so that none depends on how long the others are
+            keys[row, place], values[row, place] = k[row], v[row]
+            o = scaled_dot_product_attention(
+                q[row : row + 1].transpose(1, 2), keys[row : row + 1, : place + 1].transpose(1, 2),
+                values[row : row + 1, : place + 1].transpose(1, 2), enable_gqa=groups < heads,
+            )  # fmt: skip
+            out[row] = o.flatten()
