@@ -45,10 +45,10 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str], list[list[int]]]:
     """The prompts as texts, which are needed to show them, and as tokens. One that begins a text is opened."""
     opening = [] if body.state is not None else [service.tokenizer.bos_id]
-    given = body.prompt if body.prompt is not None else "" if body.state is None else []
+    given: Any = body.prompt if body.prompt is not None else "" if body.state is None else []
     texts = [given] if isinstance(given, str) else given
-    if all(isinstance(text, str) for text in texts) and texts:
-        return list(texts), [opening + await service.encode(text) for text in texts]
+    if texts and isinstance(texts[0], str):
+        return texts, [opening + await service.encode(text) for text in texts]
     lists: list[list[int]] = given if given and isinstance(given[0], list) else [given]
     size = service.worker.engine.model.config.vocab_size
     for token in (token for tokens in lists if tokens for token in (min(tokens), max(tokens))):

@@ -9,7 +9,7 @@ from secrets import randbits
 from typing import Any
 
 from linscale.generate.continuation import Piece
-from linscale.generate.engine import Failed, Finished, Request
+from linscale.generate.request import Failed, Finished, Request
 from linscale.generate.sampling import SEEDS, Sampling
 from linscale.generate.snapshot import Snapshot
 from linscale.serve.errors import ApiError

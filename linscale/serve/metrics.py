@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from linscale.generate.worker import Stats
+from linscale.generate.engine import Stats
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,10 +58,11 @@ class _OfEngine(Collector):
         stats = self._stats()
         for name, value, help_text in (
             ("slots", stats.slots, "Texts that can be written at once."),
-            ("running", stats.running, "Texts that are read or written now."),
+            ("running", stats.running, "Texts that are written now."),
+            ("reading", stats.reading, "Texts whose prompt is read now."),
             ("waiting", stats.waiting, "Texts that wait for a slot."),
             ("state_bytes", stats.state_bytes, "Memory of one slot."),
-            ("step_seconds", stats.last_step_s, "How long the last step took."),
+            ("step_seconds", stats.step_s, "Between the ends of the last two steps."),
         ):
             yield GaugeMetricFamily(f"linscale_{name}", help_text, value=value)
         for name, value, help_text in (

@@ -14,7 +14,7 @@ class ServeOptions:
     model_name: str | None = None
     """The name of the model to clients; by default that of the run folder."""
     api_key: tuple[str, ...] = ()
-    """A key that clients must give; may be given several times. Other people of this machine see it: a file is better."""
+    """A key that clients must give; may be given several times. Others on this machine can see it: a file is better."""
     max_prompt_tokens: PositiveInt = 2_000_000
     """The most tokens of one prompt."""
     max_tokens: PositiveInt = 8192

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-
 
 from linscale.generate.sampling import Sampling
 
@@ -14,7 +12,7 @@ Ignored: TypeAlias = Any
 """Accepted, and without effect on the answer."""
 
 
-def unsupported(what: str, *neutral: Any) -> Any:
+def unsupported(what: str, *neutral: Any) -> AfterValidator:
     """A field that would change the answer in a way that is not done here; None and `neutral` values change nothing."""
 
     def check(value: Any) -> Any:
@@ -22,7 +20,7 @@ def unsupported(what: str, *neutral: Any) -> Any:
             raise ValueError(f"{what} not supported; leave it out")
         return value
 
-    return Annotated[Any, AfterValidator(check)]
+    return AfterValidator(check)
 
 
 def _stops(value: Any) -> Any:
@@ -77,9 +75,9 @@ class Generation(Body):
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
-    presence_penalty: unsupported("penalties other than repetition_penalty are", 0) = None
-    frequency_penalty: unsupported("penalties other than repetition_penalty are", 0) = None
-    logit_bias: unsupported("biases of tokens are", {}) = None
+    presence_penalty: Annotated[Any, unsupported("penalties other than repetition_penalty are", 0)] = None
+    frequency_penalty: Annotated[Any, unsupported("penalties other than repetition_penalty are", 0)] = None
+    logit_bias: Annotated[Any, unsupported("biases of tokens are", {})] = None
 
     def sampling(
         self, max_tokens: int, logprobs: int | None, stop_tokens: tuple[int, ...] = (), stop: tuple[str, ...] = ()
@@ -129,8 +127,8 @@ class CompletionRequest(Generation):
     "Give the prompt in front of the text."
     logprobs: int | None = None
     "Give the log-probability of each token and of this many of the most probable ones."
-    best_of: unsupported("choosing the best of several texts is", 1) = None
-    suffix: unsupported("text behind the new one is", "") = None
+    best_of: Annotated[Any, unsupported("choosing the best of several texts is", 1)] = None
+    suffix: Annotated[Any, unsupported("text behind the new one is", "")] = None
 
 
 class TextPart(Body):
@@ -147,9 +145,9 @@ class Message(Body):
     reasoning_content: str | None = None
     refusal: Ignored = None
     annotations: Ignored = None
-    tool_calls: unsupported("tools are", []) = None
-    function_call: unsupported("tools are") = None
-    audio: unsupported("audio is") = None
+    tool_calls: Annotated[Any, unsupported("tools are", [])] = None
+    function_call: Annotated[Any, unsupported("tools are")] = None
+    audio: Annotated[Any, unsupported("audio is")] = None
 
     def plain(self) -> dict[str, str]:
         """The message as chat templates take it."""
@@ -172,16 +170,16 @@ class ChatRequest(Generation):
     "Variables of the model's chat template."
     parallel_tool_calls: Ignored = None
     prediction: Ignored = None
-    tools: unsupported("tools are", []) = None
-    tool_choice: unsupported("tools are", "none", "auto") = None
-    functions: unsupported("tools are", []) = None
-    function_call: unsupported("tools are", "none", "auto") = None
-    response_format: unsupported("formats other than text are", {"type": "text"}) = None
-    modalities: unsupported("output other than text is", ["text"]) = None
-    audio: unsupported("audio is") = None
-    reasoning_effort: unsupported("a choice of effort is", "none") = None
-    verbosity: unsupported("a choice of verbosity is") = None
-    web_search_options: unsupported("web search is") = None
+    tools: Annotated[Any, unsupported("tools are", [])] = None
+    tool_choice: Annotated[Any, unsupported("tools are", "none", "auto")] = None
+    functions: Annotated[Any, unsupported("tools are", [])] = None
+    function_call: Annotated[Any, unsupported("tools are", "none", "auto")] = None
+    response_format: Annotated[Any, unsupported("formats other than text are", {"type": "text"})] = None
+    modalities: Annotated[Any, unsupported("output other than text is", ["text"])] = None
+    audio: Annotated[Any, unsupported("audio is")] = None
+    reasoning_effort: Annotated[Any, unsupported("a choice of effort is", "none")] = None
+    verbosity: Annotated[Any, unsupported("a choice of verbosity is")] = None
+    web_search_options: Annotated[Any, unsupported("web search is")] = None
 
 
 class StateRequest(Body):

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from linscale.generate.engine import Failed, Finished, Progress
-from linscale.generate.engine import Request as Reading
+from linscale.generate.request import Failed, Finished, Progress
+from linscale.generate.request import Request as Reading
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.schemas import ForkRequest, StateRequest

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from linscale.generate.continuation import Piece
-from linscale.generate.engine import Event, Failed, Finished, Request
+from linscale.generate.request import Event, Failed, Finished, Request
 
 if TYPE_CHECKING:
     from linscale.generate.worker import Ticket
