@@ -67,7 +67,7 @@ class ChatTemplate:
 
     def tokens(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens of a conversation, up to where an answer begins."""
-        return self._encode(self.render(self._as_text(messages), variables))
+        return self._encode(self.render(self._as_text(messages), *self._as_text([variables or {}])))
 
     def tokens_behind(
         self, seen: np.ndarray | None, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
@@ -83,7 +83,8 @@ class ChatTemplate:
         if seen is None or not marks or not all(token < len(seen) and seen[token] for token in marks):
             return tokens
         earlier = [{"role": "user", "content": "."}, {"role": "assistant", "content": ANSWER}]
-        _, answer, rest = self.render([*earlier, *self._as_text(messages)], variables).rpartition(ANSWER)
+        chat = [*earlier, *self._as_text(messages)]
+        _, answer, rest = self.render(chat, *self._as_text([variables or {}])).rpartition(ANSWER)
         if not answer:
             raise UserError("messages: the model's chat template leaves answers out; send the whole conversation")
         return self._encode(rest)

@@ -28,11 +28,13 @@ KEY = "sk-tiny"
 
 def tiny(arch="hgrn2"):
     """A model that writes ASCII alone, in which every part matters."""
-    shape = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 32, "init_std": 0.5}
+    shape = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 32, "init_std": 0.8}
     model = build_model(CONFIGS[arch](**shape, tie_embeddings=False), seed=0)
     with torch.no_grad():
-        model.embedding.weight[:, 0] += 20  # a channel that is always up, by which other tokens are put down
-        model.head.weight[:, 0] = torch.tensor([0.0 if 32 <= token < 127 else -50.0 for token in range(257)])
+        for matrix in (each for each in model.blocks.parameters() if each.shape[0] == 32):
+            matrix[0] = 0
+        model.embedding.weight[:, 0] = 10  # a channel that is always up, by which other tokens are put down
+        model.head.weight[:, 0] = torch.tensor([0.0 if 32 <= token < 127 else -80.0 for token in range(257)])
     return model.eval()
 
 
@@ -110,5 +112,7 @@ def model():
 def server(model, tmp_path_factory):
     """A server with a key, few slots, and small limits."""
     limits = {"max_prompt_tokens": 3000, "max_tokens": 2000, "max_waiting": 8, "max_choices": 6}
-    with serving(tmp_path_factory.mktemp("serve"), model, api_key=("other", KEY), max_body_bytes=100_000, **limits) as it:
+    with serving(
+        tmp_path_factory.mktemp("serve"), model, api_key=("other", KEY), max_body_bytes=100_000, **limits
+    ) as it:
         yield it
