@@ -55,6 +55,11 @@ def chat(
     else:
         sampling = replace(sampling, stop_tokens=(*template.stop_tokens, *sampling.stop_tokens))
     talk = Conversation(session, states, state, template)
+    _converse(talk, sampling)
+
+
+def _converse(talk: Conversation, sampling: Sampling) -> None:
+    """Answer the lines of standard input."""
     terminal = sys.stdin.isatty()
     if terminal:
         print_note(HELP)

@@ -51,12 +51,7 @@ def serve(
         raise UserError(f"{', '.join(missing)}: not installed; pip install 'linscale[serve]'")
     if not 0 <= port <= 65535:
         raise UserError(f"port = {port}: expected 0 to 65535")
-    if api_key_file is not None:
-        options = replace(options, api_key=(*options.api_key, *_keys(api_key_file)))
-    if any(not key.strip() for key in options.api_key):
-        raise UserError("api_key = '': expected a key that is not empty")
-    if options.model_name is None:
-        options = replace(options, model_name=_name(path))
+    options = _completed(options, path, api_key_file)
     states = open_store(path, store)
 
     from linscale.checkpoint import load
@@ -74,17 +69,19 @@ def serve(
         model, tokenizer = load(path)
         template, identity = load_chat_template(path, tokenizer), identify(model, tokenizer)
         worker = Worker(Engine(model.float().to(_device(device)), tokenizer, engine))
-        app = create_app(
-            worker,
-            states,
-            options,
-            identity=identity,
-            template=template,
-            hosts=names_of(host, options.allowed_host),
-        )
+        hosts = names_of(host, options.allowed_host)
+        app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts)
         with worker:
             address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
             run(app, bound, options.drain_s, lambda: print_note(f"serving {options.model_name} at {address}/v1"))
+
+
+def _completed(options: ServeOptions, path: Path, api_key_file: Path | None) -> ServeOptions:
+    """The options with the keys of a file, and a name."""
+    keys = (*options.api_key, *([] if api_key_file is None else _keys(api_key_file)))
+    if not all(key.strip() and key.isascii() for key in keys):
+        raise UserError("api_key: one is empty or not ASCII; expected letters, digits and signs")
+    return replace(options, api_key=keys, model_name=options.model_name or _name(path))
 
 
 def _name(path: Path) -> str:

@@ -39,28 +39,11 @@ def create_app(
     names that the server answers to, None for any (see `limits.names_of`). `app.state.service` is there once the app
     runs.
     """
-    engine = worker.engine
     metrics = Metrics(worker.stats)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(
-            worker=worker,
-            states=SavedStates(
-                store,
-                engine.model,
-                engine.tokenizer,
-                identity or identify(engine.model, engine.tokenizer),
-                options.state_cache_bytes,
-            ),
-            options=options,
-            metrics=metrics,
-            mailbox=Mailbox(asyncio.get_running_loop()),
-            token_text=TokenText(engine.tokenizer),
-            name=options.model_name or store.folder.parent.name or "linscale",
-            created=int(time.time()),
-            template=template,
-        )
+        app.state.service = _service(worker, store, options, metrics, identity, template)
         yield
 
     app = FastAPI(title="linscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -82,3 +65,22 @@ def create_app(
     app.add_middleware(HostGuard, hosts=hosts, origins=options.cors_origin)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
+
+
+def _service(
+    worker: Worker, store: StateStore, options: ServeOptions, metrics: Metrics, identity: Identity | None,
+    template: ChatTemplate | None,
+) -> Service:  # fmt: skip
+    model, tokenizer = worker.engine.model, worker.engine.tokenizer
+    identity = identity or identify(model, tokenizer)
+    return Service(
+        worker=worker,
+        states=SavedStates(store, model, tokenizer, identity, options.state_cache_bytes),
+        options=options,
+        metrics=metrics,
+        mailbox=Mailbox(asyncio.get_running_loop()),
+        token_text=TokenText(tokenizer),
+        name=options.model_name or store.folder.parent.name or "linscale",
+        created=int(time.time()),
+        template=template,
+    )

@@ -79,6 +79,11 @@ class Service:
                 param=param, code="context_length_exceeded",
             )  # fmt: skip
 
+    def check_alive(self) -> None:
+        """Raises ApiError when the engine has stopped."""
+        if not self.worker.alive:
+            raise ApiError(503, "the engine has stopped; the server's log says why", code="engine_stopped")
+
     def admit(self, texts: int) -> Admission:
         """Take in a request of so many texts, while the admission is held.
 
@@ -86,8 +91,7 @@ class Service:
         """
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after_s=RETRY_S)
-        if not self.worker.alive:
-            raise ApiError(503, "the engine has stopped; the server's log says why", code="engine_stopped")
+        self.check_alive()
         slots = self.worker.stats().slots
         room = slots + self.options.max_waiting
         if self.admitted + texts > room:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from linscale.config import UserError
 from linscale.generate.continuation import Piece
 from linscale.generate.request import Event, Failed, Finished, Request
 
@@ -64,10 +65,14 @@ class Streams:
         self._service.open_streams.discard(self)
 
     def start(self, request: Request) -> int:
-        """Have a text read or written; returns its number. Raises UserError for one that cannot be."""
-        number = self._started
-        mailbox = self._service.mailbox
-        self._running[number] = self._service.worker.submit(request, lambda event: mailbox.post(self, number, event))
+        """Have a text read or written; returns its number. Raises UserError for one that cannot be, and ApiError where
+        the engine has stopped."""
+        number, mailbox, worker = self._started, self._service.mailbox, self._service.worker
+        try:
+            self._running[number] = worker.submit(request, lambda event: mailbox.post(self, number, event))
+        except UserError:
+            self._service.check_alive()
+            raise
         self._started += 1
         return number
 

@@ -105,7 +105,7 @@ def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
         (("--host", "192.0.2.1", "--port", "0"), "cannot listen at 192.0.2.1"),
         (("--host", "no.such.name.invalid"), "host = 'no.such.name.invalid'"),
         (("--api-key-file", "nothing"), "api_key_file = 'nothing': cannot be read"),
-        (("--api-key", " "), "api_key = ''"),
+        (("--api-key", " "), "api_key: one is empty or not ASCII"),
         (("--max-tokens", "0"), "max_tokens = 0"),
         (("--device", "tpu"), "invalid choice"),
         (("--slots", "0"), "slots = 0"),
