@@ -117,22 +117,22 @@ def test_it_may_load_and_run_nothing_but_itself(server):
 
 def test_a_text_streams_with_its_numbers(page, server):
     page.page.evaluate(WATCH)
-    page.generate(PROMPT, max_tokens=120)
-    page.see("#status", "Ended at the most tokens that were asked for: 120 tokens written.")
-    expected = server.complete(PROMPT, max_tokens=120)
+    page.generate(PROMPT, max_tokens=200)
+    page.see("#status", "Ended at the most tokens that were asked for: 200 tokens written.")
+    expected = server.complete(PROMPT, max_tokens=200)
     assert page.text_of("#written") == expected
     lengths = page.page.evaluate("lengths")
     assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 4
-    assert page.text_of("#tokens") == str(1 + len(PROMPT) + 120)
+    assert set(lengths) - {0, len(expected)}  # it was seen before it was whole
+    assert page.text_of("#tokens") == str(1 + len(PROMPT) + 200)
     assert page.text_of("#first").endswith("s")
     assert float(page.text_of("#rate").replace(",", "")) > 1
     stated = server.http.get("/v1/models").json()["data"][0]
     assert stated["state_bytes_per_token"] == 0
     assert page.text_of("#own .size") == f"{stated['state_bytes'] / 1000:.3g} kB, constant"
-    assert page.text_of("#softmax .size") == f"{512 * (1 + len(PROMPT) + 120) / 1000:.3g} kB, + 512 B a token"
+    assert page.text_of("#softmax .size") == f"{512 * (1 + len(PROMPT) + 200) / 1000:.3g} kB, + 512 B a token"
     page.press("Go on")  # behind the text so far, as one
-    page.see("#tokens", str(1 + len(PROMPT) + 240))
+    page.see("#tokens", str(1 + len(PROMPT) + 400))
 
 
 def test_stop_frees_the_slot(page, server):
@@ -207,8 +207,13 @@ def test_a_long_text_is_read_into_a_state(page, server):
 
 
 def test_what_the_server_refuses_is_said(page, server):
-    page.generate(PROMPT, temperature=-1)
+    page.generate(PROMPT)
+    page.see("#status", "30 tokens written")
+    written = page.text_of("#written")
+    page.generate("Another", temperature=-1)
     page.see("#error", "temperature = -1")
+    assert page.text_of("#status") == "Nothing new was written."
+    assert (page.text_of("#given"), page.text_of("#written")) == (PROMPT, written)  # what was there stays
     page.generate(PROMPT)
     page.see("#status", "30 tokens written")
     assert not page.page.locator("#error").is_visible()
@@ -231,7 +236,8 @@ def test_what_the_server_refuses_is_said(page, server):
 
 def test_a_text_is_only_ever_text(page, server):
     def answer(route):
-        chunk = {"choices": [{"index": 0, "text": HOSTILE, "finish_reason": "stop"}]}
+        usage = {"completion_tokens": 1, "total_tokens": 2}
+        chunk = {"choices": [{"index": 0, "text": HOSTILE, "finish_reason": "stop"}], "usage": usage}
         route.fulfill(
             body=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n", headers={"Content-Type": "text/event-stream"}
         )

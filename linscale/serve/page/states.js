@@ -1,4 +1,5 @@
 // Saved states: listed, gone on from, forked, deleted, and made of a long text. Then the page begins.
+const WHEN = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
 let reading = null; // the AbortController of the text that is being read
 
 async function listStates() {
@@ -18,7 +19,7 @@ function itemOf(state) {
   const facts = document.createElement("p"), buttons = document.createElement("div");
   name.textContent = state.name;
   facts.className = "hint";
-  const made = new Date(1000 * state.created).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+  const made = new Date(1000 * state.created).toLocaleString("en", WHEN);
   facts.textContent = `${tokens(state.tokens)} · ${size(state.bytes)} · ${made}`;
   buttons.className = "line";
   buttons.append(

@@ -3,11 +3,12 @@ const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repeti
 const ENDS = { stop: "Ended by itself", length: "Ended at the most tokens that were asked for", "": "Stopped" };
 let model = null; // what /v1/models says
 let running = null; // the AbortController of the text that is being written
-let shown = { from: "", prompt: "", written: "" }; // the text that is on the page
+let shown = { from: "", prompt: "", written: "", clock: null }; // the text that is on the page
 
 async function describeModel() {
   [model] = (await askJson("v1/models")).data;
-  $("model").textContent = document.title = model.id;
+  $("model").textContent = model.id;
+  document.title = `${model.id} · linscale`;
   $("about").textContent = [
     model.description,
     `tokenizer ${model.tokenizer}`,
@@ -39,8 +40,7 @@ async function write() {
   if (prompt || !from) body.prompt = prompt;
   if (from) body.state = from;
   if (save) body.save_state = save;
-  const control = begin({ from, prompt, written: "" });
-  const clock = new Clock();
+  const before = shown, clock = new Clock(), control = begin({ from, prompt, written: "", clock });
   let ended = "", saved = null;
   try {
     for await (const event of events("v1/completions", body, control.signal)) {
@@ -49,14 +49,15 @@ async function write() {
       saved = event.state || saved;
       ended = choice?.finish_reason || ended;
       if (choice) shown.written += choice.text;
-      showSoon(clock);
+      showSoon();
     }
   } catch (error) {
     if (!control.signal.aborted) throw error;
   } finally {
-    show(clock);
+    if (!clock.made && before.clock) shown = before; // it was refused, or stopped at once
+    show();
     end();
-    say(`${ENDS[ended]}: ${tokens(clock.made)} written.`);
+    say(clock.made ? `${ENDS[ended]}: ${tokens(clock.made)} written.` : "Nothing new was written.");
   }
   if (saved) await saveIsDone(saved);
 }
@@ -72,11 +73,9 @@ async function goOn() {
 function begin(text) {
   shown = text;
   running = new AbortController();
-  $("given").textContent = text.prompt;
-  $("written").textContent = "";
   $("caret").hidden = false;
+  show();
   $("text").scrollTop = $("text").scrollHeight;
-  for (const id of ["first", "rate", "tokens"]) $(id).textContent = "–";
   say("Reading the prompt …");
   const focused = document.activeElement;
   setRunning(true);
@@ -119,24 +118,31 @@ class Clock {
 }
 
 let frame = 0;
-function showSoon(clock) {
-  frame ||= requestAnimationFrame(() => show(clock));
+function showSoon() {
+  frame ||= requestAnimationFrame(show);
 }
 
-function show(clock) {
+function show() {
+  const { prompt, written, clock } = shown;
   cancelAnimationFrame(frame);
   frame = 0;
-  const box = $("text"), written = $("written"), follow = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  if (!written.firstChild) written.append("");
-  written.firstChild.appendData(shown.written.slice(written.firstChild.length));
+  const box = $("text"), follow = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+  if ($("given").textContent !== prompt) $("given").textContent = prompt;
+  showWritten(written);
   if (follow) box.scrollTop = box.scrollHeight;
-  if (!clock.made) return;
-  if (running && !clock.seen) say("Writing …");
-  clock.seen = true;
-  $("first").textContent = duration(clock.firstAt - clock.began);
-  if (clock.made > clock.firstMade) $("rate").textContent = rate(clock.perSecond);
-  $("tokens").textContent = COUNT.format(clock.total);
+  if (running && clock.made && !clock.seen) say("Writing …");
+  clock.seen ||= clock.made > 0;
+  $("first").textContent = clock.made ? duration(clock.firstAt - clock.began) : "–";
+  $("rate").textContent = clock.made > clock.firstMade ? rate(clock.perSecond) : "–";
+  $("tokens").textContent = clock.made ? COUNT.format(clock.total) : "–";
   showMemory(clock.total);
+}
+
+// Adds what is new; a frame does not draw the whole text again.
+function showWritten(written) {
+  const node = $("written").firstChild || $("written").appendChild(new Text());
+  if (written.startsWith(node.data)) node.appendData(written.slice(node.length));
+  else node.data = written;
 }
 
 // What the state takes at a length, beside keys and values of the same width and depth.
