@@ -16,7 +16,7 @@ from linscale.generate.identity import Identity, identify
 from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.state_store import StateStore
 from linscale.serve import about, chat, completions, page, states
-from linscale.serve.errors import add_handlers
+from linscale.serve.errors import Catch, add_handlers
 from linscale.serve.limits import BodyLimit, HostGuard, KeyGuard
 from linscale.serve.metrics import CountRequests, Metrics
 from linscale.serve.options import ServeOptions
@@ -68,6 +68,7 @@ def create_app(
         app.include_router(router)
     add_handlers(app)
     # The last one added is the first that a request meets.
+    app.add_middleware(Catch)
     app.add_middleware(BodyLimit, most_bytes=options.max_body_bytes, most_s=options.body_s)
     app.add_middleware(KeyGuard, keys=options.api_key)
     if options.cors_origin:

@@ -52,7 +52,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     if body.stream:
         events = _chunks(generation, form, body)
         return EventStream(events, generation.close, service.options.body_s)
-    return await answer(request, _whole(generation, form))
+    return await answer(request, _whole(generation, form), generation.close)
 
 
 async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -> list[int]:
@@ -81,16 +81,13 @@ def _max_tokens(service: Service, body: ChatRequest, length: int) -> int:
 
 async def _whole(generation: Generation, form: _Form) -> Response:
     """The answer in one piece."""
-    try:
-        written: dict[int, list[Piece]] = {}
-        async for pieces in generation.pieces():
-            for choice, more in pieces.items():
-                written.setdefault(choice, []).extend(more)
-        choices = [form.message(choice, written[choice]) for choice in sorted(written)]
-        state = await generation.save()
-        return JSONResponse(form.envelope("chat.completion", choices, usage=generation.usage(), state=state))
-    finally:
-        generation.close()
+    written: dict[int, list[Piece]] = {}
+    async for pieces in generation.pieces():
+        for choice, more in pieces.items():
+            written.setdefault(choice, []).extend(more)
+    choices = [form.message(choice, written[choice]) for choice in sorted(written)]
+    state = await generation.save()
+    return JSONResponse(form.envelope("chat.completion", choices, usage=generation.usage(), state=state))
 
 
 async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> AsyncGenerator[Mapping[str, Any], None]:

@@ -39,7 +39,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     if body.stream:
         events = _chunks(generation, form, body)
         return EventStream(events, generation.close, service.options.body_s)
-    return await answer(request, _whole(generation, form))
+    return await answer(request, _whole(generation, form), generation.close)
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str], list[list[int]]]:
@@ -50,27 +50,20 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str]
     if texts and isinstance(texts[0], str):
         return texts, [opening + await service.encode(text) for text in texts]
     lists: list[list[int]] = given if given and isinstance(given[0], list) else [given]
-    size = service.worker.engine.model.config.vocab_size
-    for token in (token for tokens in lists if tokens for token in (min(tokens), max(tokens))):
-        if not 0 <= token < size:
-            raise ApiError(
-                400, f"prompt: token {token}: expected 0 to {size - 1}", param="prompt", code="invalid_value"
-            )
+    for tokens in lists:
+        service.check_tokens(tokens, "prompt")
     return [service.tokenizer.decode(tokens) if body.echo else "" for tokens in lists], lists
 
 
 async def _whole(generation: Generation, form: _Form) -> Response:
     """The answer in one piece."""
-    try:
-        written: dict[int, list[Piece]] = {}
-        async for pieces in generation.pieces():
-            for choice, more in pieces.items():
-                written.setdefault(choice, []).extend(more)
-        choices = [form.choice(choice, written[choice]) for choice in sorted(written)]
-        state = await generation.save()
-        return JSONResponse(form.envelope(choices, usage=generation.usage(), state=state))
-    finally:
-        generation.close()
+    written: dict[int, list[Piece]] = {}
+    async for pieces in generation.pieces():
+        for choice, more in pieces.items():
+            written.setdefault(choice, []).extend(more)
+    choices = [form.choice(choice, written[choice]) for choice in sorted(written)]
+    state = await generation.save()
+    return JSONResponse(form.envelope(choices, usage=generation.usage(), state=state))
 
 
 async def _chunks(

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linscale.config import UserError
 
@@ -56,6 +57,31 @@ def internal(error: BaseException) -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 
+class Catch:
+    """Answers what nothing else has caught, as a mistake of the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if begun:
+                raise
+            await internal(error).response()(scope, receive, send)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Have every error of the app answered in this form."""
 
@@ -77,10 +103,6 @@ def add_handlers(app: FastAPI) -> None:
             return ApiError(404, f"{request.url.path}: no such path", code="unknown_path").response()
         message = f"{request.method} {request.url.path}: {error.detail}"
         return ApiError(error.status_code, message).response()
-
-    @app.exception_handler(Exception)
-    async def _other(request: Request, error: Exception) -> JSONResponse:
-        return internal(error).response()
 
 
 def _of_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:

@@ -17,13 +17,14 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def answer(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The answer that `work` makes; it is cancelled when the client leaves."""
+async def answer(request: Request, work: Coroutine[Any, Any, Response], release: Callable[[], None]) -> Response:
+    """The answer that `work` makes; it is cancelled when the client leaves. `release` is called at the end."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else Response(status_code=499)
     finally:
+        release()
         await _end(task, gone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,12 +62,21 @@ class Service:
             return encoded(self.tokenizer, text)
         return await asyncio.to_thread(encoded, self.tokenizer, text)
 
-    def check_prompt(self, tokens: int) -> None:
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        """Raises ApiError for tokens that the model does not have."""
+        size = self.worker.engine.model.config.vocab_size
+        for token in (min(tokens), max(tokens)) if tokens else ():
+            if not 0 <= token < size:
+                raise ApiError(
+                    400, f"{param}: token {token}: expected 0 to {size - 1}", param=param, code="invalid_value"
+                )
+
+    def check_prompt(self, tokens: int, param: str = "prompt") -> None:
         """Raises ApiError for more tokens than a prompt may have."""
         if tokens > self.options.max_prompt_tokens:
             raise ApiError(
-                400, f"prompt: {tokens} tokens; this server takes at most {self.options.max_prompt_tokens}",
-                param="prompt", code="context_length_exceeded",
+                400, f"{param}: {tokens} tokens; this server takes at most {self.options.max_prompt_tokens}",
+                param=param, code="context_length_exceeded",
             )  # fmt: skip
 
     def admit(self, texts: int) -> Admission:

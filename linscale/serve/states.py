@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from linscale.config import UserError
 from linscale.generate.request import Failed, Finished, Progress
 from linscale.generate.request import Request as Reading
 from linscale.serve.errors import ApiError
@@ -24,26 +25,29 @@ router = APIRouter(prefix="/v1/states")
 async def create(request: Request, body: StateRequest) -> Response:
     """Read a text of any length once, and save the state behind it."""
     service: Service = request.app.state.service
-    replace = bool(body.replace)
+    field, replace = "text" if body.tokens is None else "tokens", bool(body.replace)
     service.states.require_free(body.name, replace, "name")
     reading = await _reading(service, body)
     with ExitStack() as stack:
         stack.enter_context(service.admit(1))
         streams = stack.enter_context(Streams(service))
-        streams.start(reading)
+        try:
+            streams.start(reading)
+        except UserError as error:
+            message = str(error).replace("prompt:", f"{field}:", 1)
+            raise ApiError(400, message, param=field, code="invalid_value") from None
         resources = stack.pop_all()
     events = _events(service, streams, body.name, replace)
     if body.stream:
         return EventStream(events, resources.close, service.options.body_s)
 
     async def whole() -> Response:
-        with resources:
-            last: Mapping[str, Any] = {}
-            async for event in events:
-                last = event
-            return JSONResponse(last, 201)
+        last: Mapping[str, Any] = {}
+        async for event in events:
+            last = event
+        return JSONResponse(last, 201)
 
-    return await answer(request, whole())
+    return await answer(request, whole(), resources.close)
 
 
 async def _reading(service: Service, body: StateRequest) -> Reading:
@@ -54,10 +58,11 @@ async def _reading(service: Service, body: StateRequest) -> Reading:
         raise ApiError(400, "keep_tokens: the state that is read from has no tokens", param="keep_tokens")
     if body.tokens is not None:
         tokens = body.tokens
+        service.check_tokens(tokens, "tokens")
     else:
         opening = [] if state is not None else [service.tokenizer.bos_id]
         tokens = opening + await service.encode(body.text or "")
-    service.check_prompt(len(tokens))
+    service.check_prompt(len(tokens), "text" if body.tokens is None else "tokens")
     return Reading(tokens, None, state, keep=True, keep_tokens=bool(body.keep_tokens))
 
 

@@ -116,3 +116,11 @@ def server(model, tmp_path_factory):
         tmp_path_factory.mktemp("serve"), model, api_key=("other", KEY), max_body_bytes=100_000, **limits
     ) as it:
         yield it
+
+
+@pytest.fixture
+def names(server):
+    """Deletes the states that a test leaves."""
+    yield
+    for state in server.http.get("/v1/states").json()["data"]:
+        assert server.http.delete(f"/v1/states/{state['name']}").json()["deleted"]

@@ -71,7 +71,7 @@ def test_a_models_own_template_and_the_tokens_that_end_its_answers(model, tmp_pa
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (expected, "stop")
 
 
-def test_a_conversation_goes_on_from_its_state(server):
+def test_a_conversation_goes_on_from_its_state(server, names):
     first = {"messages": CHAT[1:2], "max_tokens": 9, "temperature": 0}
     one = server.post("/v1/chat/completions", **first, save_state="talk").json()
     assert one["state"]["name"] == "talk"
