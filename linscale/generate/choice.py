@@ -158,10 +158,19 @@ def choose(logits: Tensor, rows: Rows, needs: Needs, vocab_size: int) -> Choice:
         tokens = torch.where(greedy, tokens, _draw(weights(scores, rows, needs), uniform(rows.seed, rows.step)))
     if needs.logprobs is None:
         return Choice(tokens, None, None, None)
-    whole = logits.logsumexp(1, keepdim=True)
-    best = logits.topk(min(needs.logprobs, vocab_size), 1)
+    return Choice(tokens, *logprobs(logits, tokens, needs.logprobs))
+
+
+def logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (S, V): log-probabilities (S,) of tokens (S,), the `count` most probable tokens (S, n), and theirs.
+
+    Summed in float64: the order, which differs between rows whose memory is aligned differently, leaves no trace.
+    """
+    top = logits.amax(1, keepdim=True)
+    whole = top + (logits - top).exp().sum(1, keepdim=True, dtype=torch.float64).log()
+    best = logits.topk(min(count, logits.shape[1]), 1)
     own = (logits.gather(1, tokens[:, None]) - whole)[:, 0]
-    return Choice(tokens, own.float(), best.indices, (best.values - whole).float())
+    return own.float(), best.indices, (best.values - whole).float()
 
 
 def penalised(logits: Tensor, rows: Rows) -> Tensor:

@@ -28,7 +28,6 @@ from linscale.generate.states import moved
 from linscale.generate.text import Text
 from linscale.models import LanguageModel
 
-COMMON = (Needs(), Needs(draws=True))  # graphs that are made before the first text comes
 OUT_OF_MEMORY = "out of memory for this text; fewer slots, a shorter context or a smaller chunk leave more"
 logger = logging.getLogger(__name__)
 
@@ -67,14 +66,14 @@ class Engine:
         self._waiting: deque[Text] = deque()
         self._reading: deque[Text] = deque()
         self._running: dict[int, Text] = {}
+        self._asked: tuple[Needs, bool] | None = None  # what the running texts need together, while they stay the same
         self._launched: tuple[Launched, dict[int, Text]] | None = None
         self._read = self._made = self._steps = 0
         self._step_s = self._last_step = 0.0
 
     def warm_up(self) -> None:
         """Compile and capture what the first texts need, which otherwise they wait for."""
-        for needs in COMMON:
-            self._slots.capture(needs)
+        self._slots.warm_up()
 
     @property
     def limit(self) -> int | None:
@@ -150,9 +149,11 @@ class Engine:
         """
         launched = None
         if self._running:
-            samplings = [text.sampling for text in self._running.values()]
-            keep = any(text.request.keep for text in self._running.values())
-            launched = self._slots.launch(samplings, keep=keep), dict(self._running)
+            if self._asked is None:
+                texts = self._running.values()
+                self._asked = Needs.of([text.sampling for text in texts]), any(text.request.keep for text in texts)
+            needs, keep = self._asked
+            launched = self._slots.launch(needs, keep=keep), dict(self._running)
         if self._slots.lag:
             launched, self._launched = self._launched, launched
         if launched is not None:
@@ -168,7 +169,7 @@ class Engine:
 
     def _hand_over(self, launched: Launched, texts: dict[int, Text]) -> None:
         """What a step has drawn, to the texts that were in the slots then and still are."""
-        drawn = launched.wait()
+        drawn = launched()
         now = time.monotonic()
         self._step_s, self._last_step, self._steps = now - self._last_step, now, self._steps + 1
         for slot, text in texts.items():
@@ -192,6 +193,7 @@ class Engine:
         if text.slot is not None:
             if self._running.pop(text.slot, None) is not None:
                 self._slots.free(text.slot)
+                self._asked = None
             self._free.append(text.slot)
             text.slot = None
 
@@ -246,6 +248,7 @@ class Engine:
         self._slots.put(text.slot, token, text.state, text.read, sampling, seen=seen, draws=(seed, drawn))
         text.state = None  # it lives in the slot now
         self._running[text.slot] = text
+        self._asked = None
 
     def _finish_at_once(self, text: Text) -> None:
         """A text whose first token, drawn from logits that it came with, is its last."""

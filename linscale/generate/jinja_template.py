@@ -16,12 +16,12 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import numpy as np
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from linscale.config import UserError
 from linscale.data.tokenizer import END_OF_TEXT, FILE, MARKS, ByteTokenizer, Tokenizer
+from linscale.generate.snapshot import Snapshot
 from linscale.run_folder import CHECKPOINTS, read_json
 
 JINJA, JSON, CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
@@ -70,24 +70,26 @@ class ChatTemplate:
         return self._encode(self.render(self._as_text(messages), *self._as_text([variables or {}])))
 
     def tokens_behind(
-        self, seen: np.ndarray | None, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
+        self, snapshot: Snapshot, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
     ) -> list[int]:
-        """The tokens of messages that are read behind a text, which has the tokens `seen` (vocabulary,) bool.
+        """The tokens of messages that are read behind a text.
 
-        A text that has had a turn of this template is taken to end with an answer, which is closed. Behind any other
-        the messages are those of a new conversation, without the token that opens a text.
+        The text is taken to end with an answer, which is closed where it is not. One that lacks special tokens of the
+        template has had no turn of it: the messages are a new conversation, without the token that opens a text.
         """
         tokens = self.tokens(messages, variables)
         tokens = tokens[1:] if tokens[:1] == [self._bos_id] else tokens
-        marks = {token for token in tokens if token in set(self._special.values())}
-        if seen is None or not marks or not all(token < len(seen) and seen[token] for token in marks):
+        marks, seen = {token for token in tokens if token in self._special.values()}, snapshot.seen
+        if marks and (seen is None or not all(token < len(seen) and seen[token] for token in marks)):
             return tokens
         earlier = [{"role": "user", "content": "."}, {"role": "assistant", "content": ANSWER}]
         chat = [*earlier, *self._as_text(messages)]
         _, answer, rest = self.render(chat, *self._as_text([variables or {}])).rpartition(ANSWER)
         if not answer:
             raise UserError("messages: the model's chat template leaves answers out; send the whole conversation")
-        return self._encode(rest)
+        tokens = self._encode(rest)
+        closed = tokens[:1] == list(snapshot.last[-1:]) and tokens[0] in self.stop_tokens
+        return tokens[1:] if closed else tokens
 
     def _as_text(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages with special tokens' names broken, so that they are encoded as text."""

@@ -1,34 +1,37 @@
 """Texts in slots that take their steps together: the model's step, the draw, and the token that is read next.
 
-One step is one CUDA graph where there is a GPU: it reads each text's last token, draws the next by the rules of its
+Where there are kernels a step is one CUDA graph: it reads each text's last token, draws the next by the rules of its
 row and leaves it where the next step reads it, so that the host need not look before it launches again. A row that
 draws the end-of-text token rests from then on. Shapes never change, so that no row depends on what else is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
-from linscale.generate.choice import ALL, Choice, Needs, Rows, choose
+from linscale.generate.choice import Choice, Needs, Rows, choose, logprobs
 from linscale.generate.sampling import MOST_LOGPROBS, Sampling
 from linscale.generate.step import DecodingStep
 from linscale.models import LanguageModel, State
+from linscale.ops.decode import plain
 
 WARM = 2  # runs before a graph is captured: kernels are compiled and libraries have their workspaces
+Alternatives: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Log-probabilities of what was drawn, the most probable tokens, and theirs."""
 
 
 class Drawn(NamedTuple):
     """What every slot drew, on the host."""
 
     tokens: list[int]
-    logprobs: list[float] | None
-    best_tokens: list[list[int]] | None
-    best_logprobs: list[list[float]] | None
+    logprobs: list[float] | None = None
+    best_tokens: list[list[int]] | None = None
+    best_logprobs: list[list[float]] | None = None
 
     def of(self, slot: int) -> tuple[int, float | None, list[tuple[int, float]]]:
         """What `Continuation.add` takes."""
@@ -38,22 +41,12 @@ class Drawn(NamedTuple):
         return self.tokens[slot], self.logprobs[slot], list(best)
 
 
-class Launched:
-    """A step under way."""
-
-    def __init__(self, choice: Choice, copied: torch.cuda.Event | None) -> None:
-        self._choice, self._copied = choice, copied
-
-    def wait(self) -> Drawn:
-        """What it drew. May be asked for until the step after the next is launched."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        tokens, *rest = self._choice
-        return Drawn(tokens.tolist(), *(None if x is None else x.tolist() for x in rest))
+Launched: TypeAlias = Callable[[], Drawn]
+"""A step under way: waits for it. May be called until the step after the next is launched."""
 
 
 class Slots:
-    """S texts. `lag` is how many steps may be launched before the first is waited for: 1 on a GPU, 0 on a CPU."""
+    """S texts. `lag` is how many steps may be launched before the first is waited for: 1 with graphs, else 0."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, count: int, capacity: int, *,
@@ -61,15 +54,14 @@ class Slots:
     ) -> None:  # fmt: skip
         self.step = DecodingStep(model, count, capacity, dtype=dtype, state_dtype=state_dtype)
         self.count, self.device = count, self.step.tokens.device
-        self.lag = 1 if self.device.type == "cuda" else 0
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._rows = Rows.empty(count, tokenizer.vocab_size, self.device)
         self._eos = tokenizer.eos_id
         self._ends = torch.ones(count, dtype=torch.bool, device=self.device)  # where that token ends a text
         self._kept = torch.zeros_like(self.step.logits)  # logits of the last step in which a row was active
-        self._graphs: dict[tuple[Needs, bool], tuple[torch.cuda.CUDAGraph, Choice]] = {}
-        self._pinned: dict[Needs, tuple[Choice, Choice]] = {}
-        self._launches = 0
+        graphs = self.device.type == "cuda" and self.step.ops is not plain
+        self.lag = 1 if graphs else 0
+        self._graphs = Graphs(self) if graphs else None
 
     def put(
         self, slot: int, token: int, state: State | None, length: int, sampling: Sampling, *,
@@ -93,14 +85,7 @@ class Slots:
         needs = Needs.of([sampling])
         rows = Rows.empty(1, self._rows.seen.shape[1], self.device, penalties=needs.penalty)
         rows.put(0, sampling, seen, draws[1], seed=draws[0])
-        return Launched(choose(logits[None].to(self.device), rows, needs, self.vocab_size), None).wait()
-
-    @property
-    def state_bytes(self) -> int:
-        """Memory of one text's state."""
-        parts = [part for room in self.step.states for part in room]
-        parts += [] if self.step.encoder_state is None else [self.step.encoder_state]
-        return sum(part.nbytes for part in parts) // self.count
+        return _on_host(choose(logits[None].to(self.device), rows, needs, self.vocab_size))
 
     def free(self, slot: int) -> None:
         """The text rests, and its slot may be put to other use; a step that is under way still reads its token."""
@@ -114,70 +99,122 @@ class Slots:
         """(V,) behind the last token that a text has read in a step that was launched with `keep`; a copy."""
         return self._kept[slot].clone()
 
-    def launch(self, samplings: Sequence[Sampling], *, keep: bool = False) -> Launched:
-        """One step of all texts that do not rest, whose rules are among `samplings`."""
-        needs = Needs.of(samplings)
-        if self.device.type != "cuda":
-            return Launched(self._run(needs, keep), None)
-        needs = _few(needs)
-        if (needs, keep) not in self._graphs:
-            self.capture(needs, keep=keep)
-        graph, choice = self._graphs[needs, keep]
-        graph.replay()
-        if needs not in self._pinned:
-            self._pinned[needs] = _pinned(choice), _pinned(choice)
-        self._launches += 1
-        host = self._pinned[needs][self._launches % 2]
-        for there, x in zip(host, choice, strict=True):
-            if x is not None and there is not None:
-                there.copy_(x, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return Launched(host, copied)
+    @property
+    def state_bytes(self) -> int:
+        """Memory of one text's state."""
+        parts = [part for room in self.step.states for part in room]
+        parts += [] if self.step.encoder_state is None else [self.step.encoder_state]
+        return sum(part.nbytes for part in parts) // self.count
 
-    def capture(self, needs: Needs, *, keep: bool = False) -> None:
-        """Make the graph of these needs ready, where there are graphs; texts in the slots do not notice."""
-        if self.device.type != "cuda":
-            return
-        step, rows = self.step, self._rows
-        changed = (step.tokens, step.active, rows.step, rows.seen, self._kept)
+    def warm_up(self) -> None:
+        """Make ready what the first steps need, which otherwise they wait for."""
+        if self._graphs is not None:
+            self._graphs.get(logprobs=False, keep=False)
+
+    def launch(self, needs: Needs, *, keep: bool = False) -> Launched:
+        """One step of all texts that do not rest; `needs` is what their rules ask for together.
+
+        keep  `logits` will be asked for
+        """
+        if self._graphs is not None:
+            return self._graphs.launch(logprobs=needs.logprobs is not None, keep=keep)
+        drawn = _on_host(self._run(needs, keep))
+        return lambda: drawn
+
+    @torch.no_grad()
+    def _run(self, needs: Needs, keep: bool) -> Choice:
+        step = self.step
+        step.run()
+        if keep:
+            self.keep()
+        choice = choose(step.logits, self._rows, needs, self.vocab_size)
+        self._rows.advance(choice.tokens, penalties=needs.penalty)
+        step.tokens.copy_(choice.tokens)
+        step.active.mul_(~((choice.tokens == self._eos) & self._ends))
+        return choice
+
+    def keep(self) -> None:
+        """Copy the logits of rows that do not rest."""
+        self._kept.copy_(torch.where(self.step.active[:, None] > 0, self.step.logits, self._kept))
+
+
+class Graphs:
+    """The step and its draw as CUDA graphs, one for each kind of thing that is asked of it."""
+
+    def __init__(self, slots: Slots) -> None:
+        from linscale.ops.decode import draw
+
+        self._slots, self._draw = slots, draw
+        new: dict[str, Any] = {"dtype": torch.int64, "device": slots.device}
+        self._weights = torch.zeros(slots.count, slots.vocab_size, **new)
+        self._turns = torch.zeros(slots.count, **new)
+        self._ring = draw.rings(slots.count, slots.device)
+        self._turn = 0
+        self._graphs: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Alternatives | None]] = {}
+        self._pinned: dict[tuple[bool, bool], list[Alternatives]] = {}
+
+    def launch(self, *, logprobs: bool, keep: bool) -> Launched:
+        """See Slots."""
+        graph, alternatives = self.get(logprobs=logprobs, keep=keep)
+        graph.replay()
+        tokens, host = self._ring[self._turn % len(self._ring)], None
+        if alternatives is not None:
+            host = self._pinned[logprobs, keep][self._turn % 2]
+            for there, x in zip(host, alternatives, strict=True):
+                there.copy_(x, non_blocking=True)
+        self._turn += 1
+        done = torch.cuda.Event()
+        done.record()
+
+        def wait() -> Drawn:
+            done.synchronize()
+            return Drawn(tokens.tolist(), *(() if host is None else (x.tolist() for x in host)))
+
+        return wait
+
+    @torch.no_grad()
+    def get(self, *, logprobs: bool, keep: bool) -> tuple[torch.cuda.CUDAGraph, Alternatives | None]:
+        """The graph, captured where there is none yet; texts in the slots do not notice."""
+        if (logprobs, keep) in self._graphs:
+            return self._graphs[logprobs, keep]
+        step, rows = self._slots.step, self._slots._rows
+        changed = (step.tokens, step.active, rows.step, rows.seen, self._turns, self._slots._kept)
         before = [x.clone() for x in changed]
         step.active.zero_()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM):
-                self._run(needs, keep)
+                self._run(logprobs, keep)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            choice = self._run(needs, keep)
-        self._graphs[needs, keep] = graph, choice
+            alternatives = self._run(logprobs, keep)
         for x, value in zip(changed, before, strict=True):
             x.copy_(value)
+        self._graphs[logprobs, keep] = graph, alternatives
+        if alternatives is not None:
+            self._pinned[logprobs, keep] = [_pinned(alternatives), _pinned(alternatives)]
+        return graph, alternatives
 
-    @torch.no_grad()
-    def _run(self, needs: Needs, keep: bool) -> Choice:
-        step = self.step
+    def _run(self, with_logprobs: bool, keep: bool) -> Alternatives | None:
+        slots, step = self._slots, self._slots.step
         step.run()
-        choice = choose(step.logits, self._rows, needs, self.vocab_size)
-        self._rows.advance(choice.tokens, penalties=needs.penalty)
         if keep:
-            self._kept.copy_(torch.where(step.active[:, None] > 0, step.logits, self._kept))
-        step.tokens.copy_(choice.tokens)
-        step.active.mul_(~((choice.tokens == self._eos) & self._ends))
-        return choice
+            slots.keep()
+        rules = (*slots._rows[:7],)
+        self._draw.draw(
+            step.logits, slots._rows.seen, rules, slots._ends, step.active, step.tokens, self._weights, self._ring,
+            self._turns, slots._eos,
+        )  # fmt: skip
+        return logprobs(step.logits[:, : slots.vocab_size], step.tokens, MOST_LOGPROBS) if with_logprobs else None
 
 
-def _few(needs: Needs) -> Needs:
-    """More than is needed, of few kinds, so that few graphs are captured."""
-    ranks = next(size for size in (0, 64, 1024, ALL) if needs.ranks <= size)
-    filtered = needs.penalty or needs.min_p
-    logprobs = None if needs.logprobs is None else MOST_LOGPROBS
-    return Needs(needs.draws, filtered, ranks, filtered and needs.draws, logprobs)
+def _on_host(choice: Choice) -> Drawn:
+    tokens, *rest = choice
+    return Drawn(tokens.tolist(), *(None if x is None else x.tolist() for x in rest))
 
 
-def _pinned(choice: Choice) -> Choice:
-    tokens, *rest = (None if x is None else torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in choice)
-    assert tokens is not None
-    return Choice(tokens, *rest)
+def _pinned(parts: Alternatives) -> Alternatives:
+    first, second, third = (torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in parts)
+    return first, second, third

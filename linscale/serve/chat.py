@@ -60,7 +60,7 @@ async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -
     messages, template = [message.plain() for message in body.messages], service.template
     if template is not None:
         if state is not None:
-            return template.tokens_behind(state.seen, messages, body.chat_template_kwargs)
+            return template.tokens_behind(state, messages, body.chat_template_kwargs)
         return template.tokens(messages, body.chat_template_kwargs)
     if body.chat_template_kwargs:
         raise ApiError(400, "chat_template_kwargs: the model has no chat template", param="chat_template_kwargs")

@@ -12,6 +12,7 @@ from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
 from linscale.generate.jinja_template import ChatTemplate, load_chat_template
+from linscale.generate.snapshot import Snapshot
 
 CHATML = """{% for message in messages %}
     {%- if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}
@@ -138,13 +139,18 @@ def test_what_people_write_is_text(folder):
 def test_a_turn_is_read_behind_an_answer_and_closes_it(folder):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
-    ours = ChatTemplate(CHATML, tokenizer, theirs.special_tokens_map)
+    end = theirs.convert_tokens_to_ids("<|im_end|>")
+    ours = ChatTemplate(CHATML, tokenizer, theirs.special_tokens_map, [end])
     first, answer, last = ours.tokens(CHATS[1][:1]), CHATS[1][1]["content"], CHATS[1][2:]
     seen = np.zeros(tokenizer.vocab_size, dtype=bool)
-    assert ours.tokens_behind(seen, last) == ours.tokens(last)
+    snapshot = Snapshot(None, None, (5,), seen=seen)
+    assert ours.tokens_behind(snapshot, last) == ours.tokens(last)
     seen[first] = True
     whole = ours.render(CHATS[1])
-    assert ours.tokens_behind(seen, last) == ours._encode(whole[whole.rindex(answer) + len(answer) :])
+    rest = ours._encode(whole[whole.rindex(answer) + len(answer) :])
+    assert ours.tokens_behind(snapshot, last) == rest
+    assert rest[0] == end
+    assert ours.tokens_behind(snapshot._replace(last=(end,)), last) == rest[1:]  # the answer has closed itself
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def save_run(folder: Path, model) -> Path:
 class Running:
     """A server that runs, and ways to ask it."""
 
-    def __init__(self, app, worker, port):
-        self.app, self.worker = app, worker
-        self.address = f"http://127.0.0.1:{port}"
+    def __init__(self, app, worker, server):
+        self.app, self.worker, self.server = app, worker, server
+        self.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         self.http = httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
         self.openai = openai.OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0)
 
@@ -67,6 +67,10 @@ class Running:
         answer = self.post("/v1/completions", prompt=prompt, **{"temperature": 0, **body})
         assert answer.status_code == 200, answer.text
         return answer.json()["choices"][0]["text"]
+
+    def call(self, work):
+        """Await something in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.server.servers[0].get_loop()).result(30)
 
     def rests(self, seconds=5.0):
         """Whether nothing runs, waits or is counted any more, soon."""
@@ -93,7 +97,7 @@ def serving(folder, model, *, slots=4, context=256, chunk=64, template=None, hos
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
-        running = Running(app, worker, server.servers[0].sockets[0].getsockname()[1])
+        running = Running(app, worker, server)
         try:
             yield running
         finally:

@@ -1,5 +1,6 @@
 """linscale serve as a process: it says where it listens, drains when it is told to stop, and refuses bad options."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -16,8 +18,8 @@ import pytest
 from linscale.cli import main
 from linscale.cli import serve as command
 from linscale.generate.sample import sample
-from linscale.serve.process import listen
-from tests.serve.conftest import BYTES, KEY, save_run, tiny
+from linscale.serve.process import drain, listen
+from tests.serve.conftest import BYTES, KEY, save_run, serving, tiny
 
 LONG = {"prompt": "x", "temperature": 0, "stream": True, "ignore_eos": True}
 START = "import sys, torch; torch.set_num_threads(1); from linscale.cli import main; sys.exit(main())"
@@ -78,17 +80,22 @@ def test_it_drains_when_it_is_told_to_stop(run):
         assert server.stderr.read() == ""
 
 
-def test_texts_that_do_not_end_in_time_are_given_up(run):
-    with process(run, "--drain-s", "0.2", "--max-tokens", "100000") as (server, client):
-        events = streamed(client, max_tokens=100_000)
+def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
+    with serving(tmp_path, tiny(), max_tokens=10**6) as server:
+        events = streamed(server.http, max_tokens=10**6)
         next(events)
-        began = time.monotonic()
-        server.send_signal(signal.SIGTERM)
-        *_, last = events
-        assert json.loads(last)["error"]["message"] == "the server shut down before the text ended"
-        assert server.wait(10) == 0
-        assert time.monotonic() - began < 8
-        assert server.stderr.read() == ""
+        with ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(server.post, "/v1/completions", **{**LONG, "stream": False}, max_tokens=10**6)
+            while server.service.admitted < 2:
+                time.sleep(0.01)
+            began = time.monotonic()
+            server.call(drain(server.service, 0.2, asyncio.Event()))
+            *_, last = events
+            assert 0.1 < time.monotonic() - began < 5
+            for error in (json.loads(last)["error"], whole.result().json()["error"]):
+                assert error["message"] == "the server shut down before the text ended"
+        assert server.post("/v1/completions", prompt="x").status_code == 503
+        assert server.rests()
 
 
 @pytest.mark.parametrize(

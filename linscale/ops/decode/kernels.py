@@ -13,6 +13,8 @@ import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import await_earlier, let_next_begin
 
+LINE = tl.constexpr(128)  # bytes of L2 that are fetched together
+
 # What precedes the product in `project`: nothing, the norm of x itself, or of what `sums` holds the squares of.
 PLAIN, NORMED, SUMMED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # How `mix` decays the state.
@@ -20,11 +22,19 @@ NONE, HEAD, GATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def fetch_ahead(addresses):
+    """Bring lines into L2, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def project_kernel(
-    x, weight, out, residual, sums, eps, silu_until,
+    x, weight, out, residual, sums, ahead, eps, silu_until,
     S: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr,
     PAIRED: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
-    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LINES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out (S, N) = a(r x Wᵀ) + residual: x (S, K), weight (N, K), or (2 N, K) gate and up rows where PAIRED.
 
@@ -42,6 +52,9 @@ def project_kernel(
     first_u = first_w
     if PAIRED:
         first_u = tl.load(weight + N * K + at + steps[None, :], mask=known[:, None] & (steps < K)[None, :], other=0.0)
+    if LINES > 0:
+        line = ahead + (tl.program_id(0) * LINES + tl.arange(0, LINES)).to(tl.int64) * LINE
+        fetch_ahead(line.to(tl.int64))
     if EARLY:
         let_next_begin()
         await_earlier()
@@ -111,6 +124,46 @@ def project_kernel(
     if RESIDUAL:
         y += tl.load(residual + where, mask=both, other=0.0).to(tl.float32)
     tl.store(out + where, y.to(out.dtype.element_ty), mask=both)
+
+
+@triton.jit
+def finish_kernel(
+    y, x, residual, sums, out, eps, silu_until,
+    K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, PAIRED: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """What `project_kernel` does behind its product, where a library makes that: y (S, N), or (S, 2 N) where PAIRED.
+    One program a row."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    factor = 1.0
+    if NORM == NORMED:
+        wide: tl.constexpr = triton.next_power_of_2(K)
+        inputs = tl.arange(0, wide)
+        values = tl.load(x + row * K + inputs, mask=inputs < K, other=0.0).to(tl.float32)
+        factor = tl.rsqrt(tl.sum(values * values, axis=0) / K + eps)
+    if NORM == SUMMED:
+        pieces: tl.constexpr = triton.next_power_of_2(PARTS)
+        part = tl.arange(0, pieces)
+        held = tl.load(sums + row * PARTS + part, mask=part < PARTS, other=0.0)
+        factor = tl.rsqrt(tl.sum(held, axis=0) / K + eps)
+    for first in tl.range(0, N, BN):
+        columns = first + tl.arange(0, BN)
+        known = columns < N
+        width: tl.constexpr = 2 * N if PAIRED else N
+        z = tl.load(y + row * width + columns, mask=known, other=0.0).to(tl.float32) * factor
+        if PAIRED:
+            up = tl.load(y + row * width + N + columns, mask=known, other=0.0).to(tl.float32) * factor
+            if ACTIVATION:
+                z = z * tl.sigmoid(z)
+            z = z * up
+        else:
+            z = tl.where(columns < silu_until, z * tl.sigmoid(z), z)
+        if RESIDUAL:
+            z += tl.load(residual + row * N + columns, mask=known, other=0.0).to(tl.float32)
+        tl.store(out + row * N + columns, z.to(out.dtype.element_ty), mask=known)
 
 
 @triton.jit
@@ -184,105 +237,95 @@ def mix_kernel(
 
 
 @triton.jit
-def append_kernel(
-    projected, keys, values, positions, active, frequencies, queries,
-    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """One program: (sequence, head). Turns q and k by their place (RoPE), puts k and v into the cache
-    (S, CAPACITY, G, K).
-
-    projected (S, WIDTH): q (H K), k (G K), v (G K); queries (S, H, K) the turned q. frequencies (K/2,) float64.
-    """
-    program = tl.program_id(0)
-    row = tl.cast(program // H, tl.int64)
-    if EARLY:
-        let_next_begin()
-        await_earlier()
-    if tl.load(active + row) != 0:
-        head = program % H
-        half = tl.arange(0, K // 2)
-        place = tl.load(positions + row)
-        turns = place.to(tl.float64) * tl.load(frequencies + half) * 0.15915494309189535
-        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
-        cos, sin = tl.cos(angle), tl.sin(angle)
-        at = projected + row * WIDTH + head * K + half
-        first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
-        turned = queries + (row * H + head) * K + half
-        tl.store(turned, (first * cos - second * sin).to(queries.dtype.element_ty))
-        tl.store(turned + K // 2, (second * cos + first * sin).to(queries.dtype.element_ty))
-        if head < G:
-            at = projected + row * WIDTH + (H + head) * K + half
-            first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
-            there = ((row * CAPACITY + place) * G + head) * K + half
-            tl.store(keys + there, (first * cos - second * sin).to(keys.dtype.element_ty))
-            tl.store(keys + there + K // 2, (second * cos + first * sin).to(keys.dtype.element_ty))
-            at = projected + row * WIDTH + (H + G + head) * K + half
-            tl.store(values + there, tl.load(at).to(values.dtype.element_ty))
-            tl.store(values + there + K // 2, tl.load(at + K // 2).to(values.dtype.element_ty))
-
-
-@triton.jit
 def attend_kernel(
-    queries, keys, values, positions, active, partial, weights, scale,
-    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr,
-    EARLY: tl.constexpr,
+    projected, keys, values, positions, active, frequencies, partial, weights, arrived, out, scale,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head, BT places of its cache). partial (S, H, SPLITS, K) and weights (S, H, SPLITS, 2):
-    the average of the values there, the largest score and the sum of exponentials. Splits beyond the place are empty.
+    """One program: (sequence, head, BT places of its cache (S, CAPACITY, G, K)); out (S, H K).
+
+    projected (S, WIDTH): q (H K), k (G K), v (G K), turned by their place here (RoPE, frequencies (K/2,) float64). The
+    program whose places the new token is among appends k and v. partial (S, H, SPLITS, K) and weights (S, H, SPLITS, 2)
+    take the average of the values at its places, the largest score and the sum of exponentials; the last program of a
+    head to come there, by the count `arrived` (S, H), puts all of them together, in their order.
     """
     program = tl.program_id(0)
     split = program % SPLITS
     head = (program // SPLITS) % H
     row = tl.cast(program // (SPLITS * H), tl.int64)
+    last = tl.load(positions + row)
+    alive = (tl.load(active + row) != 0) & (split * BT <= last)
+    wide = tl.arange(0, K)
+    half = wide % (K // 2)
+    places = split * BT + tl.arange(0, BT)
+    group = head // (H // G)
+    at = ((row * CAPACITY + places[:, None].to(tl.int64)) * G + group) * K + wide[None, :]
+    past = alive & (places < last)
+    k = tl.load(keys + at, mask=past[:, None], other=0.0).to(tl.float32)
+    v = tl.load(values + at, mask=past[:, None], other=0.0).to(tl.float32)
     if EARLY:
         let_next_begin()
         await_earlier()
-    last = tl.load(positions + row)
-    if (tl.load(active + row) != 0) & (split * BT <= last):
-        wide = tl.arange(0, K)
-        places = split * BT + tl.arange(0, BT)
-        seen = places <= last
-        group = head // (H // G)
-        at = ((row * CAPACITY + places[:, None].to(tl.int64)) * G + group) * K + wide[None, :]
-        q = tl.load(queries + (row * H + head) * K + wide).to(tl.float32)
-        k = tl.load(keys + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(k * q[None, :], axis=1) * scale, float("-inf"))
+    if alive:
+        turns = last.to(tl.float64) * tl.load(frequencies + half) * 0.15915494309189535
+        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+        cos, sin = tl.cos(angle), tl.sin(angle)
+        sin = tl.where(wide < K // 2, -sin, sin)
+        other = (wide + K // 2) % K
+        base = projected + row * WIDTH
+        q = tl.load(base + head * K + wide).to(tl.float32) * cos + tl.load(base + head * K + other).to(tl.float32) * sin
+        base += H * K + group * K
+        new_k = tl.load(base + wide).to(tl.float32) * cos + tl.load(base + other).to(tl.float32) * sin
+        new_v = tl.load(base + G * K + wide)
+        q = q.to(out.dtype.element_ty).to(tl.float32)
+        stored = new_k.to(keys.dtype.element_ty)
+        if (last // BT == split) & (head % (H // G) == 0):
+            there = ((row * CAPACITY + last) * G + group) * K + wide
+            tl.store(keys + there, stored)
+            tl.store(values + there, new_v.to(values.dtype.element_ty))
+        new = (places == last)[:, None]
+        k = tl.where(new, stored.to(tl.float32)[None, :], k)
+        v = tl.where(new, new_v.to(tl.float32)[None, :], v)
+        score = tl.where(places <= last, tl.sum(k * q[None, :], axis=1) * scale, float("-inf"))
         top = tl.max(score, axis=0)
         e = tl.exp(score - top)
         total = tl.sum(e, axis=0)
-        v = tl.load(values + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        average = tl.sum(v * e[:, None], axis=0) / total
-        slot = (row * H + head) * SPLITS + split
-        tl.store(partial + slot * K + wide, average)
-        tl.store(weights + slot * 2, top)
-        tl.store(weights + slot * 2 + 1, total)
+        o = tl.sum(v * e[:, None], axis=0) / total
+        used = last // BT + 1
+        first = (row * H + head) * SPLITS
+        complete = used == 1
+        if used > 1:
+            tl.store(partial + (first + split) * K + wide, o)
+            tl.store(weights + (first + split) * 2, top)
+            tl.store(weights + (first + split) * 2 + 1, total)
+            tl.debug_barrier()  # all of it is written before the count
+            complete = tl.atomic_add(arrived + row * H + head, 1, sem="acq_rel") == used - 1
+            if complete:
+                tl.store(arrived + row * H + head, 0)
+                o = _together(partial + first * K, weights + first * 2, used, K)
+        if complete:
+            tl.store(out + row * H * K + head * K + wide, o.to(out.dtype.element_ty))
 
 
 @triton.jit
-def combine_kernel(
-    partial, weights, positions, active, out,
-    H: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One program: (sequence, head). out (S, H K): the splits of `attend_kernel` put together, in order."""
-    program = tl.program_id(0)
-    row = tl.cast(program // H, tl.int64)
-    if EARLY:
-        let_next_begin()
-        await_earlier()
-    if tl.load(active + row) != 0:
-        head = program % H
-        wide = tl.arange(0, K)
-        used = tl.load(positions + row) // BT + 1
-        top, total = float("-inf"), 0.0
-        o = tl.zeros((K,), tl.float32)
-        for split in tl.range(0, used):
-            slot = (row * H + head) * SPLITS + split
-            score, weight = tl.load(weights + slot * 2), tl.load(weights + slot * 2 + 1)
-            higher = tl.maximum(top, score)
-            before, after = total * tl.exp(top - higher), weight * tl.exp(score - higher)
-            o = o * before + tl.load(partial + slot * K + wide) * after
-            total = before + after
-            o = o / total
-            top = higher
-        tl.store(out + row * H * K + head * K + wide, o.to(out.dtype.element_ty))
+def _together(partial, weights, used, K: tl.constexpr):
+    """(K,): averages (used, K) by their weights exp(score) total."""
+    wide = tl.arange(0, K)
+    some = tl.arange(0, 16)
+    top = tl.full((), float("-inf"), tl.float32)
+    for first in tl.range(0, used, 16):
+        at = weights + (first + some) * 2
+        top = tl.maximum(top, tl.max(tl.load(at, mask=first + some < used, other=float("-inf"), cache_modifier=".cg")))
+    total = tl.zeros((), tl.float32)
+    o = tl.zeros((K,), tl.float32)
+    for first in tl.range(0, used, 16):
+        known = first + some < used
+        at = weights + (first + some) * 2
+        score = tl.load(at, mask=known, other=float("-inf"), cache_modifier=".cg")
+        weight = tl.exp(score - top) * tl.load(at + 1, mask=known, other=0.0, cache_modifier=".cg")
+        average = tl.load(
+            partial + (first + some)[:, None] * K + wide[None, :], mask=known[:, None], other=0.0, cache_modifier=".cg"
+        )
+        total += tl.sum(weight, axis=0)
+        o += tl.sum(average * weight[:, None], axis=0)
+    return o / total

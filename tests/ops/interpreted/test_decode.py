@@ -12,7 +12,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("rows", [1, 2, 17, 130])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (72, 21)])
 def test_projections(rows, inputs, outputs, device):
     torch.manual_seed(0)
@@ -68,18 +68,19 @@ def test_states_are_mixed_in_place(rows, device):
 @pytest.mark.parametrize("groups", [4, 2])
 def test_caches_are_appended_to_and_attended(groups, device):
     torch.manual_seed(0)
-    rows, heads, width, capacity = 3, 4, 16, 300
+    rows, heads, width, capacity = 4, 4, 16, 1200  # 19 blocks, more than are put together at once
     frequencies = torch.rand(width // 2, device=device, dtype=torch.float64)
-    projected = torch.randn(rows, (heads + 2 * groups) * width, device=device)
+    projected = torch.randn(2, rows, (heads + 2 * groups) * width, device=device)
     caches = torch.randn(2, rows, capacity, groups, width, device=device)
-    positions = torch.tensor([0, 130, 299], device=device)
-    active = torch.tensor([1, 1, 1], dtype=torch.int32, device=device)
+    active = torch.tensor([1, 1, 0, 1], dtype=torch.int32, device=device)
     results = []
     for ops in (plain, kernel):
         keys, values = caches.clone()
-        out = torch.zeros(rows, heads * width, device=device)
-        extra = () if ops is plain else (kernel.attend_scratch(out, keys),)
-        ops.attend(projected, keys, values, positions, active, frequencies, out, *extra)
+        positions = torch.tensor([0, 130, 40, 1198], device=device)
+        out = torch.zeros(2, rows, heads * width, device=device)
+        extra = () if ops is plain else (kernel.attend_scratch(out[0], keys),)
+        for step in range(2):
+            ops.attend(projected[step], keys, values, positions + step, active, frequencies, out[step], *extra)
         results.append((keys, values, out))
     for found, expected in zip(results[1], results[0], strict=True):
         close(found, expected)
