@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SILENT = [f"--{word}" for word in ("no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking")]
 HOSTILE = "<img src=x onerror=alert(1)> & <b>bold</b></span><script>alert(2)</script>"
+LONG = "s" * 100  # the longest name of a state
 PROMPT = "It was a bright cold day in April"
 WATCH = """() => {
   window.lengths = [];
@@ -203,6 +204,9 @@ def test_a_long_text_is_read_into_a_state(page, server):
     page.page.locator("#read-text").fill("x" * 4000)
     page.press("Read")
     page.see("#error", "4001 tokens; this server takes at most 3000")
+    page.page.locator("#read-text").fill("x" * 1_000_000)
+    page.press("Read")
+    page.see("#error", "the request is larger than 100000 bytes")
     assert page.states() == ["long"]
 
 
@@ -256,7 +260,7 @@ def test_a_text_is_only_ever_text(page, server):
 
 def test_it_is_accessible_in_both_schemes_and_fits_a_phone(page):
     page.generate(PROMPT)
-    page.save("state")
+    page.save(LONG)
     page.page.locator("#reader summary").click()
     page.page.evaluate("attempt(() => { throw new Error('wrong') })")
     for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):  # dark differs in colours alone
@@ -265,7 +269,7 @@ def test_it_is_accessible_in_both_schemes_and_fits_a_phone(page):
         found = [(each["id"], each["nodes"][0]["html"][:200]) for each in results.response["violations"]]
         assert found == [], scheme
         assert results.response["passes"]
-    page.press("Fork: state")
+    page.press(f"Fork: {LONG}")
     assert axe.Axe().run(page.page).response["violations"] == []
     page.page.keyboard.press("Escape")
     page.page.set_viewport_size({"width": 360, "height": 740})
