@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +18,7 @@ from linscale.generate.snapshot import Snapshot
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
-from linscale.serve.ordering import job_of
+from linscale.serve.jobs import job_of
 from linscale.serve.schemas import ChatRequest
 from linscale.serve.service import Service
 from linscale.serve.token_text import TokenText
@@ -59,9 +61,8 @@ async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -
     """The conversation by the model's own template, or in the plain form."""
     messages, template = [message.plain() for message in body.messages], service.template
     if template is not None:
-        if state is not None:
-            return template.tokens_behind(state, messages, body.chat_template_kwargs)
-        return template.tokens(messages, body.chat_template_kwargs)
+        encode = template.tokens if state is None else partial(template.tokens_behind, state)
+        return await asyncio.to_thread(encode, messages, body.chat_template_kwargs)
     if body.chat_template_kwargs:
         raise ApiError(400, "chat_template_kwargs: the model has no chat template", param="chat_template_kwargs")
     text = conversation(messages)

@@ -14,7 +14,7 @@ from linscale.generate.continuation import Piece
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
-from linscale.serve.ordering import job_of
+from linscale.serve.jobs import job_of
 from linscale.serve.schemas import CompletionRequest
 from linscale.serve.service import Service
 from linscale.serve.token_text import TokenText
