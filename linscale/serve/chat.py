@@ -12,10 +12,11 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from linscale.config import UserError
 from linscale.generate.chat_template import STOP, conversation
 from linscale.generate.continuation import Piece
 from linscale.generate.snapshot import Snapshot
-from linscale.serve.errors import ApiError
+from linscale.serve.errors import ApiError, refused
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
 from linscale.serve.jobs import job_of
@@ -49,7 +50,10 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         stop_tokens=() if template is None else template.stop_tokens,
         stop=STOP if template is None else (),
     )
-    generation = Generation(service, job)
+    try:
+        generation = Generation(service, job)
+    except UserError as error:
+        raise refused(error, "messages") from None
     form = _Form(service, body, plain=template is None)
     if body.stream:
         events = _chunks(generation, form, body)

@@ -45,10 +45,11 @@ class ApiError(Exception):
         return JSONResponse(self.content(), self.status, headers)
 
 
-def refused(error: UserError, param: str | None = None) -> ApiError:
-    """The answer to a request whose values do not do; messages begin with the field."""
-    named = re.match(r"([a-z_]+)(?: =|:)", str(error))
-    return ApiError(400, str(error), param=param or (named[1] if named else None), code="invalid_value")
+def refused(error: UserError, prompt: str = "prompt") -> ApiError:
+    """The answer to a request whose values do not do. Messages begin with the field; `prompt` is what it is called."""
+    message = re.sub("^prompt(?= =|:)", prompt, str(error))
+    named = re.match(r"([a-z_]+)(?: =|:)", message)
+    return ApiError(400, message, param=named[1] if named else None, code="invalid_value")
 
 
 def internal(error: BaseException) -> ApiError:

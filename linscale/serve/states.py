@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from linscale.config import UserError
 from linscale.generate.request import Failed, Finished, Progress
 from linscale.generate.request import Request as Reading
-from linscale.serve.errors import ApiError
+from linscale.serve.errors import ApiError, refused
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.schemas import ForkRequest, StateRequest
 from linscale.serve.service import Service
@@ -34,8 +34,7 @@ async def create(request: Request, body: StateRequest) -> Response:
         try:
             streams.start(reading)
         except UserError as error:
-            message = str(error).replace("prompt:", f"{field}:", 1)
-            raise ApiError(400, message, param=field, code="invalid_value") from None
+            raise refused(error, field) from None
         resources = stack.pop_all()
     events = _events(service, streams, body.name, replace)
     if body.stream:

@@ -12,9 +12,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from linscale.generate.engine import Engine
+from linscale.generate.sample import sample
 from linscale.serve.limits import names_of
 from linscale.serve.metrics import Metrics
-from tests.serve.conftest import KEY, serving
+from tests.serve.conftest import BYTES, KEY, serving, tiny
 
 LONG = {"prompt": "x", "max_tokens": 2000, "temperature": 0, "ignore_eos": True}
 
@@ -123,6 +124,23 @@ def test_names_and_pages(model, tmp_path):
         assert status(origin=page, method="OPTIONS", **asked).status_code == 200
         refused = status(origin=page)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page)
+
+
+def test_a_text_that_is_longer_than_softmax_layers_have_room_for(tmp_path):
+    with serving(tmp_path, tiny("llama"), context=64) as server:
+        prompt = "x" * 40
+        for path, body, field in (
+            ("/v1/completions", {"prompt": prompt, "max_tokens": 30}, "prompt"),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt * 2}]}, "messages"),
+            ("/v1/states", {"name": "a", "text": prompt * 2}, "text"),
+        ):
+            error = server.post(path, **body).json()["error"]
+            assert error["param"] == field
+            assert "more than the 64 that a text may have here" in error["message"]
+        assert server.http.get("/v1/models").json()["data"][0]["context"] == 64
+        chat = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "x"}], ignore_eos=True)
+        assert chat.json()["usage"]["total_tokens"] == 64  # as many as there is room for
+        assert server.complete("abc", max_tokens=9) == sample(tiny("llama"), BYTES, "abc", max_tokens=9, temperature=0)
 
 
 def test_beyond_the_slots_and_the_queue_clients_are_told_to_come_again(server):
