@@ -8,11 +8,11 @@ from pathlib import Path
 from linscale.cli.serve import serve as command
 from linscale.generate.engine import Stats
 from linscale.generate.engine_config import EngineConfig
-from linscale.serve import about, chat, completions, states
+from linscale.serve import about, chat, completions, page, states
 from linscale.serve.metrics import Metrics
 from linscale.serve.options import ServeOptions
 from linscale.serve.saved_states import SHOWN
-from linscale.serve.schemas import ChatRequest, CompletionRequest, ForkRequest, Message, StateRequest
+from linscale.serve.schemas import ChatRequest, CompletionRequest, ForkRequest, Message, StateRequest, StreamOptions
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reference" / "serve.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_every_option_and_its_default():
 def test_every_path():
     made = {
         f"{method} {route.path}"
-        for module in (about, chat, completions, states)
+        for module in (about, chat, completions, page, states)
         for route in module.router.routes
         for method in route.methods
     }
@@ -50,7 +50,7 @@ def test_every_path():
 
 def test_every_field():
     shared = names(section("Completions"))
-    assert set(CompletionRequest.model_fields) <= shared
+    assert set(CompletionRequest.model_fields) | set(StreamOptions.model_fields) <= shared
     assert set(ChatRequest.model_fields) | set(Message.model_fields) <= shared | names(section("Chats"))
     fields = {field.alias or name for name, field in StateRequest.model_fields.items()}
     assert fields | set(ForkRequest.model_fields) | set(SHOWN) <= names(section("States"))

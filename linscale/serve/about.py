@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from linscale.config import to_dict
+from linscale.models.count import arch, state_elements
 from linscale.serve.metrics import CONTENT_TYPE
 from linscale.serve.service import Service
 
@@ -46,14 +46,15 @@ async def metrics(request: Request) -> Response:
 
 def _model(service: Service) -> dict[str, Any]:
     engine, stats = service.worker.engine, service.worker.stats()
-    config = to_dict(engine.model.config)
+    config = engine.model.config
+    growing = state_elements(config, 1) - state_elements(config, 0)
     return {
         "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "linscale",
         "description": service.states.identity.model_name,
-        "architecture": config["arch"],
+        "architecture": arch(config),
         "fingerprint": service.states.identity.model,
         "tokenizer": service.states.identity.tokenizer_name,
         "context": engine.limit,
@@ -61,5 +62,7 @@ def _model(service: Service) -> dict[str, Any]:
         "max_tokens": service.options.max_tokens,
         "slots": stats.slots,
         "state_bytes": stats.state_bytes,
+        "state_bytes_per_token": growing * engine.setup.dtype.itemsize,
+        "softmax_bytes_per_token": 2 * config.n_layers * config.d_model * engine.setup.dtype.itemsize,
         "chat_template": service.template is not None,
     }

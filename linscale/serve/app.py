@@ -15,7 +15,7 @@ from linscale import __version__
 from linscale.generate.identity import Identity, identify
 from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.state_store import StateStore
-from linscale.serve import about, chat, completions, states
+from linscale.serve import about, chat, completions, page, states
 from linscale.serve.errors import Catch, add_handlers
 from linscale.serve.limits import BodyLimit, HostGuard, KeyGuard
 from linscale.serve.metrics import CountRequests, Metrics
@@ -47,9 +47,8 @@ def create_app(
         yield
 
     app = FastAPI(title="linscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for router in (completions.router, chat.router, states.router, about.router):
+    for router in (completions.router, chat.router, states.router, about.router, page.router):
         app.include_router(router)
-    # The page at / is mounted here.
     add_handlers(app)
     # The last one added is the first that a request meets.
     app.add_middleware(Catch)

@@ -97,18 +97,18 @@ async def _whole(generation: Generation, form: _Form) -> Response:
 
 async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> AsyncGenerator[Mapping[str, Any], None]:
     """The answer as it is written."""
-    kind, none = "chat.completion.chunk", {"usage": None} if body.usage_asked else {}
+    kind = "chat.completion.chunk"
     for choice in range(body.n or 1):
         delta = {"role": "assistant", "content": ""}
         yield {
             **form.envelope(kind, [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]),
-            **none,
+            **generation.usage_in_chunk(body),
         }
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             shown = form.delta(choice, more)
             if shown["delta"] or shown["logprobs"] or shown["finish_reason"]:
-                yield {**form.envelope(kind, [shown]), **none}
+                yield {**form.envelope(kind, [shown]), **generation.usage_in_chunk(body)}
     state = await generation.save()
     if body.usage_asked or state is not None:
         yield form.envelope(kind, [], usage=generation.usage() if body.usage_asked else None, state=state)

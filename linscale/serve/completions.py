@@ -37,7 +37,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     generation = Generation(service, await job_of(service, body, tokens, wanted, logprobs=body.logprobs))
     form = _Form(service, body, prompts)
     if body.stream:
-        events = _chunks(generation, form, usage=body.usage_asked)
+        events = _chunks(generation, form, body)
         return EventStream(events, generation.close, service.options.body_s)
     return await answer(request, _whole(generation, form), generation.close)
 
@@ -66,17 +66,18 @@ async def _whole(generation: Generation, form: _Form) -> Response:
     return JSONResponse(form.envelope(choices, usage=generation.usage(), state=state))
 
 
-async def _chunks(generation: Generation, form: _Form, *, usage: bool) -> AsyncGenerator[Mapping[str, Any], None]:
+async def _chunks(
+    generation: Generation, form: _Form, body: CompletionRequest
+) -> AsyncGenerator[Mapping[str, Any], None]:
     """The answer as it is written."""
-    none = {"usage": None} if usage else {}
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             shown = form.choice(choice, more)
             if shown["text"] or shown["logprobs"] or shown["finish_reason"]:
-                yield {**form.envelope([shown]), **none}
+                yield {**form.envelope([shown]), **generation.usage_in_chunk(body)}
     state = await generation.save()
-    if usage or state is not None:
-        yield form.envelope([], usage=generation.usage() if usage else None, state=state)
+    if body.usage_asked or state is not None:
+        yield form.envelope([], usage=generation.usage() if body.usage_asked else None, state=state)
 
 
 class _Form:

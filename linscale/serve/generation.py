@@ -13,6 +13,7 @@ from linscale.generate.request import Failed, Finished, Request
 from linscale.generate.sampling import SEEDS, Sampling
 from linscale.generate.snapshot import Snapshot
 from linscale.serve.errors import ApiError
+from linscale.serve.schemas import Generation as Body
 from linscale.serve.service import Service
 from linscale.serve.streams import Streams
 
@@ -88,6 +89,12 @@ class Generation:
             "total_tokens": read + self.made,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def usage_in_chunk(self, body: Body) -> dict[str, Any]:
+        """What a chunk says of the counts: nothing, null until the last, or those so far."""
+        if not body.usage_asked:
+            return {}
+        return {"usage": self.usage() if body.running_usage_asked else None}
 
     def _begin(self, prompt: int) -> None:
         """Start the texts of a prompt. Several read it once."""

@@ -38,6 +38,8 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     "Give the counts of tokens in a last chunk."
+    continuous_usage_stats: bool | None = None
+    "With include_usage, give the counts so far in every chunk, as vLLM does."
     include_obfuscation: Ignored = None
 
 
@@ -93,6 +95,11 @@ class Generation(Body):
     def usage_asked(self) -> bool:
         """Whether a stream ends with the counts of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def running_usage_asked(self) -> bool:
+        """Whether every chunk of it has the counts so far."""
+        return bool(self.usage_asked and self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 def _prompts(value: Any) -> Any:
