@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # by the optimizer, and the next by FSDP: once here, not in every rank
+import torch.distributed.fsdp
 
 from linscale.config import load_toml
 from linscale.distributed import Ranks, join_ranks, piece_of
