@@ -155,10 +155,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "order",
-    [pytest.param(order, marks=[pytest.mark.slow] * (order.split()[-1] in ("second", "last"))) for order in ORDERS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_auto_classes_load_it(tmp_path, order):
     out = export(run_of(tiny("tnl"), tmp_path / "run"), tmp_path / "hf")
     before, option = ORDERS[order]
@@ -169,6 +167,7 @@ def test_auto_classes_load_it(tmp_path, order):
     assert result.stdout.strip() == "LinscaleForCausalLM", result.stderr
 
 
+@pytest.mark.slow
 def test_remote_code_without_linscale_says_what_it_needs(tmp_path):
     out = export(run_of(tiny("tnl"), tmp_path / "run"), tmp_path / "hf")
     code = "import sys\nsys.modules['linscale'] = None\nfrom transformers import AutoModelForCausalLM\n"
