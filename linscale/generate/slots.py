@@ -8,19 +8,22 @@ draws the end-of-text token rests from then on. Shapes never change, so that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Choice, Needs, Rows, choose, logprobs
+from linscale.generate.reading import Part, Reading
 from linscale.generate.sampling import MOST_LOGPROBS, Sampling
 from linscale.generate.step import DecodingStep
 from linscale.models import LanguageModel, State
 from linscale.ops.decode import plain
 
+READ_ROWS = 64  # tokens of prompts that are read at once
 WARM = 2  # runs before a graph is captured: kernels are compiled and libraries have their workspaces
+T = TypeVar("T")
 Alternatives: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Log-probabilities of what was drawn, the most probable tokens, and theirs."""
 
@@ -62,21 +65,38 @@ class Slots:
         graphs = self.device.type == "cuda" and self.step.ops is not plain
         self.lag = 1 if graphs else 0
         self._graphs = Graphs(self) if graphs else None
+        self._reading = Reading(self.step, READ_ROWS) if Reading.possible(self.step) else None
 
-    def put(
-        self, slot: int, token: int, state: State | None, length: int, sampling: Sampling, *,
-        seen: Sequence[int] = (), draws: tuple[int, int] = (0, 0),
-    ) -> None:  # fmt: skip
-        """Begin a text: `token` is read next, behind `state`, which has read `length` tokens (None: none).
+    def load(self, slot: int, state: State | None, length: int) -> None:
+        """Put a state that has read `length` tokens into a slot, which rests; None: an empty one."""
+        self.step.put(slot, state, length)
+
+    def begin(
+        self, slot: int, token: int, sampling: Sampling, *, seen: Sequence[int] = (), draws: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Have a slot take steps behind what it holds: `token` is read next.
 
         seen   tokens of the text, which a repetition penalty counts
         draws  the seed, and how many times it has drawn
         """
-        self.step.put(slot, state, length)
         self.step.tokens[slot] = token
         self._rows.put(slot, sampling, seen, draws[1], seed=draws[0])
         self._ends[slot] = not sampling.ignore_eos
         self.step.active[slot] = 1
+
+    @property
+    def read_rows(self) -> int:
+        """The most tokens that `read` takes; 0 where it takes none."""
+        return 0 if self._reading is None else self._reading.rows
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Read some tokens of texts in slots that rest, at most `read_rows` together."""
+        assert self._reading is not None
+        self._reading.give(parts)
+        if self._graphs is None:
+            self._reading.run()
+        else:
+            self._graphs.read(self._reading)
 
     def first(
         self, logits: Tensor, sampling: Sampling, *, seen: Sequence[int] = (), draws: tuple[int, int] = (0, 0)
@@ -116,6 +136,9 @@ class Slots:
         """Make ready what the first steps need, which otherwise they wait for."""
         if self._graphs is not None:
             self._graphs.get(logprobs=False, keep=False)
+            if self._reading is not None:
+                self._reading.give(())
+                self._graphs.read(self._reading)
 
     def launch(self, needs: Needs, *, keep: bool = False) -> Launched:
         """One step of all texts that do not rest; `needs` is what their rules ask for together.
@@ -156,6 +179,7 @@ class Graphs:
         self._turns = torch.zeros(slots.count, **new)
         self._ring = draw.rings(slots.count, slots.device)
         self._turn = 0
+        self._read: torch.cuda.CUDAGraph | None = None
         self._graphs: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Alternatives | None]] = {}
         self._pinned: dict[tuple[bool, bool], list[Alternatives]] = {}
 
@@ -187,21 +211,19 @@ class Graphs:
         changed = (step.tokens, step.active, rows.step, rows.seen, self._turns, self._slots._kept)
         before = [x.clone() for x in changed]
         step.active.zero_()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM):
-                self._run(logprobs, keep)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            alternatives = self._run(logprobs, keep)
+        graph, alternatives = _captured(lambda: self._run(logprobs, keep))
         for x, value in zip(changed, before, strict=True):
             x.copy_(value)
         self._graphs[logprobs, keep] = graph, alternatives
         if alternatives is not None:
             self._pinned[logprobs, keep] = [_pinned(alternatives), _pinned(alternatives)]
         return graph, alternatives
+
+    def read(self, reading: Reading) -> None:
+        """Read what `reading` was given. The first time it is to be nothing."""
+        if self._read is None:
+            self._read, _ = _captured(reading.run)
+        self._read.replay()
 
     def _run(self, with_logprobs: bool, keep: bool) -> Alternatives | None:
         slots, step = self._slots, self._slots.step
@@ -214,6 +236,20 @@ class Graphs:
             self._turns, slots._eos,
         )  # fmt: skip
         return logprobs(step.logits[:, : slots.vocab_size], step.tokens, MOST_LOGPROBS) if with_logprobs else None
+
+
+def _captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of `work`, which is run before, and what it returns in the graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
 
 
 def on_host(choice: Choice) -> Drawn:

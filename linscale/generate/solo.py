@@ -47,13 +47,14 @@ class Solo:
         self, run: object, put_down: Callable[[], None], token: int, state: State | None, length: int,
         sampling: Sampling, seen: Sequence[int], draws: tuple[int, int],
     ) -> None:  # fmt: skip
-        """Take a text, see `Slots.put`. `put_down` is its session's method that takes it out, called when another text
-        comes; `run` stands for the rules."""
+        """Take a text, see `Slots.begin`. `put_down`, its session's method, takes it out and is called when another
+        comes. `run` stands for the rules."""
         if self._owner is not None and (take_out := self._owner()) is not None:
             take_out()
         self.clear()
         slots = self._with_room(length + 1)
-        slots.put(0, token, state, length, sampling, seen=seen, draws=draws)
+        slots.load(0, state, length)
+        slots.begin(0, token, sampling, seen=seen, draws=draws)
         self._length, self._whole = length, True
         self._run, self._owner = run, weakref.WeakMethod(put_down)
 

@@ -57,8 +57,9 @@ class Text:
         assert self.request.sampling is not None
         return self.request.sampling
 
-    def has_read(self, count: int, state: State, logits: Tensor | None) -> None:
-        """Note that `state` is behind `count` more tokens, and the logits there where they were made."""
+    def has_read(self, count: int, state: State | None, logits: Tensor | None) -> None:
+        """Note that `state` is behind `count` more tokens, and the logits there where they were made. None: the state
+        is in the slot."""
         self.read += count
         self.unread, self.state, self.logits = self.unread[count:], state, logits
 
@@ -86,6 +87,11 @@ class Text:
         _mark(seen, self._tokens)
         _mark(seen, self.made)
         return seen
+
+    def seen_tokens(self) -> Sequence[int]:
+        """What a repetition penalty counts; none without one."""
+        tokens: list[int] = np.flatnonzero(self.seen()).tolist() if self.sampling.repetition_penalty != 1 else []
+        return tokens
 
     def add(self, token: int, logprob: float | None, alternatives: Sequence[tuple[int, float]]) -> bool:
         """Take the next token and tell of it; whether the text has ended."""

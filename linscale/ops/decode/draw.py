@@ -8,7 +8,7 @@ from torch import Tensor
 from linscale.ops.decode.draw_kernel import draw_kernel
 from linscale.ops.launch import launch
 
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS = 4096, 16
 RING = 4  # turns that the host may be behind
 
 

@@ -13,6 +13,7 @@ from linscale.ops.decode.kernels import (
     PLAIN,
     SUMMED,
     attend_kernel,
+    encode_kernel,
     finish_kernel,
     mix_kernel,
     project_kernel,
@@ -20,10 +21,10 @@ from linscale.ops.decode.kernels import (
 from linscale.ops.decode.shapes import Mix, Projection
 from linscale.ops.launch import launch
 
-BLOCK = 64  # places of a cache that a program reads
+BLOCK = 128  # places of a cache that a program reads
 LINE_BYTES = 128  # of L2
 MOST_ROWS = 128  # that `project_kernel` multiplies
-SLICE = 32  # columns of a state that a program holds
+SLICE, WIDE_SLICE = 32, 64  # columns of a state that a program holds
 KINDS = {"plain": 0, "head": 1, "gated": 2}  # as `mix_kernel` names them
 
 
@@ -61,9 +62,9 @@ def early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def slices(head_dim: int) -> int:
+def slices(head_dim: int, slots: int, lrpe: bool) -> int:
     """Programs a head in `mix`."""
-    return head_dim // min(SLICE, head_dim)
+    return head_dim // min(head_dim, WIDE_SLICE if slots >= 32 and not lrpe else SLICE)
 
 
 def project(
@@ -121,18 +122,36 @@ def _project_by_library(
 
 
 def mix(
-    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor
-) -> None:
-    """See `plain.mix`; squares (S, H * slices), one number a program."""
-    slots, width = projected.shape
-    count, ahead = slices(part.head_dim), early(out.device)
-    launch(mix_kernel, slots * part.n_heads * count, (
-        projected, state, positions, active, squares if part.decay is None else part.decay,
-        squares if part.theta is None else part.theta, squares if part.gate is None else part.gate, out, squares,
+    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor,
+    spans: Tensor | None = None,
+) -> None:  # fmt: skip
+    """See `plain.mix`; squares (rows, H * slices), one number a program.
+
+    spans   (S, 3) int32: sequence s has `spans[s, 1]` rows, none or more, from `spans[s, 0]` on, which it reads one
+            after the other, from an empty state where `spans[s, 2]` is not 0; `active` is not looked at then
+    """
+    width = projected.shape[1]
+    count, ahead = squares.shape[1] // part.n_heads, early(out.device)
+    launch(mix_kernel, len(state) * part.n_heads * count, (
+        projected, state, positions, active, active if spans is None else spans,
+        squares if part.decay is None else part.decay, squares if part.theta is None else part.theta,
+        squares if part.gate is None else part.gate, out, squares,
     ), (), dict(
-        S=slots, H=part.n_heads, V=part.head_dim, WIDTH=width, RANK=0 if part.gate is None else part.gate.shape[1],
+        H=part.n_heads, V=part.head_dim, WIDTH=width, RANK=0 if part.gate is None else part.gate.shape[1],
         KIND=KINDS[part.kind], LRPE=part.theta is not None, FIRST=part.decay is None, BV=part.head_dim // count,
-        EARLY=ahead,
+        SPANS=spans is not None, EARLY=ahead,
+    ), 4, early=ahead)  # fmt: skip
+
+
+def encode(
+    x: Tensor, state: Tensor, active: Tensor, log_rate: Tensor, weight: Tensor, spans: Tensor | None = None
+) -> None:
+    """See `plain.encode`; spans as in `mix`."""
+    ahead, block = early(x.device), 64
+    launch(encode_kernel, len(state) * -(-x.shape[1] // block), (
+        x, state, active, active if spans is None else spans, log_rate, weight,
+    ), (), dict(
+        D=x.shape[1], E=weight.shape[1], BD=block, SPANS=spans is not None, EARLY=ahead,
     ), 4, early=ahead)  # fmt: skip
 
 

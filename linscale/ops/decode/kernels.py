@@ -168,16 +168,17 @@ def finish_kernel(
 
 @triton.jit
 def mix_kernel(
-    projected, state, positions, active, decay, theta, gate_weight, out, sums,
-    S: tl.constexpr, H: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
-    KIND: tl.constexpr, LRPE: tl.constexpr, FIRST: tl.constexpr, BV: tl.constexpr, EARLY: tl.constexpr,
+    projected, state, positions, active, spans, decay, theta, gate_weight, out, sums,
+    H: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, KIND: tl.constexpr,
+    LRPE: tl.constexpr, FIRST: tl.constexpr, BV: tl.constexpr, SPANS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program: (sequence, head, BV columns of its state). state (S, H, K, V) float32 or bfloat16, in place.
 
-    projected (S, WIDTH): q, k, v (S, H, V each, silu done) and a gate's bottleneck of RANK; for GATED q, f, v, with f
+    projected (rows, WIDTH): q, k, v (H, V each, silu done) and a gate's bottleneck of RANK; for GATED q, f, v, with f
     the forget gate before its sigmoid and `decay` the lower bounds (H V,). For HEAD `decay` is log λ (H,). With LRPE,
-    K = 2 V and `theta` (H, V) are angles a token. out (S, H V) = o times the gate, sums (S, H V / BV) the squares of o.
-    Sequences that are not `active` are left alone.
+    K = 2 V and `theta` (H, V) are angles a token. out (rows, H V) = o times the gate, sums (rows, H V / BV) the squares
+    of o. A sequence has the row of its number, and is left alone where it is not `active`; with SPANS it has the rows
+    that `spans` (S, 3) says, first and count, one after the other, and starts afresh where the third number is not 0.
     """
     program = tl.program_id(0)
     slices: tl.constexpr = V // BV
@@ -188,52 +189,112 @@ def mix_kernel(
     columns = piece * BV + tl.arange(0, BV)
     parts: tl.constexpr = 2 if LRPE else 1
     here = state + (row * H + head) * parts * V * V + wide[:, None] * V + columns[None, :]
-    alive = tl.load(active + row) != 0
-    s = tl.load(here, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+    first = row
+    count = 1
+    if SPANS:
+        first = tl.load(spans + row * 3).to(tl.int64)
+        count = tl.load(spans + row * 3 + 1)
+        alive = count > 0
+        known = alive & (tl.load(spans + row * 3 + 2) == 0)
+    else:
+        alive = tl.load(active + row) != 0
+        known = alive
+    s = tl.load(here, mask=known & (wide[:, None] < V), other=0.0).to(tl.float32)
     t = s
     if LRPE:
-        t = tl.load(here + V * V, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+        t = tl.load(here + V * V, mask=known & (wide[:, None] < V), other=0.0).to(tl.float32)
     if EARLY:
         let_next_begin()
         await_earlier()
     if alive:
-        base = projected + row * WIDTH + head * V
-        q = tl.load(base + wide).to(tl.float32)
-        k = tl.load(base + H * V + wide).to(tl.float32)
-        v = tl.load(base + 2 * H * V + columns).to(tl.float32)
-        keep = tl.full((V,), 1.0, tl.float32)
-        if KIND == GATED:
-            open_ = tl.sigmoid(k)
-            shut = tl.sigmoid(-k)
-            if FIRST:
-                keep, k = open_, shut
+        base = projected + first * WIDTH + head * V
+        q = tl.load(base + wide)
+        k_or_f = tl.load(base + H * V + wide)
+        v = tl.load(base + 2 * H * V + columns)
+        next_q, next_k, next_v = q, k_or_f, v
+        for number in tl.range(0, count):
+            if SPANS:  # what is read next is under way while this is worked on
+                more = number + 1 < count
+                base += WIDTH
+                next_q = tl.load(base + wide, mask=more & (wide < V), other=0.0)
+                next_k = tl.load(base + H * V + wide, mask=more & (wide < V), other=0.0)
+                next_v = tl.load(base + 2 * H * V + columns, mask=more & (columns < V), other=0.0)
+            query, k, value = q.to(tl.float32), k_or_f.to(tl.float32), v.to(tl.float32)
+            keep = tl.full((V,), 1.0, tl.float32)
+            if KIND == GATED:
+                open_ = tl.sigmoid(k)
+                shut = tl.sigmoid(-k)
+                if FIRST:
+                    keep, k = open_, shut
+                else:
+                    low = tl.load(decay + head * V + wide)
+                    keep = low + (1 - low) * open_
+                    k = (1 - low) * shut
+            elif KIND == HEAD:
+                keep = keep * tl.exp(tl.load(decay + head))
+            if LRPE:
+                turns = (tl.load(positions + row) + number).to(tl.float64)
+                turns = turns * tl.load(theta + head * V + wide).to(tl.float64) * 0.15915494309189535
+                angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+                cos, sin = tl.cos(angle), tl.sin(angle)
+                s = s * keep[:, None] + (k * cos)[:, None] * value[None, :]
+                t = t * keep[:, None] + (k * sin)[:, None] * value[None, :]
+                o = tl.sum(s * (query * cos)[:, None] + t * (query * sin)[:, None], axis=0)
             else:
-                low = tl.load(decay + head * V + wide)
-                keep = low + (1 - low) * open_
-                k = (1 - low) * shut
-        elif KIND == HEAD:
-            keep = keep * tl.exp(tl.load(decay + head))
+                s = s * keep[:, None] + k[:, None] * value[None, :]
+                o = tl.sum(s * query[:, None], axis=0)
+            tl.store(sums + (first + number) * H * slices + head * slices + piece, tl.sum(o * o, axis=0))
+            if RANK > 0:
+                rank = tl.arange(0, RANK)
+                narrow = tl.load(projected + (first + number) * WIDTH + 3 * H * V + rank).to(tl.float32)
+                up = tl.load(gate_weight + (head * V + columns).to(tl.int64)[:, None] * RANK + rank[None, :])
+                o = o * tl.sigmoid(tl.sum(up.to(tl.float32) * narrow[None, :], axis=1))
+            tl.store(out + (first + number) * H * V + head * V + columns, o.to(out.dtype.element_ty))
+            if SPANS:  # rounded a token, as it is in steps: how a text is cut into spans then leaves no trace
+                s = s.to(state.dtype.element_ty).to(tl.float32)
+                t = t.to(state.dtype.element_ty).to(tl.float32)
+                q, k_or_f, v = next_q, next_k, next_v
+        tl.store(here, s.to(state.dtype.element_ty))
         if LRPE:
-            turns = tl.load(positions + row).to(tl.float64) * tl.load(theta + head * V + wide).to(tl.float64)
-            turns = turns * 0.15915494309189535
-            angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
-            cos, sin = tl.cos(angle), tl.sin(angle)
-            s = s * keep[:, None] + (k * cos)[:, None] * v[None, :]
-            t = t * keep[:, None] + (k * sin)[:, None] * v[None, :]
-            o = tl.sum(s * (q * cos)[:, None] + t * (q * sin)[:, None], axis=0)
-            tl.store(here, s.to(state.dtype.element_ty))
             tl.store(here + V * V, t.to(state.dtype.element_ty))
-        else:
-            s = s * keep[:, None] + k[:, None] * v[None, :]
-            o = tl.sum(s * q[:, None], axis=0)
-            tl.store(here, s.to(state.dtype.element_ty))
-        tl.store(sums + row * H * slices + head * slices + piece, tl.sum(o * o, axis=0))
-        if RANK > 0:
-            rank = tl.arange(0, RANK)
-            narrow = tl.load(projected + row * WIDTH + 3 * H * V + rank).to(tl.float32)
-            up = tl.load(gate_weight + (head * V + columns).to(tl.int64)[:, None] * RANK + rank[None, :])
-            o = o * tl.sigmoid(tl.sum(up.to(tl.float32) * narrow[None, :], axis=1))
-        tl.store(out + row * H * V + head * V + columns, o.to(out.dtype.element_ty))
+
+
+@triton.jit
+def encode_kernel(
+    x, state, active, spans, log_rate, weight,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, SPANS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, BD channels). TPE: h <- λ h + x, x <- Σ b h; state h (S, D, E) float32, x (rows, D), both
+    in place; log_rate (E,), weight b (D, E). Rows as in `mix_kernel`."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    row = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    channels = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    wide: tl.constexpr = triton.next_power_of_2(E)
+    terms = tl.arange(0, wide)
+    inside = (channels < D)[:, None] & (terms < E)[None, :]
+    first = row
+    count = 1
+    if SPANS:
+        first = tl.load(spans + row * 3).to(tl.int64)
+        count = tl.load(spans + row * 3 + 1)
+        alive = count > 0
+        known = alive & (tl.load(spans + row * 3 + 2) == 0)
+    else:
+        alive = tl.load(active + row) != 0
+        known = alive
+    here = state + (row * D + channels[:, None]) * E + terms[None, :]
+    h = tl.load(here, mask=known & inside, other=0.0)
+    keep = tl.exp(tl.load(log_rate + terms, mask=terms < E, other=0.0).to(tl.float32))
+    b = tl.load(weight + channels[:, None] * E + terms[None, :], mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    if alive:
+        for number in tl.range(0, count):
+            at = x + (first + number) * D + channels
+            h = h * keep[None, :] + tl.load(at, mask=channels < D, other=0.0).to(tl.float32)[:, None]
+            tl.store(at, tl.sum(h * b, axis=1).to(x.dtype.element_ty), mask=channels < D)
+        tl.store(here, h, mask=inside)
 
 
 @triton.jit

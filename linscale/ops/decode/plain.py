@@ -102,6 +102,14 @@ def _read_through(state: Tensor, keep: Tensor | None, k: Tensor, v: Tensor, q: T
     return torch.bmm(q.flatten(0, 1), new.flatten(0, 1)).view(len(state), -1)
 
 
+def encode(x: Tensor, state: Tensor, active: Tensor, log_rate: Tensor, weight: Tensor) -> None:
+    """TPE: h <- λ h + x and x <- Σ b h in place, for active rows: h (S, D, e), x (S, D), log λ (e,), b (D, e)."""
+    alive = (active > 0)[:, None, None]
+    fresh = state * log_rate.to(state.dtype).exp() + x[:, :, None].to(state.dtype)
+    state.copy_(torch.where(alive, fresh, state))
+    x.copy_((state * weight.to(state.dtype)).sum(-1))
+
+
 def attend(
     projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
     out: Tensor, *, turns: Turns | None = None,
