@@ -42,7 +42,7 @@ class DecodingStep:
 
     slots        S
     capacity     tokens that a softmax layer has room for in a slot
-    dtype        of matrices and of what runs between layers
+    dtype        of matrices and of what runs between layers; float16 see packing.py
     state_dtype  of linear attention's states
     """
 
@@ -52,6 +52,7 @@ class DecodingStep:
         config, device = model.config, model.embedding.weight.device
         self.config, self.slots, self.capacity = config, slots, capacity
         self.packed: Packed = pack(model, dtype)
+        dtype = self.packed.embedding.dtype
         self.ops = _operators(device, dtype, config.head_dim)
         self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
         self.active = torch.zeros(slots, dtype=torch.int32, device=device)
