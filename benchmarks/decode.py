@@ -1,7 +1,7 @@
 """Decoding speed on this machine: linscale's engine beside the peers' `generate`, in one run.
 
     python benchmarks/decode.py [--sections engine,length,prefill,peers,cpu,states] [--archs tnl,hgrn2,cosformer2,llama]
-        [--run RUN] [--steps 200] [--threads N] [--no-peer] [--json F]
+        [--run RUN] [--steps 200] [--threads N] [--clock wall|processor] [--no-peer] [--json F]
 
 On a GPU the model is 24 layers of width 1024 with heads of 128 and 32,000 tokens, 374M parameters, in bf16; on a CPU a
 small one in fp32. Weights are random, which changes no time.
@@ -14,7 +14,8 @@ length   one slot behind 1,000 to 1,000,000 tokens: ms a token, bytes of the sta
 prefill  seconds from a prompt to its first token, and from a state of many tokens in memory and on disk.
 peers    flash-linear-attention's HGRN2 and transformers' Llama through `generate`, of the same shape, greedy, behind
          the same prompts; the static cache is compiled by transformers itself on a GPU.
-cpu      2 threads, fp32: a LLaMA of 12M parameters here, and exported, in transformers: the same tokens, and faster.
+cpu      2 threads, fp32: a LLaMA of 12M parameters here, and exported, in transformers: the same tokens, and faster;
+         and with its matrices in fp16. Where other work runs beside, `--threads 1 --clock processor` can be relied on.
 states   what bf16 states do to logits over 100,000 tokens (see decode_states.py): only where it is asked for by name or
          `--run`, a trained run, is given.
 
@@ -29,6 +30,7 @@ import importlib.metadata
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ from linscale.run_folder import code_version
 
 SECTIONS = ("engine", "length", "prefill", "peers", "cpu", "states")
 OURS = {"engine": decode_ours.engine, "length": decode_ours.length, "prefill": decode_ours.prefill}
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -70,7 +73,7 @@ def main() -> None:
             run.add("peers", row)
         run.ratios()
     if "cpu" in options.sections:
-        for row in decode_cpu.rows(setting, peer=not options.no_peer):
+        for row in decode_cpu.rows(setting, peer=not options.no_peer, clock=CLOCKS[options.clock]):
             run.add("cpu", row)
     if "states" in options.sections:
         for row in decode_states.rows(setting, options.run, options.archs):
@@ -88,7 +91,8 @@ class Run:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         self.out: Path = options.json or RESULTS / f"{today}-{slug}-decode.json"
         self.record: dict[str, Any] = {
-            "date": today, "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "date": today, "device": name, "threads": torch.get_num_threads(), "clock": options.clock,
+            "torch": torch.__version__,
             "triton": version("triton"), "transformers": version("transformers"),
             "flash-linear-attention": version("flash-linear-attention") or version("fla-core"),
             "code": code_version(), "shape": setting.shape,
@@ -145,6 +149,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, action="append", help="a trained run, for states; may be given again")
     parser.add_argument("--steps", type=int, help="of each timing; by default 200 on a GPU, 50 on a CPU")
     parser.add_argument("--threads", type=int, help="of the CPU; by default one a core")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of the section cpu, where others work too")
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--peer-limit", type=float, default=180.0, metavar="SECONDS", help="for each peer's process")
     parser.add_argument("--json", type=Path, metavar="OUT")

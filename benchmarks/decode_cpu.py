@@ -30,11 +30,12 @@ CORPUS = Path(checkpoint.__file__).parent.parent / "data" / "corpora" / "tinysha
 THREADS, PROMPT, MADE, ROUNDS = 2, 64, 256, 3
 GOAL = 5.0
 Row = dict[str, Any]
+Seconds = Callable[[], float]
 Writer = Callable[[int], tuple[list[int], list[float]]]
 """Count -> that many tokens, and when each came."""
 
 
-def rows(setting: Setting, *, peer: bool) -> Iterator[Row]:
+def rows(setting: Setting, *, peer: bool, clock: Seconds = time.perf_counter) -> Iterator[Row]:
     """A row a way to write; those of transformers first. All take turns, and the best of a few rounds counts."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, before))
@@ -43,8 +44,8 @@ def rows(setting: Setting, *, peer: bool) -> Iterator[Row]:
     model = build_model(CONFIGS["llama"](**(TINY if setting.tiny else SHAPE))).eval()
     tokens = tokenizer.encode(CORPUS.read_text()[:2000])[:prompt]
     with tempfile.TemporaryDirectory() as folder:
-        writers = {} if not peer else peers(model, tokenizer, tokens, Path(folder))
-        writers |= ours(model, tokenizer, tokens)
+        writers = {} if not peer else peers(model, tokenizer, tokens, Path(folder), clock)
+        writers |= ours(model, tokenizer, tokens, clock)
         found: dict[str, list[tuple[list[int], float]]] = {name: [] for name in writers}
         for _ in range(ROUNDS):
             for name, writer in writers.items():
@@ -70,7 +71,9 @@ def parameters(model: LanguageModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def ours(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int]) -> dict[str, Writer]:
+def ours(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], clock: Seconds
+) -> dict[str, Writer]:  # fmt: skip
     """The engine with one slot, and a session, greedy; and the engine with its matrices in float16."""
     engines = {"float32": Engine(model, tokenizer, EngineConfig(slots=1, context=1024))}
     if can_halve():
@@ -83,7 +86,7 @@ def ours(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int]) -> d
         def listen(event: Event) -> None:
             if isinstance(event, Piece):
                 tokens.append(event.token)
-                times.append(time.perf_counter())
+                times.append(clock())
 
         engine.submit(Request(prompt, Sampling(max_tokens=count, temperature=0, ignore_eos=True)), listen)
         while not engine.idle:
@@ -92,14 +95,16 @@ def ours(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int]) -> d
 
     def by_session(count: int) -> tuple[list[int], list[float]]:
         sampling = Sampling(max_tokens=count, temperature=0, ignore_eos=True)
-        pairs = [(piece.token, time.perf_counter()) for piece in write(model, tokenizer, prompt, sampling)]
+        pairs = [(piece.token, clock()) for piece in write(model, tokenizer, prompt, sampling)]
         return [token for token, _ in pairs], [moment for _, moment in pairs]
 
     writers: dict[str, Writer] = {f"linscale engine {dtype}": partial(by_engine, engines[dtype]) for dtype in engines}
     return {**writers, "linscale write": by_session}
 
 
-def peers(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], folder: Path) -> dict[str, Writer]:
+def peers(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], folder: Path, clock: Seconds
+) -> dict[str, Writer]:  # fmt: skip
     """`generate` of transformers on the exported model, with either cache; nothing where it is not installed."""
     if importlib.util.find_spec("transformers") is None:
         print("cpu: transformers is not installed")
@@ -118,12 +123,12 @@ def peers(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], fol
 
     def by(**options: Any) -> Writer:
         def write(count: int) -> tuple[list[int], list[float]]:
-            clock = Clock()
+            heard = Clock(clock)
             out = theirs.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0,
-                streamer=clock, **options,
+                streamer=heard, **options,
             )  # fmt: skip
-            return out[0, len(prompt) :].tolist(), clock.times[1:]
+            return out[0, len(prompt) :].tolist(), heard.times[1:]
 
         return write
 

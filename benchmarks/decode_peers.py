@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ def measure(name: str, setting: Setting) -> None:
 class Clock:
     """A streamer: told of every token, once it is on the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds = seconds
         self.times: list[float] = []
 
     def put(self, tokens: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(self._seconds())
 
     def end(self) -> None:
         pass

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from linscale.ops.decode.shapes import Mix, Projection
 from linscale.ops.rotary import angles
@@ -72,8 +72,8 @@ def mix(
 ) -> None:  # fmt: skip
     """state (S, H, K, V) <- decay state + k vᵀ and out (S, H V) <- o times its gate, for the rows that are active.
 
-    squares (S, P) <- sums of squares of o, all in the first column: its norm comes with the next projection. `turns`
-    are the angles of `positions`, (S, H, V), where they are known already.
+    squares (S, P) <- sums of squares of o in the first column; the others hold zeros. The norm comes with the next
+    projection. `turns` are the angles of `positions`, (S, H, V), where they are known already.
     """
     heads, width = part.n_heads, part.head_dim
     parts = [heads * width] * 3 + ([part.gate.shape[1]] if part.gate is not None else [])
@@ -91,8 +91,7 @@ def mix(
         q, k = torch.cat([q * cos, q * sin], 2), torch.cat([k * cos, k * sin], 2)
         keep = torch.cat([keep, keep], 2) if keep is not None and keep.shape[2] > 1 else keep
     o = _read_through(state, keep, k, v, q, active)
-    squares.zero_()
-    torch.sum(o.square(), 1, out=squares[:, 0])
+    squares[:, 0] = torch.linalg.vecdot(o, o)
     if part.gate is not None:
         o = torch.mm(narrow[0], part.gate.float().t()).sigmoid_().mul_(o)
     out.copy_(o)
@@ -135,24 +134,18 @@ def attend(
     """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q has H heads, k and
     v G. `turns` are the angles of `positions`, (S, K/2), where they are known already."""
     groups, width = keys.shape[2:]
-    heads = out.shape[1] // width
-    cos, sin = turns or angles(positions, frequencies, projected.dtype)
-    turned, v = projected[:, : (heads + groups) * width], projected[:, (heads + groups) * width :]
-    turned = _turned(turned.view(-1, heads + groups, width), cos.to(projected.dtype), sin.to(projected.dtype))
-    v = v.unflatten(1, (groups, width))
+    heads, rows = out.shape[1] // width, len(projected)
+    cos, sin = (x.to(projected.dtype)[:, None] for x in turns or angles(positions, frequencies, projected.dtype))
+    x = projected[:, : (heads + groups) * width].view(rows, -1, 2, width // 2)
+    first, second = x.unbind(2)  # channel m turns with m + K/2: see `rotary.rotate_half`
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], 2)
+    v = projected[:, (heads + groups) * width :].view(rows, groups, width)
     for row, (place, alive) in enumerate(zip(positions.tolist(), active.tolist(), strict=True)):
         if alive:  # each row over its own length, so that none depends on how long the others are
             keys[row, place], values[row, place] = turned[row, heads:], v[row]
-            past, seen = keys[row, : place + 1], values[row, : place + 1]  # (T, G, K)
-            q = turned[row, :heads].view(groups, -1, width)
-            weights = torch.bmm(q, past.permute(1, 2, 0)).mul_(width**-0.5).softmax(2)  # (G, H/G, T)
-            out[row] = torch.bmm(weights, seen.transpose(0, 1)).view(-1)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of x (S, H, K) by cos and sin (S, K/2), see `rotary.rotate_half`."""
-    x = x.unflatten(2, (2, -1))
-    y = x * cos[:, None, None]
-    y[:, :, 0].addcmul_(x[:, :, 1], sin[:, None], value=-1)
-    y[:, :, 1].addcmul_(x[:, :, 0], sin[:, None])
-    return y.flatten(2)
+            o = scaled_dot_product_attention(
+                turned[row, :heads].view(1, heads, 1, width),
+                keys[row : row + 1, : place + 1].transpose(1, 2), values[row : row + 1, : place + 1].transpose(1, 2),
+                enable_gqa=groups < heads,
+            )  # fmt: skip
+            out[row] = o.view(-1)
