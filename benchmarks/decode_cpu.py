@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from linscale.generate.request import Event, Request
 from linscale.generate.sample import write
 from linscale.generate.sampling import Sampling
 from linscale.models import CONFIGS, LanguageModel, build_model
+from linscale.ops.decode.plain import can_halve
 
 SHAPE = {"vocab_size": 4096, "d_model": 384, "n_layers": 6, "head_dim": 64, "init_std": 0.05}
 CORPUS = Path(checkpoint.__file__).parent.parent / "data" / "corpora" / "tinyshakespeare.txt"
@@ -69,10 +71,12 @@ def parameters(model: LanguageModel) -> int:
 
 
 def ours(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int]) -> dict[str, Writer]:
-    """The engine with one slot, and a session, greedy."""
-    engine = Engine(model, tokenizer, EngineConfig(slots=1, context=1024))
+    """The engine with one slot, and a session, greedy; and the engine with its matrices in float16."""
+    engines = {"float32": Engine(model, tokenizer, EngineConfig(slots=1, context=1024))}
+    if can_halve():
+        engines["float16"] = Engine(model, tokenizer, EngineConfig(slots=1, context=1024, dtype="float16"))
 
-    def by_engine(count: int) -> tuple[list[int], list[float]]:
+    def by_engine(engine: Engine, count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
         times: list[float] = []
 
@@ -91,7 +95,8 @@ def ours(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int]) -> d
         pairs = [(piece.token, time.perf_counter()) for piece in write(model, tokenizer, prompt, sampling)]
         return [token for token, _ in pairs], [moment for _, moment in pairs]
 
-    return {"linscale engine": by_engine, "linscale write": by_session}
+    writers: dict[str, Writer] = {f"linscale engine {dtype}": partial(by_engine, engines[dtype]) for dtype in engines}
+    return {**writers, "linscale write": by_session}
 
 
 def peers(model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], folder: Path) -> dict[str, Writer]:

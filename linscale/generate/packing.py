@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
 from linscale.ops.decode import Mix, Projection
+from linscale.ops.decode.plain import can_halve, halved
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def can_pack(model: LanguageModel) -> bool:
 
 
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
-    """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
+    """The model's matrices in `dtype`. On a CPU that has products for it, float16 is of large matrices alone, and all
+    else is float32. Raises TypeError for a mixer that decoding steps do not know."""
+    if dtype == torch.float16 and not model.embedding.weight.is_cuda and can_halve():
+        return _halved(pack(model, torch.float32))
     head = model.embedding.weight if model.head is None else model.head.weight
     return Packed(
         embedding=model.embedding.weight.detach().to(dtype),
@@ -68,6 +72,20 @@ def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
         layers=tuple(_pack_layer(model, layer, dtype) for layer in range(model.config.n_layers)),
         head=Projection(_laid_out(_scaled(model.norm, head).to(dtype)), normed=True),
     )
+
+
+def _halved(packed: Packed) -> Packed:
+    layers = tuple(
+        replace(
+            layer,
+            read=halved(layer.read),
+            out=halved(layer.out),
+            gate_up=halved(layer.gate_up),
+            down=halved(layer.down),
+        )
+        for layer in packed.layers
+    )
+    return replace(packed, layers=layers, head=halved(packed.head))
 
 
 def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:

@@ -47,8 +47,8 @@ class Solo:
         self, run: object, put_down: Callable[[], None], token: int, state: State | None, length: int,
         sampling: Sampling, seen: Sequence[int], draws: tuple[int, int],
     ) -> None:  # fmt: skip
-        """Take a text, see `Slots.put`. `put_down` is its session's method that takes it out, called when another text
-        comes; `run` stands for the rules."""
+        """Take a text, see `Slots.begin`. `put_down`, its session's method, takes it out and is called when another
+        comes. `run` stands for the rules."""
         if self._owner is not None and (take_out := self._owner()) is not None:
             take_out()
         self.clear()

@@ -42,7 +42,7 @@ class DecodingStep:
 
     slots        S
     capacity     tokens that a softmax layer has room for in a slot
-    dtype        of matrices and of what runs between layers
+    dtype        of matrices and of what runs between layers; float16 see packing.py
     state_dtype  of linear attention's states
     """
 
@@ -52,6 +52,7 @@ class DecodingStep:
         config, device = model.config, model.embedding.weight.device
         self.config, self.slots, self.capacity = config, slots, capacity
         self.packed: Packed = pack(model, dtype)
+        dtype = self.packed.embedding.dtype
         self.ops = _operators(device, dtype, config.head_dim)
         self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
         self.active = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -70,10 +71,16 @@ class DecodingStep:
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
         if isinstance(mixer, Attention):
-            shape = (self.slots, self.capacity, mixer.n_kv_heads, mixer.head_dim)
-            return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            return tuple(self._cache(self.capacity, mixer.n_kv_heads, mixer.head_dim, dtype) for _ in range(2))
         shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
         return (torch.zeros(shape, device=device, dtype=state_dtype),)
+
+    def _cache(self, capacity: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(S, C, G, K); where there is no kernel a head lies in one piece, for products of one head."""
+        new: dict[str, Any] = {"device": self.tokens.device, "dtype": dtype}
+        if self.ops is plain:
+            return torch.zeros(self.slots, heads, capacity, width, **new).transpose(1, 2)
+        return torch.zeros(self.slots, capacity, heads, width, **new)
 
     def _attention_scratch(self) -> tuple[Tensor, ...] | None:
         """What the kernels of softmax layers work in, all layers after each other."""
@@ -111,7 +118,8 @@ class DecodingStep:
             self._attend(mixer, projected, state, turns)
             self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
         else:
-            self.ops.mix(projected, mixer, *state, self.positions, self.active, buffers.mixed, buffers.squares, **turns)
+            places = self.positions, self.active
+            self.ops.mix(projected, mixer, *state, *places, buffers.mixed, buffers.squares, **turns)
             self.write(layer, buffers)
 
     def read(self, layer: Layer, buffers: Buffers) -> Tensor:
@@ -135,11 +143,11 @@ class DecodingStep:
         self, mixer: Attention, projected: Tensor, room: tuple[Tensor, ...], turns: dict[str, plain.Turns]
     ) -> None:
         keys, values = room
-        places, angles_of = (self.positions, self.active), mixer.frequencies
+        places, angles_of, out = (self.positions, self.active), mixer.frequencies, self.buffers.mixed
         if self.ops is plain:
-            plain.attend(projected, keys, values, *places, angles_of, self.buffers.mixed, turns=turns["turns"])
+            plain.attend(projected, keys, values, *places, angles_of, out, turns=turns["turns"])
             return
-        self.ops.attend(projected, keys, values, *places, angles_of, self.buffers.mixed, self._scratch)
+        self.ops.attend(projected, keys, values, *places, angles_of, out, self._scratch)
 
     @torch.no_grad()
     def put(self, slot: int, state: State | None, length: int) -> None:
@@ -168,7 +176,7 @@ class DecodingStep:
         """Room for so many tokens in softmax layers' slots, more than there is, with what is in them."""
         for layer, room in enumerate(self.states):
             if len(room) == 2:
-                wide = tuple(x.new_zeros(self.slots, capacity, *x.shape[2:]) for x in room)
+                wide = tuple(self._cache(capacity, x.shape[2], x.shape[3], x.dtype) for x in room)
                 for x, old in zip(wide, room, strict=True):
                     x[:, : self.capacity] = old
                 self.states[layer] = wide
@@ -179,7 +187,7 @@ class DecodingStep:
     def take(self, slot: int, length: int) -> State:
         """The State of the sequence in a slot, which has read `length` tokens, a copy."""
         layers = tuple(
-            KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
+            KeyValues(*(cache[slot : slot + 1, :length].clone(memory_format=torch.contiguous_format) for cache in room))
             if len(room) == 2
             else room[0][slot : slot + 1].to(torch.float32, copy=True)
             for room in self.states

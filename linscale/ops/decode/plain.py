@@ -6,6 +6,7 @@ over of its vectors by other instructions.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -34,18 +35,35 @@ def project(
         x = x * squares.sum(1, keepdim=True).div_(x.shape[1]).add_(eps).rsqrt_().to(x.dtype)
     elif part.normed:
         x = rms_norm(x, x.shape[1:], eps=eps)
-    matrix = part.weight.t()
     if part.paired:
-        gate, up = torch.mm(x, matrix).chunk(2, dim=1)
+        gate, up = _product(x, part).chunk(2, dim=1)
         torch.mul(silu(gate, inplace=True) if part.activation else gate, up, out=out)
+    elif part.half is not None or out.dtype != x.dtype:
+        out.copy_(_product(x, part) if residual is None else _product(x, part).add_(residual))
     elif residual is not None:
-        torch.addmm(residual, x, matrix, out=out)
-    elif out.dtype == x.dtype:
-        torch.mm(x, matrix, out=out)
+        torch.addmm(residual, x, part.weight.t(), out=out)
     else:
-        out.copy_(torch.mm(x, matrix))
+        torch.mm(x, part.weight.t(), out=out)
     if part.silu_until:
         silu(out[:, : part.silu_until], inplace=True)
+
+
+def _product(x: Tensor, part: Projection) -> Tensor:
+    if part.half is not None:
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, part.half)
+        return y
+    return torch.mm(x, part.weight.t())
+
+
+def can_halve() -> bool:
+    """Whether this CPU has the product of `Projection.half`."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def halved(part: Projection) -> Projection:
+    """The same with its matrix in float16, half the memory that a step waits for."""
+    half = torch.ops.quantized.linear_prepack_fp16(part.weight.float().contiguous(), None)
+    return replace(part, weight=part.weight.to("meta"), half=half)
 
 
 def mix(
@@ -80,14 +98,6 @@ def mix(
     out.copy_(o)
 
 
-def encode(x: Tensor, state: Tensor, active: Tensor, log_rate: Tensor, weight: Tensor) -> None:
-    """TPE: h <- λ h + x and x <- Σ b h in place, for active rows: h (S, D, e), x (S, D), log λ (e,), b (D, e)."""
-    alive = (active > 0)[:, None, None]
-    fresh = state * log_rate.to(state.dtype).exp() + x[:, :, None].to(state.dtype)
-    state.copy_(torch.where(alive, fresh, state))
-    x.copy_((state * weight.to(state.dtype)).sum(-1))
-
-
 def _gates(f: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
     """HGRN2's decay β + (1 - β) sigmoid(f), and 1 - decay, (S, D)."""
     keep, rest = f.sigmoid(), f.neg().sigmoid_()
@@ -108,6 +118,14 @@ def _read_through(state: Tensor, keep: Tensor | None, k: Tensor, v: Tensor, q: T
     if not whole:
         torch.where(active.bool()[:, None, None, None], new.to(state.dtype), state, out=state)
     return torch.bmm(q.flatten(0, 1), new.flatten(0, 1)).view(len(state), -1)
+
+
+def encode(x: Tensor, state: Tensor, active: Tensor, log_rate: Tensor, weight: Tensor) -> None:
+    """TPE: h <- λ h + x and x <- Σ b h in place, for active rows: h (S, D, e), x (S, D), log λ (e,), b (D, e)."""
+    alive = (active > 0)[:, None, None]
+    fresh = state * log_rate.to(state.dtype).exp() + x[:, :, None].to(state.dtype)
+    state.copy_(torch.where(alive, fresh, state))
+    x.copy_((state * weight.to(state.dtype)).sum(-1))
 
 
 def attend(
