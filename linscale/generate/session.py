@@ -20,6 +20,7 @@ from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Needs, Rows, choose
 from linscale.generate.continuation import Continuation, Piece
 from linscale.generate.packing import can_pack
+from linscale.generate.precision import reading
 from linscale.generate.sampling import Sampling
 from linscale.generate.slots import Drawn, on_host
 from linscale.generate.snapshot import LAST, Snapshot
@@ -38,12 +39,14 @@ class Session:
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, snapshot: Snapshot | None = None, *,
-        keep_tokens: bool = False, solo: Solo | None = None,
+        keep_tokens: bool = False, solo: Solo | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         """`keep_tokens` keeps all tokens of the text; a text that was begun without them cannot have them later. `solo`
-        is that of another session of the same model, where there is one."""
+        is that of another session of the same model, where there is one. `dtype` is that of products, by default the
+        model's; bfloat16 is for GPUs."""
         self.model, self.tokenizer = model, tokenizer
-        self._solo = solo or Solo(model, tokenizer)
+        self._dtype = dtype or model.embedding.weight.dtype
+        self._solo = solo or Solo(model, tokenizer, self._dtype)
         self._has_step = can_pack(model)  # a mixer of one's own is read token by token as a prompt is
         self._read = 0  # tokens that the state has read, here or in the slot
         self._state: State | None = None
@@ -196,8 +199,9 @@ class Session:
     def _advance(self, tokens: Tokens, state: State | None) -> tuple[State, Tensor]:
         """The state behind tokens (T,), and the logits (V,) behind the last of them."""
         ids = torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(self.model.embedding.weight.device)
-        x, state = self.model.read(ids[None], state)
-        return state, self.model.logits(x[0, -1])
+        with reading(self.model, self._dtype):
+            x, state = self.model.read(ids[None], state)
+            return state, self.model.logits(x[0, -1]).to(self.model.embedding.weight.dtype)
 
     def _note(self, tokens: Tokens) -> None:
         self._see(tokens)

@@ -176,6 +176,7 @@ class Graphs:
         self._slots, self._draw = slots, draw
         new: dict[str, Any] = {"dtype": torch.int64, "device": slots.device}
         self._weights = torch.zeros(slots.count, slots.vocab_size, **new)
+        self._few = torch.zeros(slots.count, draw.FEW, **new)
         self._turns = torch.zeros(slots.count, **new)
         self._ring = draw.rings(slots.count, slots.device)
         self._turn = 0
@@ -232,8 +233,8 @@ class Graphs:
             slots.keep()
         rules = (*slots._rows[:7],)
         self._draw.draw(
-            step.logits, slots._rows.seen, rules, slots._ends, step.active, step.tokens, self._weights, self._ring,
-            self._turns, slots._eos,
+            step.logits, slots._rows.seen, rules, slots._ends, step.active, step.tokens, self._weights, self._few,
+            self._ring, self._turns, slots._eos,
         )  # fmt: skip
         return logprobs(step.logits[:, : slots.vocab_size], step.tokens, MOST_LOGPROBS) if with_logprobs else None
 

@@ -25,9 +25,9 @@ LEAST_ROOM = 256  # tokens; a softmax layer's is doubled when a text outgrows it
 class Solo:
     """`hold` puts a text into the slot, `step` reads a token of it and draws the next, `take` gives its state."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
-        """Nothing is made before the first text comes."""
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+        """Nothing is made before the first text comes. `dtype` is that of matrices."""
+        self._model, self._tokenizer, self._dtype = model, tokenizer, dtype
         self._slots: Slots | None = None
         self._owner: weakref.WeakMethod[Callable[[], None]] | None = None
         self._run: object = None
@@ -84,9 +84,8 @@ class Solo:
     def _with_room(self, length: int) -> Slots:
         """The slot, where softmax layers have room for so many tokens."""
         if self._slots is None:
-            weight = self._model.embedding.weight
             room = max(LEAST_ROOM, 1 << length.bit_length())
-            self._slots = Slots(self._model, self._tokenizer, 1, room, dtype=weight.dtype, state_dtype=torch.float32)
+            self._slots = Slots(self._model, self._tokenizer, 1, room, dtype=self._dtype, state_dtype=torch.float32)
             self._before = [part.clone() for part in self._slots.step.memory()]
         elif self._slots.step.capacity < length:
             self._slots.make_room(1 << length.bit_length())

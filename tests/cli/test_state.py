@@ -209,19 +209,19 @@ def test_an_interrupted_answer_ends_and_is_kept(call, monkeypatch):
     """Ctrl-C after three characters of the first answer, and while the third message is read."""
     calls = []
 
-    def interrupted(name, count):
-        work = getattr(sessions.Session, name)
+    def interrupted(owner, name, count):
+        method = getattr(owner, name)
 
-        def called(self, *given):
+        def call(self, *given):
             calls.append(count(*given))
             if len(calls) in (4, 13):
                 raise KeyboardInterrupt
-            return work(self, *given)
+            return method(self, *given)
 
-        monkeypatch.setattr(sessions.Session, name, called)
+        monkeypatch.setattr(owner, name, call)
 
-    interrupted("_advance", lambda tokens, state: len(tokens))
-    interrupted("_step", lambda *given: 1)
+    interrupted(sessions.Session, "_advance", lambda tokens, state: len(tokens))
+    interrupted(sessions.Solo, "step", lambda needs: 1)
     given = "Hello\n/save a\nMore\nLost\n/save b\n"
     status, out, err = call("chat", "run", "--max-tokens", "6", "--seed", "1", given=given)
     assert status == 0
