@@ -82,7 +82,7 @@ def engine(bench: Ours) -> Iterator[Row]:
         if bench.softmax and slots not in (setting.slots[0], *setting.peer_texts):
             continue
         prompt = setting.prompt if slots == 1 else setting.short
-        many = setting.device.type == "cuda" and slots >= 64 and not bench.softmax
+        many = setting.device.type == "cuda" and slots >= 64 and bench.arch in ("tnl", "hgrn2")
         for states in ("float32", "bfloat16") if many else ("float32",):
             row = {"arch": bench.arch, "slots": slots, "prompt": prompt, "states": states}
             try:

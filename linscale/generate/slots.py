@@ -7,6 +7,7 @@ draws the end-of-text token rests from then on. Shapes never change, so that no 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -135,7 +136,8 @@ class Slots:
     def warm_up(self) -> None:
         """Make ready what the first steps need, which otherwise they wait for."""
         if self._graphs is not None:
-            self._graphs.get(logprobs=False, keep=False)
+            for logprobs, keep in itertools.product((False, True), repeat=2):
+                self._graphs.get(logprobs=logprobs, keep=keep)
             if self._reading is not None:
                 self._reading.give(())
                 self._graphs.read(self._reading)
