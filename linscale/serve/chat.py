@@ -71,9 +71,10 @@ async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -
         raise ApiError(400, "chat_template_kwargs: the model has no chat template", param="chat_template_kwargs")
     text = conversation(messages)
     if state is None:
-        return [service.tokenizer.bos_id, *await service.encode(text)]
+        return [service.tokenizer.bos_id, *await service.encode(text, "messages")]
     before = service.tokenizer.decode(state.last)
-    return await service.encode(text if not before or before.endswith("\n") else f"\n{text}")
+    behind = text if not before or before.endswith("\n") else f"\n{text}"
+    return await service.encode(behind, "messages")
 
 
 def _max_tokens(service: Service, body: ChatRequest, length: int) -> int:

@@ -14,7 +14,7 @@ from linscale.generate.continuation import Piece
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
-from linscale.serve.jobs import job_of
+from linscale.serve.jobs import check_texts, job_of
 from linscale.serve.schemas import CompletionRequest
 from linscale.serve.service import Service
 from linscale.serve.token_text import TokenText
@@ -48,8 +48,10 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str]
     given: Any = body.prompt if body.prompt is not None else "" if body.state is None else []
     texts = [given] if isinstance(given, str) else given
     if texts and isinstance(texts[0], str):
+        check_texts(service, body, len(texts))
         return texts, [opening + await service.encode(text) for text in texts]
     lists: list[list[int]] = given if given and isinstance(given[0], list) else [given]
+    check_texts(service, body, len(lists))
     for tokens in lists:
         service.check_tokens(tokens, "prompt")
     return [service.tokenizer.decode(tokens) if body.echo else "" for tokens in lists], lists

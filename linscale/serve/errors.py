@@ -17,6 +17,7 @@ from linscale.config import UserError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 SHOWN = 60  # characters of a value in a message
+LONGEST = 2000  # characters of a message, which may repeat what the client sent
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +35,10 @@ class ApiError(Exception):
     def content(self) -> dict[str, Any]:
         """The body of the answer."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        message = self.message.encode("utf-8", "replace").decode()
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        message = self.message if len(self.message) <= LONGEST else f"{self.message[:LONGEST]}..."
+        message = message.encode("utf-8", "replace").decode()
+        code = self.code or ("invalid_value" if self.status == 400 else None)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": code}}
 
     def response(self) -> JSONResponse:
         """The answer."""
@@ -103,6 +106,8 @@ def add_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             return ApiError(404, f"{request.url.path}: no such path", code="unknown_path").response()
         message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 400:  # what json.loads raises besides JSONDecodeError
+            message = "the request is not JSON: nested too deep, with a number of too many digits, or not UTF-8"
         return ApiError(error.status_code, message).response()
 
 

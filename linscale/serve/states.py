@@ -60,7 +60,7 @@ async def _reading(service: Service, body: StateRequest) -> Reading:
         service.check_tokens(tokens, "tokens")
     else:
         opening = [] if state is not None else [service.tokenizer.bos_id]
-        tokens = opening + await service.encode(body.text or "")
+        tokens = opening + await service.encode(body.text or "", "text")
     service.check_prompt(len(tokens), "text" if body.tokens is None else "tokens")
     return Reading(tokens, None, state, keep=True, keep_tokens=bool(body.keep_tokens))
 

@@ -166,6 +166,13 @@ def test_what_is_wrong_is_named(server, body, field, reason, stream):
     assert "Traceback" not in answer.text
 
 
+def test_what_a_client_sent_is_not_sent_back_without_end_nor_are_prompts_encoded_that_are_too_many(server, monkeypatch):
+    answer = server.post("/v1/completions", prompt="x", model="y" * 50_000)
+    assert len(answer.text) < 3000
+    monkeypatch.setattr(server.service, "encode", lambda text: pytest.fail("encoded"))
+    assert server.post("/v1/completions", prompt=["x"] * 7).json()["error"]["code"] == "invalid_value"
+
+
 def test_what_is_harmless_is_taken(server):
     server.openai.completions.create(
         model="run", prompt="x", max_tokens=2, user="me", best_of=1, suffix=None, logit_bias={}, presence_penalty=0
@@ -187,14 +194,15 @@ def test_the_clients_own_errors(server):
     [
         (b"{", "application/json", "not JSON: Expecting property name"),
         (b"", "application/json", "the request is empty"),
-        (b"[" * 10_000, "application/json", "the body"),
-        (b"\xff", "application/json", "the body"),
+        (b"[" * 10_000, "application/json", "nested too deep"),
+        (b"\xff", "application/json", "not UTF-8"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", "a number of too many digits"),
         (b"[1]", "application/json", "not a JSON object"),
         (b'{"prompt": "\\ud800"}', "application/json", "not valid Unicode"),
         (b'{"prompt": "x", "top_p": NaN}', "application/json", "top_p = nan"),
         (b'{"prompt": "x"}', "text/plain", "Content-Type: application/json"),
     ],
-    ids=["half", "empty", "deep", "not UTF-8", "a list", "half a character", "nan", "plain text"],
+    ids=["half", "empty", "deep", "not UTF-8", "a long number", "a list", "half a character", "nan", "plain text"],
 )
 def test_what_is_no_request_is_answered_so(server, content, kind, problem):
     answer = server.http.post("/v1/completions", content=content, headers={"Content-Type": kind})
