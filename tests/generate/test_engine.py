@@ -248,13 +248,20 @@ def test_a_worker_serves_threads_drains_and_closes():
 
 def test_a_worker_whose_engine_fails_says_so_to_all(monkeypatch, caplog):
     engine = engine_of(tiny())
-    heard = Heard()
+    heard, late = Heard(), Heard()
+
+    def fails(*needs, keep):
+        worker.submit(Request(PROMPT, SAMPLINGS[0]), late.append)  # as another thread does just now
+        return 1 / 0
+
     with Worker(engine) as worker:
-        monkeypatch.setattr(engine._slots, "launch", lambda *a, **k: 1 / 0)
+        monkeypatch.setattr(engine._slots, "launch", fails)
         worker.submit(Request(PROMPT, SAMPLINGS[0]), heard.append)
         worker._thread.join(60)
         assert isinstance(worker.failure, ZeroDivisionError)
         with pytest.raises(UserError, match="no more requests"):
             worker.submit(Request(PROMPT, SAMPLINGS[0]), heard.append)
-    assert isinstance(heard[-1], Failed)
-    assert "division by zero" in heard[-1].message
+        assert not worker.drain()
+    for events in (heard, late):
+        assert isinstance(events[-1], Failed)
+        assert "division by zero" in events[-1].message
