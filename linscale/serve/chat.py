@@ -22,7 +22,7 @@ from linscale.serve.generation import Generation
 from linscale.serve.jobs import job_of
 from linscale.serve.schemas import ChatRequest
 from linscale.serve.service import Service
-from linscale.serve.token_text import TokenText
+from linscale.serve.token_text import TokenText, nats
 
 router = APIRouter()
 MAX_TOKENS = 1024  # by default, or as many as there is room for
@@ -164,8 +164,8 @@ class _Form:
 def logprobs_of(tokens: TokenText, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     """Log-probabilities as chats give them: an entry a token, with its alternatives."""
 
-    def entry(token: int, nats: float | None) -> dict[str, Any]:
-        return {"token": tokens.text(token), "logprob": nats, "bytes": tokens.bytes_of(token)}
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": tokens.text(token), "logprob": nats(logprob), "bytes": tokens.bytes_of(token)}
 
     return [
         {**entry(piece.token, piece.logprob), "top_logprobs": [entry(*each) for each in piece.alternatives]}

@@ -17,7 +17,7 @@ from linscale.serve.generation import Generation
 from linscale.serve.jobs import check_texts, job_of
 from linscale.serve.schemas import CompletionRequest
 from linscale.serve.service import Service
-from linscale.serve.token_text import TokenText
+from linscale.serve.token_text import TokenText, nats
 
 router = APIRouter()
 MAX_TOKENS = 16  # by default, as in the OpenAI API
@@ -116,9 +116,9 @@ def logprobs_of(tokens: TokenText, pieces: Sequence[Piece]) -> dict[str, Any]:
     """Log-probabilities as completions give them: parallel lists, and a dictionary of alternatives a token."""
     return {
         "tokens": [tokens.text(piece.token) for piece in pieces],
-        "token_logprobs": [piece.logprob for piece in pieces],
+        "token_logprobs": [nats(piece.logprob) for piece in pieces],
         "top_logprobs": [
-            {tokens.text(token): nats for token, nats in reversed(piece.alternatives)} for piece in pieces
+            {tokens.text(token): nats(logprob) for token, logprob in reversed(piece.alternatives)} for piece in pieces
         ],
         "text_offset": [piece.offset for piece in pieces],
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from linscale.data.tokenizer import END_OF_TEXT, ByteTokenizer, SubwordTokenizer, Tokenizer
 from linscale.generate.text_stream import BROKEN
+from linscale.serve.errors import ApiError
 
+LEAST = -9999.0  # in place of -inf, which JSON does not have, as in the OpenAI API
 BEFORE = "a"  # tokens are decoded behind it: a first token can lose the space in front of it
 
 
@@ -41,6 +44,15 @@ class TokenText:
         if isinstance(self._tokenizer, SubwordTokenizer):
             return self._tokenizer.token_name(token)
         return END_OF_TEXT if token == self._tokenizer.eos_id else ""
+
+
+def nats(logprob: float | None) -> float | None:
+    """A log-probability as JSON has it. Raises ApiError where a broken model gives none."""
+    if logprob is not None and math.isnan(logprob):
+        raise ApiError(
+            500, "the model gives no probabilities here but NaN; its checkpoint is broken", code="engine_failed"
+        )
+    return logprob if logprob is None else max(logprob, LEAST)
 
 
 @lru_cache(maxsize=1)

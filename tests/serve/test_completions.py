@@ -6,7 +6,7 @@ import torch
 
 from linscale.generate.sample import opened, sample, write
 from linscale.generate.sampling import Sampling
-from tests.serve.conftest import BYTES
+from tests.serve.conftest import BYTES, serving, tiny
 
 PROMPT = "To be, or not"
 
@@ -104,6 +104,22 @@ def test_logprobs_are_those_of_the_model(server, model):
             assert (
                 alternatives[chr(piece.token)] == max(alternatives.values()) == pytest.approx(piece.logprob, abs=1e-4)
             )
+
+
+def test_log_probabilities_that_json_does_not_have(tmp_path):
+    broken = tiny()
+    with torch.no_grad():
+        broken.head.weight[100:, 0] = float("-inf")
+        broken.embedding.weight[ord("~")] = float("nan")
+    with serving(tmp_path, broken) as server:
+        for stream in (False, True):
+            body = {"max_tokens": 3, "logprobs": 20, "stream": stream, "temperature": 0}
+            text = server.post("/v1/completions", prompt="a~", **body).text
+            assert "gives no probabilities" in text
+            assert "NaN," not in text
+            least = server.post("/v1/completions", prompt="ab", **body).text
+            assert ("-9999.0" in least, "Infinity" in least) == (True, False)
+        assert server.rests()
 
 
 def test_several_prompts_and_several_texts_of_each(server, model):
