@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from linscale.config import UserError
+from linscale.serve.connections import watch
 from linscale.serve.service import Service
 
 ABANDONED = "the server shut down before the text ended"
@@ -88,9 +89,11 @@ async def _serve(server: Server, app: FastAPI, bound: socket.socket, drain_s: fl
         if not serving.done():
             ready()
             stopping = asyncio.create_task(stops.wait())
+            watching = asyncio.create_task(watch(server, app.state.service.options.body_s))
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             await drain(app.state.service, drain_s, again)
+            watching.cancel()
             server.should_exit = True
         await serving
     finally:
