@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from linscale.config import UserError
-from linscale.serve.connections import watch
+from linscale.serve.connections import Full, allow_many, watch
 from linscale.serve.service import Service
 
 ABANDONED = "the server shut down before the text ended"
@@ -69,11 +69,13 @@ def run(app: FastAPI, bound: socket.socket, drain_s: float, ready: Callable[[], 
         timeout_graceful_shutdown=LAST_S,
         backlog=BACKLOG,
     )
+    allow_many()
     asyncio.run(_serve(Server(config), app, bound, drain_s, ready))
 
 
 async def _serve(server: Server, app: FastAPI, bound: socket.socket, drain_s: float, ready: Callable[[], None]) -> None:
     loop, stops = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(Full())
     again = asyncio.Event()
 
     def stop(*_: object) -> None:

@@ -1,10 +1,11 @@
 """Connections that clients leave hanging are ended; those that wait for an answer are not."""
 
 import asyncio
+import errno
 
 import uvicorn
 
-from linscale.serve.connections import watch
+from linscale.serve.connections import Full, watch
 from linscale.serve.process import Server, listen
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: x\r\n"
@@ -43,3 +44,13 @@ async def served():
 
 def test_half_a_request_and_an_answer_that_nobody_takes_are_ended_and_a_late_answer_is_not():
     assert asyncio.run(served()) == b"HTTP/1.1 200 OK"
+
+
+def test_a_server_that_is_full_says_so_once(caplog):
+    loop, full = asyncio.new_event_loop(), Full()
+    for _ in range(1000):
+        full(loop, {"message": "socket.accept()", "exception": OSError(errno.EMFILE, "Too many open files")})
+    full(loop, {"message": "another", "exception": ValueError("this is said as ever")})
+    loop.close()
+    assert caplog.text.count("Too many open files") == 1
+    assert caplog.text.count("this is said as ever") == 1
