@@ -17,6 +17,7 @@ from linscale.config import UserError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 SHOWN = 60  # characters of a value in a message
+RETRY_S = 60  # the longest that a client is told to wait
 LONGEST = 2000  # characters of a message, which may repeat what the client sent
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from linscale.config import UserError
 from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.sample import encoded
-from linscale.serve.errors import ApiError, refused
+from linscale.serve.errors import RETRY_S, ApiError, refused
 from linscale.serve.metrics import Metrics
 from linscale.serve.options import ServeOptions
 from linscale.serve.saved_states import SavedStates
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from linscale.generate.worker import Worker
 
 SHORT = 4096  # characters of a text that is encoded in the loop; longer ones go to a thread
-RETRY_S = 60  # the longest that a client is told to wait
 
 
 @dataclass

@@ -73,7 +73,7 @@ async def _events(
     async for events in streams.events():
         for _, event in events:
             if isinstance(event, Failed):
-                raise ApiError(500, event.message, code="engine_failed")
+                raise streams.error(event)
             if isinstance(event, Progress):
                 yield {"object": "state.progress", "name": name, "read": event.read, "total": event.total}
             elif isinstance(event, Finished):

@@ -98,6 +98,8 @@ def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
             assert 0.1 < time.monotonic() - began < 5
             for error in (json.loads(last)["error"], whole.result().json()["error"]):
                 assert error["message"] == "the server shut down before the text ended"
+                assert error["code"] == "shutting_down"
+            assert whole.result().status_code == 503
         assert server.post("/v1/completions", prompt="x").status_code == 503
         assert server.rests()
 
