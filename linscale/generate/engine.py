@@ -82,6 +82,7 @@ class Engine:
         self._running: dict[int, Text] = {}
         self._asked: tuple[Needs, bool] | None = None  # what the running texts need together, while they stay the same
         self._launched: tuple[Launched, dict[int, Text]] | None = None
+        self._stepping, self._forgotten = False, list[Text]()
         self._read = self._made = self._steps = 0
         self._step_s = self._last_step = 0.0
 
@@ -136,7 +137,12 @@ class Engine:
         return text
 
     def cancel(self, text: Text) -> None:
-        """Forget a text, whose slot is free for others at once; nothing more is said of it."""
+        """Forget a text, whose slot is free for others at once; nothing more is said of it. A listener may call it too:
+        the slot is free when the step is over."""
+        text.forget()
+        if self._stepping:
+            self._forgotten.append(text)
+            return
         for queue in (self._waiting, self._reading, self._feeding):
             if text in queue:
                 queue.remove(text)
@@ -169,6 +175,13 @@ class Engine:
 
         Raises what a device does when it fails: the engine is of no use then.
         """
+        self._stepping = True
+        self._step()
+        self._stepping = False
+        while self._forgotten:
+            self.cancel(self._forgotten.pop())
+
+    def _step(self) -> None:
         launched = None
         if self._running:
             if self._asked is None:

@@ -179,6 +179,22 @@ def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     assert not heard[2]
 
 
+@pytest.mark.parametrize("when", [0, 8, 12])
+def test_a_listener_may_cancel_its_own_text(when):
+    engine, heard = engine_of(tiny(), slots=1, chunk=8), []
+
+    def listen(event):
+        heard.append(event)
+        if len(heard) > when:
+            engine.cancel(text)
+
+    text = engine.submit(Request(PROMPT, Sampling(max_tokens=5, ignore_eos=True), keep=True), listen)
+    other = Heard(engine, Request(PROMPT, SAMPLINGS[0]))
+    finish(engine)
+    assert len(heard) == when + 1
+    assert isinstance(other[-1], Finished)
+
+
 def test_what_cannot_be_served_is_refused_in_one_line():
     engine = engine_of(tiny("llama"), context=64)
     for request, words in (
