@@ -84,7 +84,8 @@ class Engine:
         self._launched: tuple[Launched, dict[int, Text]] | None = None
         self._stepping, self._forgotten = False, list[Text]()
         self._read = self._made = self._steps = 0
-        self._step_s = self._last_step = 0.0
+        self._step_s = 0.0
+        self._last_step: float | None = None
 
     def warm_up(self) -> None:
         """Compile and capture what the first texts need, which otherwise they wait for."""
@@ -183,7 +184,9 @@ class Engine:
 
     def _step(self) -> None:
         launched = None
-        if self._running:
+        if not self._running:
+            self._last_step = None  # what comes next has waited for texts, not for a step
+        else:
             if self._asked is None:
                 texts = self._running.values()
                 self._asked = Needs.of([text.sampling for text in texts]), any(text.request.keep for text in texts)
@@ -209,7 +212,9 @@ class Engine:
         """What a step has drawn, to the texts that were in the slots then and still are."""
         drawn = launched()
         now = time.monotonic()
-        self._step_s, self._last_step, self._steps = now - self._last_step, now, self._steps + 1
+        if self._last_step is not None:
+            self._step_s = now - self._last_step
+        self._last_step, self._steps = now, self._steps + 1
         for slot, text in texts.items():
             if self._running.get(slot) is text:
                 self._made += 1

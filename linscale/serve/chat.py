@@ -91,9 +91,9 @@ async def _whole(generation: Generation, form: _Form) -> Response:
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             written.setdefault(choice, []).extend(more)
-    choices = [form.message(choice, written[choice]) for choice in sorted(written)]
     state = await generation.save()
-    return JSONResponse(form.envelope("chat.completion", choices, usage=generation.usage(), state=state))
+    respond = partial(form.response, written, generation.usage(), state)
+    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> AsyncGenerator[Mapping[str, Any], None]:
@@ -123,6 +123,7 @@ class _Form:
         self._service, self._body, self._plain = service, body, plain
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
         self._begun: set[int] = set()
+        self.has_logprobs = bool(body.logprobs)
 
     def envelope(
         self, kind: str, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None
@@ -137,6 +138,11 @@ class _Form:
             "choices": list(choices),
         }
         return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
+
+    def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
+        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        choices = [self.message(choice, written[choice]) for choice in sorted(written)]
+        return JSONResponse(self.envelope("chat.completion", choices, usage=usage, state=state))
 
     def message(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A whole answer."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -63,9 +65,9 @@ async def _whole(generation: Generation, form: _Form) -> Response:
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             written.setdefault(choice, []).extend(more)
-    choices = [form.choice(choice, written[choice]) for choice in sorted(written)]
     state = await generation.save()
-    return JSONResponse(form.envelope(choices, usage=generation.usage(), state=state))
+    respond = partial(form.response, written, generation.usage(), state)
+    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(
@@ -89,6 +91,7 @@ class _Form:
         self._service, self._body, self._prompts = service, body, prompts
         self._id, self._created = f"cmpl-{uuid4().hex}", int(time.time())
         self._begun: set[int] = set()
+        self.has_logprobs = body.logprobs is not None
 
     def envelope(self, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None) -> dict[str, Any]:
         """What stands around choices."""
@@ -101,6 +104,11 @@ class _Form:
             "choices": list(choices),
         }
         return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
+
+    def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
+        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        choices = [self.choice(choice, written[choice]) for choice in sorted(written)]
+        return JSONResponse(self.envelope(choices, usage=usage, state=state))
 
     def choice(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """What pieces of a text say; the prompt is in front of the first, where it is asked for."""

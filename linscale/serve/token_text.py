@@ -22,9 +22,10 @@ class TokenText:
         self._shown = tokenizer.decode(self._before)
         self.text = lru_cache(maxsize=1 << 16)(self._text)
         """The text of a token: its name where it is a special one, U+FFFD for a part of a character."""
-
-    def bytes_of(self, token: int) -> list[int] | None:
+        self.bytes_of = lru_cache(maxsize=1 << 16)(self._bytes_of)
         """The bytes of a token; None where they are not known, of a part of a character."""
+
+    def _bytes_of(self, token: int) -> list[int] | None:
         text = self.text(token)
         if BROKEN not in text:
             return list(text.encode())

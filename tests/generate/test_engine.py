@@ -1,6 +1,7 @@
 """An engine: many texts at once, each as if it were alone, whatever comes, goes or fails beside it."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -177,6 +178,15 @@ def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     assert len(heard[1].tokens) == made
     assert not heard[0].tokens
     assert not heard[2]
+
+
+def test_the_time_of_a_step_is_not_that_of_waiting_for_texts():
+    engine = engine_of(tiny())
+    for _ in range(2):
+        tokens_of(engine, Request(PROMPT[:3], SAMPLINGS[3]))
+        time.sleep(0.5)
+    tokens_of(engine, Request(PROMPT[:3], Sampling(max_tokens=1)))
+    assert 0 < engine.stats().step_s < 0.4
 
 
 @pytest.mark.parametrize("when", [0, 8, 12])

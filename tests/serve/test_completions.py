@@ -1,5 +1,7 @@
 """/v1/completions by the OpenAI client: the text of the library, in every form that the API has."""
 
+import threading
+
 import openai
 import pytest
 import torch
@@ -121,6 +123,25 @@ def test_log_probabilities_that_json_does_not_have(tmp_path):
             least = server.post("/v1/completions", prompt="ab", **body).text
             assert ("-9999.0" in least, "Infinity" in least) == (True, False)
         assert server.rests()
+
+
+def test_an_answer_of_log_probabilities_is_not_made_in_the_loop(server, monkeypatch):
+    threads = set()
+    text = server.service.token_text.text
+    monkeypatch.setattr(
+        server.service.token_text, "text", lambda token: threads.add(threading.current_thread()) or text(token)
+    )
+    for path, body in (
+        ("/v1/completions", {"prompt": "x", "logprobs": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True}),
+    ):
+        assert server.post(path, max_tokens=2, **body).json()["choices"][0]["logprobs"]
+    assert threads
+    assert server.call(this_thread()) not in threads
+
+
+async def this_thread():
+    return threading.current_thread()
 
 
 def test_several_prompts_and_several_texts_of_each(server, model):
