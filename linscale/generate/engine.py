@@ -25,7 +25,7 @@ from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Needs
 from linscale.generate.engine_config import EngineConfig, Setup
 from linscale.generate.reading import Part
-from linscale.generate.request import Failed, Finished, Listener, Progress, Request
+from linscale.generate.request import Failed, Finished, Listener, Progress, Request, TooLongError
 from linscale.generate.slots import Launched, Slots
 from linscale.generate.states import moved
 from linscale.generate.text import Text
@@ -115,7 +115,7 @@ class Engine:
             raise UserError(f"prompt: token {wrong} is not one of the model's; expected 0 to {size - 1}")
         most = 0 if request.sampling is None else request.sampling.max_tokens
         if self.limit is not None and length + most > self.limit:
-            raise UserError(
+            raise TooLongError(
                 f"prompt: {length:,} tokens" + (f" and max_tokens = {most:,}" if most else "") + f" are more than the"
                 f" {self.limit:,} that a text may have here; expected fewer, or a larger context"
             )

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linscale.config import UserError
+from linscale.generate.request import TooLongError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 SHOWN = 60  # characters of a value in a message
@@ -53,7 +54,8 @@ def refused(error: UserError, prompt: str = "prompt") -> ApiError:
     """The answer to a request whose values do not do. Messages begin with the field; `prompt` is what it is called."""
     message = re.sub("^prompt(?= =|:)", prompt, str(error))
     named = re.match(r"([a-z_]+)(?: =|:)", message)
-    return ApiError(400, message, param=named[1] if named else None, code="invalid_value")
+    code = "context_length_exceeded" if isinstance(error, TooLongError) else "invalid_value"
+    return ApiError(400, message, param=named[1] if named else None, code=code)
 
 
 def internal(error: BaseException) -> ApiError:
