@@ -39,6 +39,7 @@ async def served():
         await serving
         for _, writer in connections:
             writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in connections), return_exceptions=True)
         return late
 
 

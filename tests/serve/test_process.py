@@ -151,8 +151,9 @@ def test_small_answers_are_sent_at_once():
             _, client = await asyncio.open_connection(*bound.getsockname())
             writer = await found.get()
             option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            client.close()
-            writer.close()
+            for each in (client, writer):
+                each.close()
+                await each.wait_closed()
             server.close()
             return option
 
