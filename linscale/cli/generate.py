@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, print_json, print_note
-from linscale.cli.session import Drawn, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Drawn, Store, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -28,6 +28,7 @@ def generate(
     state: str | None = None,
     save_state: str | None = None,
     sampling: Drawn = DEFAULTS,
+    device: Device = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def generate(
     states = open_store(path, store)
     if save_state is not None:
         states.require_free(save_state)
-    session = open_session(path, states, state)
+    session = open_session(path, states, state, device=device)
     read_prompt(session, prompt, file)
     pieces = session.stream(sampling)
     made = list(pieces if json else _shown(prompt or "", pieces))
