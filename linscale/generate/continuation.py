@@ -38,7 +38,7 @@ class Continuation:
         self.tokens: list[int] = []
         """All tokens so far, with the end-of-text token where it came."""
         self.finish_reason: FinishReason | None = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._ends = tokenizer, frozenset(sampling.stop_tokens)
         self._stream = TextStream(tokenizer, prompt, sampling.stop)
 
     def add(self, token: int, logprob: float | None = None, alternatives: Sequence[tuple[int, float]] = ()) -> Piece:
@@ -48,7 +48,7 @@ class Continuation:
         offset = self._stream.length
         self.tokens.append(token)
         text = self._stream.add(token)
-        ended = (token == self._tokenizer.eos_id and not self.sampling.ignore_eos) or token in self.sampling.stop_tokens
+        ended = (token == self._tokenizer.eos_id and not self.sampling.ignore_eos) or token in self._ends
         last = len(self.tokens) >= self.sampling.max_tokens
         if ended or last:
             text += self._stream.end()

@@ -25,7 +25,7 @@ from linscale.generate.choice import Needs
 from linscale.generate.engine_config import EngineConfig, Setup
 from linscale.generate.precision import reading
 from linscale.generate.reading import Part
-from linscale.generate.request import Failed, Finished, Listener, Progress, Request
+from linscale.generate.request import Failed, Finished, Listener, Progress, Request, TooLongError
 from linscale.generate.slots import Launched, Slots
 from linscale.generate.states import moved
 from linscale.generate.text import Text
@@ -81,8 +81,10 @@ class Engine:
         self._running: dict[int, Text] = {}
         self._asked: tuple[Needs, bool] | None = None  # what the running texts need together, while they stay the same
         self._launched: tuple[Launched, dict[int, Text]] | None = None
+        self._stepping, self._forgotten = False, list[Text]()
         self._read = self._made = self._steps = 0
-        self._step_s = self._last_step = 0.0
+        self._step_s = 0.0
+        self._last_step: float | None = None
 
     def warm_up(self) -> None:
         """Compile and capture what the first texts need, which otherwise they wait for."""
@@ -112,7 +114,7 @@ class Engine:
             raise UserError(f"prompt: token {wrong} is not one of the model's; expected 0 to {size - 1}")
         most = 0 if request.sampling is None else request.sampling.max_tokens
         if self.limit is not None and length + most > self.limit:
-            raise UserError(
+            raise TooLongError(
                 f"prompt: {length:,} tokens" + (f" and max_tokens = {most:,}" if most else "") + f" are more than the"
                 f" {self.limit:,} that a text may have here; expected fewer, or a larger context"
             )
@@ -135,7 +137,12 @@ class Engine:
         return text
 
     def cancel(self, text: Text) -> None:
-        """Forget a text, whose slot is free for others at once; nothing more is said of it."""
+        """Forget a text, whose slot is free for others at once; nothing more is said of it. A listener may call it too:
+        the slot is free when the step is over."""
+        text.forget()
+        if self._stepping:
+            self._forgotten.append(text)
+            return
         for queue in (self._waiting, self._reading, self._feeding):
             if text in queue:
                 queue.remove(text)
@@ -168,8 +175,17 @@ class Engine:
 
         Raises what a device does when it fails: the engine is of no use then.
         """
+        self._stepping = True
+        self._step()
+        self._stepping = False
+        while self._forgotten:
+            self.cancel(self._forgotten.pop())
+
+    def _step(self) -> None:
         launched = None
-        if self._running:
+        if not self._running:
+            self._last_step = None  # what comes next has waited for texts, not for a step
+        else:
             if self._asked is None:
                 texts = self._running.values()
                 self._asked = Needs.of([text.sampling for text in texts]), any(text.request.keep for text in texts)
@@ -195,7 +211,9 @@ class Engine:
         """What a step has drawn, to the texts that were in the slots then and still are."""
         drawn = launched()
         now = time.monotonic()
-        self._step_s, self._last_step, self._steps = now - self._last_step, now, self._steps + 1
+        if self._last_step is not None:
+            self._step_s = now - self._last_step
+        self._last_step, self._steps = now, self._steps + 1
         for slot, text in texts.items():
             if self._running.get(slot) is text:
                 self._made += 1

@@ -29,6 +29,7 @@ GENERATION, NAMES = "generation_config.json", "special_tokens_map.json"
 BREAK = "\ufdd0"  # a noncharacter, put inside of special tokens' names that people wrote
 ANSWER = "\ufdd1"  # another, in the place of an answer
 Message = Mapping[str, Any]
+REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class ChatTemplate:
@@ -56,14 +57,19 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, up to where an answer begins, or without `to_answer` its last message ends.
 
-        Raises UserError where the template refuses the conversation, such as two turns of one speaker.
+        Raises UserError where the template refuses the conversation, such as two turns of one speaker, and for text
+        that is not valid Unicode.
         """
         chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
         values = {**self._names, "tools": [], "documents": None, **(variables or {})}
         try:
-            return self._template.render({**values, "messages": chat, "add_generation_prompt": to_answer})
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            text: str = self._template.render({**values, "messages": chat, "add_generation_prompt": to_answer})
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError("messages: half a character in them is not valid Unicode; expected UTF-8 text") from None
+        except REFUSALS as error:
             raise UserError(f"messages: the model's chat template refuses them: {error}") from None
+        return text
 
     def tokens(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens of a conversation, up to where an answer begins."""

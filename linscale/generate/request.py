@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from linscale.config import UserError
 from linscale.generate.continuation import Piece
 from linscale.generate.sampling import Sampling
 from linscale.generate.snapshot import Snapshot
@@ -50,6 +51,10 @@ class Failed(NamedTuple):
     """The last event of a request that could not come to its end; others go on."""
 
     message: str
+
+
+class TooLongError(UserError):
+    """A text is longer than there is room for."""
 
 
 Event: TypeAlias = Progress | Piece | Finished | Failed

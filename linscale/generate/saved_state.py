@@ -155,6 +155,8 @@ def read_state(path: Path, model: LanguageModel, identity: Identity) -> Snapshot
 
 
 def _open(path: Path, *, read: bool = False) -> tuple[StateRecord, dict[str, Tensor]]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path}: not a file; {REMEDY}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -33,6 +33,14 @@ LOCK_S = 60.0  # how long another process is waited for
 logger = logging.getLogger(__name__)
 
 
+class StateMissingError(UserError):
+    """There is no state of a name."""
+
+
+class StateExistsError(UserError):
+    """There is one already."""
+
+
 class StateStore:
     """The states in one folder, which is made when the first is saved."""
 
@@ -79,7 +87,10 @@ class StateStore:
         with self._locked():
             self.require_free(new, replace=replace)
             try:
-                shutil.copyfile(self.path(name), temporary)
+                try:
+                    shutil.copyfile(self.path(name), temporary)
+                except FileNotFoundError:  # deleted meanwhile
+                    raise self._missing(name) from None
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
@@ -108,6 +119,8 @@ class StateStore:
         for name in self.names():
             try:
                 found[name] = self.show(name)
+            except StateMissingError:
+                continue  # deleted meanwhile
             except UserError as error:
                 logger.warning("passing over a damaged state: %s", error)
         return found
@@ -129,15 +142,15 @@ class StateStore:
         """The file that a new state of a name gets. Raises UserError when the name is taken, without `replace`."""
         path = self.path(name)
         if path.exists() and not replace:
-            raise UserError(
+            raise StateExistsError(
                 f"state '{name}': there already, in {self.folder}; take another name, delete it, or replace it"
             )
         return path
 
-    def _missing(self, name: str) -> UserError:
+    def _missing(self, name: str) -> StateMissingError:
         names = self.names()
         some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        return UserError(f"state '{name}': not in {self.folder}, which has {some or 'none'}")
+        return StateMissingError(f"state '{name}': not in {self.folder}, which has {some or 'none'}")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -110,6 +110,10 @@ class Text:
             logger.exception("a listener failed; its text goes on unheard")
             self._listener = _nobody
 
+    def forget(self) -> None:
+        """Tell nobody of what comes."""
+        self._listener = _nobody
+
     def snapshot(self, state: State, logits: Tensor | None) -> Snapshot:
         """The text as it stands, where `state` has read all of it, or, without logits behind it, all but the last."""
         before, made = self.request.state, np.asarray(self.made, dtype=np.int32)

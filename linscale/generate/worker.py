@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -79,7 +80,7 @@ class Worker:
         """Take no more requests and wait for those that are under way; whether all came to their end."""
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: self._resting or not self._thread.is_alive(), timeout_s)
+            return self._changed.wait_for(lambda: self._resting or self._stopping, timeout_s) and self.failure is None
 
     def close(self) -> None:
         """Stop before the next step; requests under way fail."""
@@ -108,6 +109,11 @@ class Worker:
             logger.exception("the engine has failed")
             self.failure = error
         finally:
+            with self._changed:
+                self._stopping = True  # from here on `submit` takes nothing
+            while self._commands:
+                with contextlib.suppress(Exception):  # of a device that has failed
+                    self._commands.popleft()()
             self.engine.give_up(STOPPING if self.failure is None else f"the engine has failed: {self.failure}")
             with self._changed:
                 self._changed.notify_all()
@@ -118,7 +124,6 @@ class Worker:
             while self._resting and not self._stopping:
                 self._changed.notify_all()  # `drain` may be waiting for it
                 self._changed.wait()
-            commands, self._commands = self._commands, deque()
-        for command in commands:
-            command()
+        while self._commands:
+            self._commands.popleft()()
         return not self._stopping

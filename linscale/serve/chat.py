@@ -22,7 +22,7 @@ from linscale.serve.generation import Generation
 from linscale.serve.jobs import job_of
 from linscale.serve.schemas import ChatRequest
 from linscale.serve.service import Service
-from linscale.serve.token_text import TokenText
+from linscale.serve.token_text import TokenText, nats
 
 router = APIRouter()
 MAX_TOKENS = 1024  # by default, or as many as there is room for
@@ -71,9 +71,10 @@ async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -
         raise ApiError(400, "chat_template_kwargs: the model has no chat template", param="chat_template_kwargs")
     text = conversation(messages)
     if state is None:
-        return [service.tokenizer.bos_id, *await service.encode(text)]
+        return [service.tokenizer.bos_id, *await service.encode(text, "messages")]
     before = service.tokenizer.decode(state.last)
-    return await service.encode(text if not before or before.endswith("\n") else f"\n{text}")
+    behind = text if not before or before.endswith("\n") else f"\n{text}"
+    return await service.encode(behind, "messages")
 
 
 def _max_tokens(service: Service, body: ChatRequest, length: int) -> int:
@@ -90,9 +91,9 @@ async def _whole(generation: Generation, form: _Form) -> Response:
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             written.setdefault(choice, []).extend(more)
-    choices = [form.message(choice, written[choice]) for choice in sorted(written)]
     state = await generation.save()
-    return JSONResponse(form.envelope("chat.completion", choices, usage=generation.usage(), state=state))
+    respond = partial(form.response, written, generation.usage(), state)
+    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> AsyncGenerator[Mapping[str, Any], None]:
@@ -122,6 +123,7 @@ class _Form:
         self._service, self._body, self._plain = service, body, plain
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
         self._begun: set[int] = set()
+        self.has_logprobs = bool(body.logprobs)
 
     def envelope(
         self, kind: str, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None
@@ -136,6 +138,11 @@ class _Form:
             "choices": list(choices),
         }
         return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
+
+    def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
+        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        choices = [self.message(choice, written[choice]) for choice in sorted(written)]
+        return JSONResponse(self.envelope("chat.completion", choices, usage=usage, state=state))
 
     def message(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A whole answer."""
@@ -163,8 +170,8 @@ class _Form:
 def logprobs_of(tokens: TokenText, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     """Log-probabilities as chats give them: an entry a token, with its alternatives."""
 
-    def entry(token: int, nats: float | None) -> dict[str, Any]:
-        return {"token": tokens.text(token), "logprob": nats, "bytes": tokens.bytes_of(token)}
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": tokens.text(token), "logprob": nats(logprob), "bytes": tokens.bytes_of(token)}
 
     return [
         {**entry(piece.token, piece.logprob), "top_logprobs": [entry(*each) for each in piece.alternatives]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -14,10 +16,10 @@ from linscale.generate.continuation import Piece
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
-from linscale.serve.jobs import job_of
+from linscale.serve.jobs import check_texts, job_of
 from linscale.serve.schemas import CompletionRequest
 from linscale.serve.service import Service
-from linscale.serve.token_text import TokenText
+from linscale.serve.token_text import TokenText, nats
 
 router = APIRouter()
 MAX_TOKENS = 16  # by default, as in the OpenAI API
@@ -48,8 +50,10 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str]
     given: Any = body.prompt if body.prompt is not None else "" if body.state is None else []
     texts = [given] if isinstance(given, str) else given
     if texts and isinstance(texts[0], str):
+        check_texts(service, body, len(texts))
         return texts, [opening + await service.encode(text) for text in texts]
     lists: list[list[int]] = given if given and isinstance(given[0], list) else [given]
+    check_texts(service, body, len(lists))
     for tokens in lists:
         service.check_tokens(tokens, "prompt")
     return [service.tokenizer.decode(tokens) if body.echo else "" for tokens in lists], lists
@@ -61,9 +65,9 @@ async def _whole(generation: Generation, form: _Form) -> Response:
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             written.setdefault(choice, []).extend(more)
-    choices = [form.choice(choice, written[choice]) for choice in sorted(written)]
     state = await generation.save()
-    return JSONResponse(form.envelope(choices, usage=generation.usage(), state=state))
+    respond = partial(form.response, written, generation.usage(), state)
+    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(
@@ -87,6 +91,7 @@ class _Form:
         self._service, self._body, self._prompts = service, body, prompts
         self._id, self._created = f"cmpl-{uuid4().hex}", int(time.time())
         self._begun: set[int] = set()
+        self.has_logprobs = body.logprobs is not None
 
     def envelope(self, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None) -> dict[str, Any]:
         """What stands around choices."""
@@ -99,6 +104,11 @@ class _Form:
             "choices": list(choices),
         }
         return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
+
+    def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
+        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        choices = [self.choice(choice, written[choice]) for choice in sorted(written)]
+        return JSONResponse(self.envelope(choices, usage=usage, state=state))
 
     def choice(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """What pieces of a text say; the prompt is in front of the first, where it is asked for."""
@@ -114,9 +124,9 @@ def logprobs_of(tokens: TokenText, pieces: Sequence[Piece]) -> dict[str, Any]:
     """Log-probabilities as completions give them: parallel lists, and a dictionary of alternatives a token."""
     return {
         "tokens": [tokens.text(piece.token) for piece in pieces],
-        "token_logprobs": [piece.logprob for piece in pieces],
+        "token_logprobs": [nats(piece.logprob) for piece in pieces],
         "top_logprobs": [
-            {tokens.text(token): nats for token, nats in reversed(piece.alternatives)} for piece in pieces
+            {tokens.text(token): nats(logprob) for token, logprob in reversed(piece.alternatives)} for piece in pieces
         ],
         "text_offset": [piece.offset for piece in pieces],
     }

@@ -14,9 +14,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linscale.config import UserError
+from linscale.generate.request import TooLongError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 SHOWN = 60  # characters of a value in a message
+RETRY_S = 60  # the longest that a client is told to wait
+LONGEST = 2000  # characters of a message, which may repeat what the client sent
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +37,10 @@ class ApiError(Exception):
     def content(self) -> dict[str, Any]:
         """The body of the answer."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        message = self.message.encode("utf-8", "replace").decode()
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        message = self.message if len(self.message) <= LONGEST else f"{self.message[:LONGEST]}..."
+        message = message.encode("utf-8", "replace").decode()
+        code = self.code or ("invalid_value" if self.status == 400 else None)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": code}}
 
     def response(self) -> JSONResponse:
         """The answer."""
@@ -49,7 +54,8 @@ def refused(error: UserError, prompt: str = "prompt") -> ApiError:
     """The answer to a request whose values do not do. Messages begin with the field; `prompt` is what it is called."""
     message = re.sub("^prompt(?= =|:)", prompt, str(error))
     named = re.match(r"([a-z_]+)(?: =|:)", message)
-    return ApiError(400, message, param=named[1] if named else None, code="invalid_value")
+    code = "context_length_exceeded" if isinstance(error, TooLongError) else "invalid_value"
+    return ApiError(400, message, param=named[1] if named else None, code=code)
 
 
 def internal(error: BaseException) -> ApiError:
@@ -103,6 +109,8 @@ def add_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             return ApiError(404, f"{request.url.path}: no such path", code="unknown_path").response()
         message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 400:  # what json.loads raises besides JSONDecodeError
+            message = "the request is not JSON: nested too deep, with a number of too many digits, or not UTF-8"
         return ApiError(error.status_code, message).response()
 
 

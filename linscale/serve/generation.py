@@ -58,7 +58,7 @@ class Generation:
             found: dict[int, list[Piece]] = {}
             for number, event in events:
                 if isinstance(event, Failed):
-                    raise ApiError(500, event.message, code="engine_failed")
+                    raise self._streams.error(event)
                 if isinstance(event, Piece):
                     found.setdefault(self._texts[number], []).append(event)
                 elif isinstance(event, Finished) and number in self._prompts:

@@ -12,6 +12,14 @@ from linscale.serve.schemas import Generation as Body
 from linscale.serve.service import Service
 
 
+def check_texts(service: Service, body: Body, prompts: int) -> None:
+    """Raises ApiError for more texts than a request may ask for. To be asked before so many prompts are encoded."""
+    texts = prompts * (body.n or 1)
+    most = min(service.options.max_choices, service.worker.stats().slots + service.options.max_waiting)
+    if texts > most:
+        raise ApiError(400, f"n: {texts} texts are asked for; this server writes at most {most} a request", param="n")
+
+
 async def job_of(
     service: Service, body: Body, prompts: Sequence[Sequence[int]], max_tokens: int, *, logprobs: int | None,
     state: Snapshot | None = None, stop_tokens: tuple[int, ...] = (), stop: tuple[str, ...] = (),
@@ -20,10 +28,7 @@ async def job_of(
 
     Raises ApiError and UserError for what is beyond a limit or not valid.
     """
-    texts = len(prompts) * (body.n or 1)
-    most = min(service.options.max_choices, service.worker.stats().slots + service.options.max_waiting)
-    if texts > most:
-        raise ApiError(400, f"n: {texts} texts are asked for; this server writes at most {most} a request", param="n")
+    check_texts(service, body, len(prompts))
     if max_tokens > service.options.max_tokens:
         raise ApiError(
             400,
@@ -33,7 +38,7 @@ async def job_of(
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
         raise ApiError(400, f"logprobs = {logprobs}: expected 0 to {MOST_LOGPROBS}", param="logprobs")
     if body.save_state is not None:
-        if texts > 1:
+        if (texts := len(prompts) * (body.n or 1)) > 1:
             raise ApiError(400, f"save_state: {texts} texts are asked for; one has a state to save", param="save_state")
         service.states.require_free(body.save_state, bool(body.replace), "save_state")
     for prompt in prompts:

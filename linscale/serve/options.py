@@ -26,7 +26,8 @@ class ServeOptions:
     max_body_bytes: PositiveInt = 16 * 2**20
     """The largest request."""
     body_s: PositiveFloat = 60.0
-    """Seconds in which a request must have arrived, and a client must have taken what it is sent."""
+    """Seconds in which a request must have arrived, and a client must have taken what it is sent; connections on which
+    nothing moves are ended then."""
     drain_s: PositiveFloat = 30.0
     """Seconds that running texts have left when the server is asked to stop."""
     state_cache_bytes: NonNegativeInt = 2**30

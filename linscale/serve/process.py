@@ -12,9 +12,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from linscale.config import UserError
+from linscale.serve.connections import Full, allow_many, watch
 from linscale.serve.service import Service
 
 ABANDONED = "the server shut down before the text ended"
+BACKLOG = 2048  # connections that wait to be accepted
 LAST_S = 5  # for answers that are being sent when all texts have ended or were given up
 
 
@@ -31,7 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to an address; port 0 takes a free one. Raises UserError where that is not possible."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sends small answers at once (TCP_NODELAY) where the protocol is named, else up to 40 ms later
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UserError(f"host = {host!r}: {error.strerror}; expected a name or address of this machine") from None
     try:
@@ -39,23 +42,40 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise UserError(f"port = {port}: cannot listen at {host} ({error.strerror}); take another --port") from None
+        raise _taken(host, port, error) from None
     return found
+
+
+def _taken(host: str, port: int, error: OSError) -> UserError:
+    return UserError(f"port = {port}: cannot listen at {host} ({error.strerror}); take another --port")
 
 
 def run(app: FastAPI, bound: socket.socket, drain_s: float, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then take no more requests, and give running texts `drain_s` seconds.
 
-    A second signal ends them at once. `ready` is called when the server listens.
+    A second signal ends them at once. `ready` is called when the server listens. Raises UserError where another process
+    has begun to listen at the address since it was bound.
     """
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        host, port, *_ = bound.getsockname()
+        raise _taken(host, port, error) from None
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=LAST_S
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_S,
+        backlog=BACKLOG,
     )
+    allow_many()
     asyncio.run(_serve(Server(config), app, bound, drain_s, ready))
 
 
 async def _serve(server: Server, app: FastAPI, bound: socket.socket, drain_s: float, ready: Callable[[], None]) -> None:
     loop, stops = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(Full())
     again = asyncio.Event()
 
     def stop(*_: object) -> None:
@@ -71,9 +91,11 @@ async def _serve(server: Server, app: FastAPI, bound: socket.socket, drain_s: fl
         if not serving.done():
             ready()
             stopping = asyncio.create_task(stops.wait())
+            watching = asyncio.create_task(watch(server, app.state.service.options.body_s))
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             await drain(app.state.service, drain_s, again)
+            watching.cancel()
             server.should_exit = True
         await serving
     finally:

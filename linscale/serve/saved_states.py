@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +19,7 @@ from linscale.config import UserError, to_dict
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.identity import Identity
 from linscale.generate.snapshot import Snapshot
-from linscale.generate.state_store import NAME, StateStore
+from linscale.generate.state_store import NAME, StateExistsError, StateMissingError, StateStore
 from linscale.models import LanguageModel
 from linscale.serve.errors import ApiError
 
@@ -37,7 +39,7 @@ class Version(NamedTuple):
 
 class SavedStates:
     """States by name. All methods raise ApiError: 400 for a name that is not one, 404 for one that is not there, 409
-    for one that is taken or cannot be used with this model."""
+    for one that is taken or cannot be used with this model, 500 where it cannot be written."""
 
     def __init__(
         self, store: StateStore, model: LanguageModel, tokenizer: Tokenizer, identity: Identity, most_bytes: int
@@ -48,6 +50,7 @@ class SavedStates:
         self._most_bytes = most_bytes
         self._loaded: OrderedDict[Version, Snapshot] = OrderedDict()
         self._loading: dict[Version, asyncio.Task[Snapshot]] = {}
+        self._writing = threading.Lock()  # so that what is said of a file is of the one that was just written
 
     async def load(self, name: str, param: str = "state") -> Snapshot:
         """The state of a name, from memory where it is there and its file has not changed."""
@@ -63,7 +66,7 @@ class SavedStates:
 
     async def _read(self, version: Version, param: str) -> Snapshot:
         load = partial(self._store.load, version.name, self._model, self._tokenizer, identity=self.identity)
-        snapshot = await self._in_thread(load, 409, param)
+        snapshot = await self._in_thread(load, version.name, param)
         self._keep(version, snapshot)
         return snapshot
 
@@ -79,37 +82,50 @@ class SavedStates:
 
     async def save(self, name: str, snapshot: Snapshot, replace: bool) -> dict[str, Any]:
         """Save a state, and keep it in memory; returns what `show` does."""
-        write = partial(self._store.save, name, snapshot, self._model, self._tokenizer)
-        path = await self._in_thread(lambda: write(replace=replace, identity=self.identity), 409, "name")
-        self._keep(self._version(path, name), snapshot)
-        return await self.show(name)
+        save = partial(self._store.save, name, snapshot, self._model, self._tokenizer, identity=self.identity)
+
+        def work() -> tuple[Version, dict[str, Any]]:
+            with self._writing:
+                path = save(replace=replace)
+                return self._version(path, name), self._described(name)
+
+        version, described = await self._in_thread(work, name, "name", status=500, code="state_not_saved")
+        self._keep(version, snapshot)
+        return described
 
     async def show(self, name: str) -> dict[str, Any]:
         """What clients are told of a state."""
-        path = self._existing(name, "name")
-        record = await self._in_thread(lambda: self._store.show(name), 409, "name")
-        return _described(name, path, to_dict(record))
+        self._existing(name, "name")
+        return await self._in_thread(lambda: self._described(name), name, "name")
 
     async def list(self) -> list[dict[str, Any]]:
         """What clients are told of all states."""
-        found = await self._in_thread(self._store.list, 409, None)
-        return [
-            _described(name, path, to_dict(record))
-            for name, record in found.items()
-            if (path := self._store.path(name)).exists()
-        ]
+
+        def work() -> list[dict[str, Any]]:
+            found = []
+            for name, record in self._store.list().items():
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    found.append(_described(name, self._store.path(name), to_dict(record)))
+            return found
+
+        return await self._in_thread(work, None, None)
 
     async def fork(self, name: str, new: str, replace: bool) -> dict[str, Any]:
         """Copy a state to another name."""
         self._existing(name, "name")
         self.require_free(new, replace, "name")
-        await self._in_thread(lambda: self._store.fork(name, new, replace=replace), 409, "name")
-        return await self.show(new)
+
+        def work() -> dict[str, Any]:
+            with self._writing:
+                self._store.fork(name, new, replace=replace)
+                return self._described(new)
+
+        return await self._in_thread(work, name, "name", status=500, code="state_not_saved")
 
     async def delete(self, name: str) -> None:
         """Delete a state."""
         self._existing(name, "name")
-        await self._in_thread(lambda: self._store.delete(name), 409, "name")
+        await self._in_thread(lambda: self._store.delete(name), name, "name")
 
     def _existing(self, name: str, param: str) -> Path:
         if not NAME.fullmatch(name):
@@ -119,7 +135,7 @@ class SavedStates:
             raise self._missing(name, param)
         return path
 
-    def _missing(self, name: str, param: str) -> ApiError:
+    def _missing(self, name: str, param: str | None) -> ApiError:
         return ApiError(404, f"state '{name}': there is none of this name", param=param, code="state_not_found")
 
     def _version(self, path: Path, name: str) -> Version:
@@ -137,11 +153,24 @@ class SavedStates:
         while self._loaded and sum(map(_bytes, self._loaded.values())) > self._most_bytes:
             self._loaded.popitem(last=False)
 
-    async def _in_thread(self, work: Callable[[], T], status: int, param: str | None) -> T:
+    def _described(self, name: str) -> dict[str, Any]:
+        """What clients are told of a state, from its file. Raises FileNotFoundError, and UserError."""
+        return _described(name, self._store.path(name), to_dict(self._store.show(name)))
+
+    async def _in_thread(
+        self, work: Callable[[], T], name: str | None, param: str | None, *, status: int = 409,
+        code: str = "state_unusable",
+    ) -> T:  # fmt: skip
+        """Work with the state of a name, which others may save or delete meanwhile; `status` and `code` are those of
+        other failures."""
         try:
             return await asyncio.to_thread(work)
+        except (StateMissingError, FileNotFoundError):
+            raise self._missing(name or "", param) from None
+        except StateExistsError as error:
+            raise ApiError(409, self._said(str(error)), param=param, code="state_exists") from None
         except UserError as error:
-            raise ApiError(status, self._said(str(error)), param=param, code="state_unusable") from None
+            raise ApiError(status, self._said(str(error)), param=param, code=code) from None
 
     def _said(self, message: str) -> str:
         """A message without the place of the folder, which is nobody's business."""

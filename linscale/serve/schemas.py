@@ -1,4 +1,7 @@
-"""The bodies of requests. Every field of the OpenAI API has a place here: done, harmless, or refused by name."""
+"""The bodies of requests. Every field of the OpenAI API has a place here: done, harmless, or refused by name.
+
+Lists stop at their first mistake (fail_fast): a report of a million takes longer than anything else here.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class Generation(Body):
     "By default a new one for every request, or where a state has drawn, its draws go on."
     stop: Annotated[Any, AfterValidator(_stops)] | None = None
     "A string, or a list of them."
-    stop_tokens: list[int] | None = None
+    stop_tokens: Annotated[list[int], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     "Texts of one prompt; they draw with seeds that follow each other."
@@ -146,7 +149,7 @@ class TextPart(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     "Text, or parts of text, which are joined by line ends."
     name: str | None = None
     reasoning_content: str | None = None
@@ -166,7 +169,7 @@ class Message(Body):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = None
     "The same as max_tokens."
     logprobs: bool | None = None
@@ -194,7 +197,7 @@ class StateRequest(Body):
 
     name: str
     text: str | None = None
-    tokens: Annotated[list[int], Field(min_length=1)] | None = None
+    tokens: Annotated[list[int], Field(min_length=1, fail_fast=True)] | None = None
     origin: Annotated[str | None, Field(alias="from")] = None
     "A saved state to read the text behind."
     replace: bool | None = None

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from linscale.config import UserError
 from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.sample import encoded
-from linscale.serve.errors import ApiError
+from linscale.serve.errors import RETRY_S, ApiError, refused
 from linscale.serve.metrics import Metrics
 from linscale.serve.options import ServeOptions
 from linscale.serve.saved_states import SavedStates
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from linscale.generate.worker import Worker
 
 SHORT = 4096  # characters of a text that is encoded in the loop; longer ones go to a thread
-RETRY_S = 60  # the longest that a client is told to wait
 
 
 @dataclass
@@ -56,11 +56,14 @@ class Service:
                 404, f"model '{name}': not served here; expected '{self.name}'", param="model", code="model_not_found"
             )
 
-    async def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without one that opens it."""
-        if len(text) <= SHORT:
-            return encoded(self.tokenizer, text)
-        return await asyncio.to_thread(encoded, self.tokenizer, text)
+    async def encode(self, text: str, param: str = "prompt") -> list[int]:
+        """The tokens of a text, without one that opens it. Raises ApiError where it is not valid Unicode."""
+        try:
+            if len(text) <= SHORT:
+                return encoded(self.tokenizer, text)
+            return await asyncio.to_thread(encoded, self.tokenizer, text)
+        except UserError as error:
+            raise refused(error, param) from None
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Raises ApiError for tokens that the model does not have."""

@@ -60,7 +60,7 @@ async def _reading(service: Service, body: StateRequest) -> Reading:
         service.check_tokens(tokens, "tokens")
     else:
         opening = [] if state is not None else [service.tokenizer.bos_id]
-        tokens = opening + await service.encode(body.text or "")
+        tokens = opening + await service.encode(body.text or "", "text")
     service.check_prompt(len(tokens), "text" if body.tokens is None else "tokens")
     return Reading(tokens, None, state, keep=True, keep_tokens=bool(body.keep_tokens))
 
@@ -73,7 +73,7 @@ async def _events(
     async for events in streams.events():
         for _, event in events:
             if isinstance(event, Failed):
-                raise ApiError(500, event.message, code="engine_failed")
+                raise streams.error(event)
             if isinstance(event, Progress):
                 yield {"object": "state.progress", "name": name, "read": event.read, "total": event.total}
             elif isinstance(event, Finished):

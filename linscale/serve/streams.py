@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from linscale.config import UserError
 from linscale.generate.continuation import Piece
 from linscale.generate.request import Event, Failed, Finished, Request
+from linscale.serve.errors import RETRY_S, ApiError
 
 if TYPE_CHECKING:
     from linscale.generate.worker import Ticket
@@ -53,6 +54,7 @@ class Streams:
         self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
         self._has_token = False
+        self._abandoned = False
 
     def __enter__(self) -> Streams:
         self._service.open_streams.add(self)
@@ -88,6 +90,12 @@ class Streams:
             if events:
                 yield events
 
+    def error(self, event: Failed) -> ApiError:
+        """What the client is told of a text that failed."""
+        if self._abandoned:
+            return ApiError(503, event.message, code="shutting_down", retry_after_s=RETRY_S)
+        return ApiError(500, event.message, code="engine_failed")
+
     def take(self, number: int, event: Event) -> None:
         """Called in the loop, with an event of a text."""
         if number not in self._running:
@@ -102,7 +110,8 @@ class Streams:
         self._arrived.set()
 
     def abandon(self, message: str) -> None:
-        """End all texts as failed."""
+        """End all texts as failed, because the server stops."""
+        self._abandoned = True
         for number, ticket in self._running.items():
             ticket.cancel()
             self._events.append((number, Failed(message)))

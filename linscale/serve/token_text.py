@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from linscale.data.tokenizer import END_OF_TEXT, ByteTokenizer, SubwordTokenizer, Tokenizer
 from linscale.generate.text_stream import BROKEN
+from linscale.serve.errors import ApiError
 
+LEAST = -9999.0  # in place of -inf, which JSON does not have, as in the OpenAI API
 BEFORE = "a"  # tokens are decoded behind it: a first token can lose the space in front of it
 
 
@@ -19,9 +22,10 @@ class TokenText:
         self._shown = tokenizer.decode(self._before)
         self.text = lru_cache(maxsize=1 << 16)(self._text)
         """The text of a token: its name where it is a special one, U+FFFD for a part of a character."""
-
-    def bytes_of(self, token: int) -> list[int] | None:
+        self.bytes_of = lru_cache(maxsize=1 << 16)(self._bytes_of)
         """The bytes of a token; None where they are not known, of a part of a character."""
+
+    def _bytes_of(self, token: int) -> list[int] | None:
         text = self.text(token)
         if BROKEN not in text:
             return list(text.encode())
@@ -41,6 +45,15 @@ class TokenText:
         if isinstance(self._tokenizer, SubwordTokenizer):
             return self._tokenizer.token_name(token)
         return END_OF_TEXT if token == self._tokenizer.eos_id else ""
+
+
+def nats(logprob: float | None) -> float | None:
+    """A log-probability as JSON has it. Raises ApiError where a broken model gives none."""
+    if logprob is not None and math.isnan(logprob):
+        raise ApiError(
+            500, "the model gives no probabilities here but NaN; its checkpoint is broken", code="engine_failed"
+        )
+    return logprob if logprob is None else max(logprob, LEAST)
 
 
 @lru_cache(maxsize=1)

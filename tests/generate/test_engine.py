@@ -1,6 +1,7 @@
 """An engine: many texts at once, each as if it were alone, whatever comes, goes or fails beside it."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -180,6 +181,31 @@ def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     assert not heard[2]
 
 
+def test_the_time_of_a_step_is_not_that_of_waiting_for_texts():
+    engine = engine_of(tiny())
+    for _ in range(2):
+        tokens_of(engine, Request(PROMPT[:3], SAMPLINGS[3]))
+        time.sleep(0.5)
+    tokens_of(engine, Request(PROMPT[:3], Sampling(max_tokens=1)))
+    assert 0 < engine.stats().step_s < 0.4
+
+
+@pytest.mark.parametrize("when", [0, 8, 12])
+def test_a_listener_may_cancel_its_own_text(when):
+    engine, heard = engine_of(tiny(), slots=1, chunk=8), []
+
+    def listen(event):
+        heard.append(event)
+        if len(heard) > when:
+            engine.cancel(text)
+
+    text = engine.submit(Request(PROMPT, Sampling(max_tokens=5, ignore_eos=True), keep=True), listen)
+    other = Heard(engine, Request(PROMPT, SAMPLINGS[0]))
+    finish(engine)
+    assert len(heard) == when + 1
+    assert isinstance(other[-1], Finished)
+
+
 def test_what_cannot_be_served_is_refused_in_one_line():
     engine = engine_of(tiny("llama"), context=64)
     for request, words in (
@@ -257,13 +283,20 @@ def test_a_worker_serves_threads_drains_and_closes():
 
 def test_a_worker_whose_engine_fails_says_so_to_all(monkeypatch, caplog):
     engine = engine_of(tiny())
-    heard = Heard()
+    heard, late = Heard(), Heard()
+
+    def fails(*needs, keep):
+        worker.submit(Request(PROMPT, SAMPLINGS[0]), late.append)  # as another thread does just now
+        return 1 / 0
+
     with Worker(engine) as worker:
-        monkeypatch.setattr(engine._slots, "launch", lambda *a, **k: 1 / 0)
+        monkeypatch.setattr(engine._slots, "launch", fails)
         worker.submit(Request(PROMPT, SAMPLINGS[0]), heard.append)
         worker._thread.join(60)
         assert isinstance(worker.failure, ZeroDivisionError)
         with pytest.raises(UserError, match="no more requests"):
             worker.submit(Request(PROMPT, SAMPLINGS[0]), heard.append)
-    assert isinstance(heard[-1], Failed)
-    assert "division by zero" in heard[-1].message
+        assert not worker.drain()
+    for events in (heard, late):
+        assert isinstance(events[-1], Failed)
+        assert "division by zero" in events[-1].message

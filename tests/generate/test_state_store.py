@@ -273,16 +273,18 @@ def test_foreign_files_are_refused_and_passed_over_in_the_list(store, saved, cap
     store.path("text").write_text("{}")
     safetensors.numpy.save_file({"x": safetensors.numpy.load_file(store.path("a"))["logits"]}, store.path("weights"))
     store.path("folder").mkdir()
+    os.mkfifo(store.path("pipe"))  # which nobody writes to
     for name, problem in (
+        ("pipe", "not a file"),
         ("text", "damaged"),
         ("weights", "not a state that linscale saved"),
-        ("folder", "folder.safete"),
+        ("folder", "not a file"),
     ):
         with pytest.raises(UserError, match=problem):
             store.load(name, saved, BYTES)
     assert list(store.list()) == ["a"]
-    assert store.names() == ("a", "folder", "text", "weights")
-    assert caplog.text.count("passing over a damaged state") == 3
+    assert store.names() == ("a", "folder", "pipe", "text", "weights")
+    assert caplog.text.count("passing over a damaged state") == 4
 
 
 def test_a_newer_format_is_refused(store, saved):

@@ -1,14 +1,19 @@
 """/v1/chat/completions by the OpenAI client: in the plain form, and by a model's own template."""
 
+import json
+
 import openai
 import pytest
+from pydantic import ValidationError
 
 from linscale.generate.chat_template import conversation
 from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.sample import sample, write
 from linscale.generate.sampling import Sampling
+from linscale.serve.schemas import ChatRequest, StateRequest
 from tests.serve.conftest import BYTES, serving
 
+JSON = {"Content-Type": "application/json"}
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "a state?"}]},
@@ -67,6 +72,14 @@ def test_a_models_own_template_and_the_tokens_that_end_its_answers(model, tmp_pa
             temperature=0,
             extra_body={"chat_template_kwargs": {"tone": "calm"}},
         )
+        for half in (
+            {"messages": [{"role": "user", "content": "\ud800"}]},
+            {"chat_template_kwargs": {"tone": "\ud800"}},
+        ):
+            content = json.dumps({"messages": CHAT, **half})
+            refused = server.http.post("/v1/chat/completions", content=content, headers=JSON)
+            assert refused.status_code == 400
+            assert "not valid Unicode" in refused.json()["error"]["message"]
         assert answer.usage.prompt_tokens == len(tokens)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (expected, "stop")
 
@@ -115,6 +128,16 @@ def test_what_is_wrong_is_named(server, body, field, reason):
     error = answer.json()["error"]
     assert error["param"].startswith(field)
     assert reason in error["message"]
+
+
+def test_a_report_of_many_mistakes_ends_at_the_first_of_a_list():
+    wrong = {"messages": [{"role": "x", "content": 1}] * 1000, "stop_tokens": ["a"] * 1000}
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate(wrong)
+    assert error.value.error_count() < 10
+    with pytest.raises(ValidationError) as error:
+        StateRequest.model_validate({"name": "a", "tokens": ["a"] * 1000})
+    assert error.value.error_count() == 1
 
 
 def test_harmless_fields_and_errors_of_the_client(server):

@@ -1,12 +1,14 @@
 """/v1/completions by the OpenAI client: the text of the library, in every form that the API has."""
 
+import threading
+
 import openai
 import pytest
 import torch
 
 from linscale.generate.sample import opened, sample, write
 from linscale.generate.sampling import Sampling
-from tests.serve.conftest import BYTES
+from tests.serve.conftest import BYTES, serving, tiny
 
 PROMPT = "To be, or not"
 
@@ -106,6 +108,42 @@ def test_logprobs_are_those_of_the_model(server, model):
             )
 
 
+def test_log_probabilities_that_json_does_not_have(tmp_path):
+    broken = tiny()
+    with torch.no_grad():
+        for others in (slice(32), slice(44, None)):  # all but 12 tokens
+            broken.head.weight[others, 0] = float("-inf")
+        broken.embedding.weight[ord("~")] = float("nan")
+    with serving(tmp_path, broken) as server:
+        for stream in (False, True):
+            body = {"max_tokens": 3, "logprobs": 20, "stream": stream, "temperature": 0}
+            text = server.post("/v1/completions", prompt="a~", **body).text
+            assert "gives no probabilities" in text
+            assert "NaN," not in text
+            least = server.post("/v1/completions", prompt="ab", **body).text
+            assert ("-9999.0" in least, "Infinity" in least) == (True, False)
+        assert server.rests()
+
+
+def test_an_answer_of_log_probabilities_is_not_made_in_the_loop(server, monkeypatch):
+    threads = set()
+    text = server.service.token_text.text
+    monkeypatch.setattr(
+        server.service.token_text, "text", lambda token: threads.add(threading.current_thread()) or text(token)
+    )
+    for path, body in (
+        ("/v1/completions", {"prompt": "x", "logprobs": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True}),
+    ):
+        assert server.post(path, max_tokens=2, **body).json()["choices"][0]["logprobs"]
+    assert threads
+    assert server.call(this_thread()) not in threads
+
+
+async def this_thread():
+    return threading.current_thread()
+
+
 def test_several_prompts_and_several_texts_of_each(server, model):
     options = {"max_tokens": 12, "temperature": 1.0}
     answer = server.openai.completions.create(model="run", prompt=["a", "bc"], n=3, seed=7, echo=True, **options)
@@ -166,6 +204,13 @@ def test_what_is_wrong_is_named(server, body, field, reason, stream):
     assert "Traceback" not in answer.text
 
 
+def test_what_a_client_sent_is_not_sent_back_without_end_nor_are_prompts_encoded_that_are_too_many(server, monkeypatch):
+    answer = server.post("/v1/completions", prompt="x", model="y" * 50_000)
+    assert len(answer.text) < 3000
+    monkeypatch.setattr(server.service, "encode", lambda text: pytest.fail("encoded"))
+    assert server.post("/v1/completions", prompt=["x"] * 7).json()["error"]["code"] == "invalid_value"
+
+
 def test_what_is_harmless_is_taken(server):
     server.openai.completions.create(
         model="run", prompt="x", max_tokens=2, user="me", best_of=1, suffix=None, logit_bias={}, presence_penalty=0
@@ -187,14 +232,15 @@ def test_the_clients_own_errors(server):
     [
         (b"{", "application/json", "not JSON: Expecting property name"),
         (b"", "application/json", "the request is empty"),
-        (b"[" * 10_000, "application/json", "the body"),
-        (b"\xff", "application/json", "the body"),
+        (b"[" * 10_000, "application/json", "nested too deep"),
+        (b"\xff", "application/json", "not UTF-8"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", "a number of too many digits"),
         (b"[1]", "application/json", "not a JSON object"),
         (b'{"prompt": "\\ud800"}', "application/json", "not valid Unicode"),
         (b'{"prompt": "x", "top_p": NaN}', "application/json", "top_p = nan"),
         (b'{"prompt": "x"}', "text/plain", "Content-Type: application/json"),
     ],
-    ids=["half", "empty", "deep", "not UTF-8", "a list", "half a character", "nan", "plain text"],
+    ids=["half", "empty", "deep", "not UTF-8", "a long number", "a list", "half a character", "nan", "plain text"],
 )
 def test_what_is_no_request_is_answered_so(server, content, kind, problem):
     answer = server.http.post("/v1/completions", content=content, headers={"Content-Type": kind})

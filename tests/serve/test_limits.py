@@ -135,7 +135,7 @@ def test_a_text_that_is_longer_than_softmax_layers_have_room_for(tmp_path):
             ("/v1/states", {"name": "a", "text": prompt * 2}, "text"),
         ):
             error = server.post(path, **body).json()["error"]
-            assert error["param"] == field
+            assert (error["param"], error["code"]) == (field, "context_length_exceeded")
             assert "more than the 64 that a text may have here" in error["message"]
         assert server.http.get("/v1/models").json()["data"][0]["context"] == 64
         chat = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "x"}], ignore_eos=True)

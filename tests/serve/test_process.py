@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 
 from linscale.cli import main
 from linscale.cli import serve as command
+from linscale.config import UserError
 from linscale.generate.sample import sample
 from linscale.serve.process import drain, listen
+from linscale.serve.process import run as serve_until_told
 from tests.serve.conftest import BYTES, KEY, save_run, serving, tiny
 
 LONG = {"prompt": "x", "temperature": 0, "stream": True, "ignore_eos": True}
@@ -94,6 +98,8 @@ def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
             assert 0.1 < time.monotonic() - began < 5
             for error in (json.loads(last)["error"], whole.result().json()["error"]):
                 assert error["message"] == "the server shut down before the text ended"
+                assert error["code"] == "shutting_down"
+            assert whole.result().status_code == 503
         assert server.post("/v1/completions", prompt="x").status_code == 503
         assert server.rests()
 
@@ -127,6 +133,28 @@ def test_a_port_that_is_taken_a_folder_that_is_not_there_and_a_package_that_is_m
     assert f"port = {port}: cannot listen at 127.0.0.1 (Address already in use)" in capsys.readouterr().err
     assert main(["serve", "none"]) == 2
     assert "none: no such folder" in capsys.readouterr().err
+    with listen("127.0.0.1", 0) as first, listen("127.0.0.1", first.getsockname()[1]) as second:  # both still load
+        first.listen()
+        with pytest.raises(UserError, match=r"port = \d+: cannot listen at 127.0.0.1 \(Address already in use\)"):
+            serve_until_told(FastAPI(), second, 1, print)
     monkeypatch.setattr(command, "NEEDED", ("fastapi", "no_such_package"))
     assert main(["serve", str(run)]) == 2
     assert "no_such_package: not installed; pip install 'linscale[serve]'" in capsys.readouterr().err
+
+
+def test_small_answers_are_sent_at_once():
+    found = asyncio.Queue()
+
+    async def nodelay():
+        with listen("127.0.0.1", 0) as bound:
+            server = await asyncio.start_server(lambda _, writer: found.put_nowait(writer), sock=bound)
+            _, client = await asyncio.open_connection(*bound.getsockname())
+            writer = await found.get()
+            option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for each in (client, writer):
+                each.close()
+                await each.wait_closed()
+            server.close()
+            return option
+
+    assert asyncio.run(nodelay())

@@ -1,6 +1,8 @@
 """/v1/states: a text read once, gone on from by any request, listed, forked and deleted."""
 
+import errno
 import json
+import shutil
 import threading
 
 from linscale.generate.sample import sample
@@ -151,3 +153,47 @@ def test_states_are_loaded_once_kept_within_bounds_and_read_again_when_their_fil
         states._most_bytes = 0
         assert server.complete("x", state="b") == server.complete("x", state="a")
         assert not states._loaded
+
+
+def test_a_state_that_is_deleted_or_saved_by_others_meanwhile(server, names, monkeypatch):
+    store = server.service.states._store
+    server.post("/v1/states", name="a", text="x")
+    path, record = store.path("a"), store.show("a")
+
+    def deleted(self, name):
+        path.unlink(missing_ok=True)
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateStore, "show", deleted)
+        gone = server.http.get("/v1/states/a")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "state_not_found")
+        server.post("/v1/states", name="b", text="x")
+        path = store.path("b")
+        patch.setattr(StateStore, "list", lambda self: {"b": self.show("b")})
+        assert server.http.get("/v1/states").json()["data"] == []
+    server.post("/v1/states", name="c", text="x")
+    copy = shutil.copyfile
+    monkeypatch.setattr("shutil.copyfile", lambda old, new: (old.unlink(), copy(old, new)))
+    gone = server.post("/v1/states/c/fork", name="d")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "state_not_found")
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(server, names, monkeypatch):
+    before = server.post("/v1/states", name="a", text="x").json()
+    with monkeypatch.context() as patch:
+        patch.setattr("linscale.generate.saved_state.save_file", full)
+        for path, body in (
+            ("/v1/states", {"name": "a", "text": "y"}),
+            ("/v1/completions", {"prompt": "y", "save_state": "a"}),
+        ):
+            error = server.post(path, **body, replace=True).json()["error"]
+            assert (error["type"], error["code"]) == ("server_error", "state_not_saved")
+            assert "No space left on device" in error["message"]
+            assert str(server.service.states._store.folder) not in error["message"]
+    assert server.http.get("/v1/states/a").json() == before
+    assert server.rests()
+
+
+def full(*args, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
