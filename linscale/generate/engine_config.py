@@ -62,7 +62,7 @@ class Setup:
         lasting = any(isinstance(block.mixer, CosFormer2Mixer) for block in model.blocks)
         if config.state_dtype == "bfloat16" and lasting:
             raise UserError(
-                "state_dtype = bfloat16: cosFormer2's states do not decay, so rounding adds up in them; expected float32"
+                "state_dtype = bfloat16: cosFormer2's states do not decay: rounding adds up in them; expected float32"
             )
         limit = config.context if softmax else None
         return cls(
