@@ -43,6 +43,7 @@ def chat(
         sampling: How tokens are drawn, and where an answer ends.
     """
     from linscale.generate.chat_template import STOP
+    from linscale.generate.end_tokens import end_tokens, ended_by
     from linscale.generate.jinja_template import load_chat_template
 
     if sampling.logprobs is not None:
@@ -52,8 +53,8 @@ def chat(
     template = load_chat_template(path, session.tokenizer)
     if template is None:
         sampling = replace(sampling, stop=(*STOP, *sampling.stop))
-    else:
-        sampling = replace(sampling, stop_tokens=(*template.stop_tokens, *sampling.stop_tokens))
+    ends = end_tokens(path, session.tokenizer) if template is None else template.stop_tokens
+    sampling = ended_by(sampling, ends)
     talk = Conversation(session, states, state, template)
     _converse(talk, sampling)
 

@@ -52,7 +52,9 @@ def generate(
         states.require_free(save_state)
     session = open_session(path, states, state)
     read_prompt(session, prompt, file)
-    pieces = session.stream(sampling)
+    from linscale.generate.end_tokens import end_tokens, ended_by
+
+    pieces = session.stream(ended_by(sampling, end_tokens(path, session.tokenizer)))
     made = list(pieces if json else _shown(prompt or "", pieces))
     if save_state is not None:
         states.save(save_state, session.snapshot(), session.model, session.tokenizer)

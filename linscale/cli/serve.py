@@ -55,6 +55,7 @@ def serve(
     states = open_store(path, store)
 
     from linscale.checkpoint import load
+    from linscale.generate.end_tokens import end_tokens
     from linscale.generate.engine import Engine
     from linscale.generate.identity import identify
     from linscale.generate.jinja_template import load_chat_template
@@ -70,7 +71,8 @@ def serve(
         template, identity = load_chat_template(path, tokenizer), identify(model, tokenizer)
         worker = Worker(Engine(model.float().to(_device(device)), tokenizer, engine))
         hosts = names_of(host, options.allowed_host)
-        app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts)
+        ends = end_tokens(path, tokenizer)
+        app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts, end_tokens=ends)
         with worker:
             address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
             run(app, bound, options.drain_s, lambda: print_note(f"serving {options.model_name} at {address}/v1"))

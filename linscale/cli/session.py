@@ -47,14 +47,13 @@ def open_session(path: Path, store: StateStore, state: str | None, *, keep_token
 
 
 def read_prompt(session: Session, prompt: str | None, file: Path | None) -> None:
-    """Have a session read a text, or a file with progress; a text that begins is opened by the end-of-text token."""
-    from linscale.generate.sample import encoded
+    """Have a session read a text, or a file with progress; a text that begins is opened by the token for it."""
+    from linscale.generate.sample import encoded, opened
 
-    opening = [] if session.length else [session.tokenizer.eos_id]
-    if file is None:
-        session.read([*opening, *encoded(session.tokenizer, prompt or "")])
+    if file is not None:
+        _read_file(session, file, [] if session.length else session.tokenizer.opening)
     else:
-        _read_file(session, file, opening)
+        session.read((encoded if session.length else opened)(session.tokenizer, prompt or ""))
 
 
 def _read_file(session: Session, file: Path, opening: Sequence[int]) -> None:

@@ -63,7 +63,7 @@ class Sampling:
     logprobs: Annotated[int, _within(lambda count: 0 <= count <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")] | None = None
     """Give the log-probability of each token and of this many of the most probable ones."""
     ignore_eos: bool = False
-    """Go on behind the end-of-text token."""
+    """Go on behind the end-of-text token, and the others at which texts of an imported model end."""
 
     @model_validator(mode="wrap")  # also where it is called as Sampling(...), without `parse`
     @classmethod
