@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Drawn, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Drawn, Run, Store, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -24,7 +21,7 @@ HELP = "/save [NAME] saves the state, /fork NAME goes on in a copy, /quit ends; 
 
 
 def chat(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Run,
     *,
     state: str | None = None,
     sampling: Drawn = DEFAULTS,

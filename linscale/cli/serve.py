@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Store, open_store
+from linscale.cli.session import Run, Store, open_store, trained_length
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
-from linscale.generate.engine_config import EngineConfig
+from linscale.generate.engine_config import CONTEXT, EngineConfig
 from linscale.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ Port = Annotated[int, tyro.conf.arg(metavar="PORT")]
 
 
 def serve(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Run,
     *,
     host: str = "127.0.0.1",
     port: Port = 8000,
     api_key_file: Path | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     engine: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = EngineConfig(),  # noqa: B008
-    options: Annotated[ServeOptions, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = ServeOptions(),  # noqa: B008
+    limits: Annotated[ServeOptions, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = ServeOptions(),  # noqa: B008
     store: Store = None,
 ) -> None:
     """Serve a trained model by the OpenAI API: /v1/completions, /v1/chat/completions, and saved states at /v1/states.
@@ -45,14 +45,15 @@ def serve(
         api_key_file: A file of keys, one a line, of which clients must give one.
         device: By default a GPU where there is one.
         engine: How many texts run at once, and in what precision.
-        options: What clients may ask for.
+        limits: What clients may ask for.
     """
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)}: not installed; pip install 'linscale[serve]'")
     if not 0 <= port <= 65535:
         raise UserError(f"port = {port}: expected 0 to 65535")
-    options = _completed(options, path, api_key_file)
+    options = _completed(limits, path, api_key_file)
     states = open_store(path, store)
+    engine = _fitting(engine, path)
 
     from linscale.checkpoint import load
     from linscale.generate.end_tokens import end_tokens
@@ -66,6 +67,7 @@ def serve(
 
     bound = listen(host, port)
     with bound:
+        print_note(f"loading {options.model_name}")
         limit_threads(cores())
         model, tokenizer = load(path)
         template, identity = load_chat_template(path, tokenizer), identify(model, tokenizer)
@@ -76,6 +78,14 @@ def serve(
         with worker:
             address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
             run(app, bound, options.drain_s, lambda: print_note(f"serving {options.model_name} at {address}/v1"))
+
+
+def _fitting(engine: EngineConfig, path: Path) -> EngineConfig:
+    """The config with texts no longer than an imported model was made for, unless it says how long they may be."""
+    length, imported = trained_length(path)
+    if engine.context is not None or length is None or not imported:
+        return engine
+    return replace(engine, context=min(length, CONTEXT))
 
 
 def _completed(options: ServeOptions, path: Path, api_key_file: Path | None) -> ServeOptions:

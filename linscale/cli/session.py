@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from linscale.cli.output import ProgressBar
+from linscale.cli.output import ProgressBar, print_note
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 from linscale.generate.sampling import Sampling
+from linscale.run_folder import CHECKPOINTS, CONFIG, read_json
 
 if TYPE_CHECKING:
     from linscale.generate.session import Session
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Drawn = Annotated[Sampling, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction]
 """The fields of Sampling as options."""
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Store = Annotated[
     Path | None, tyro.conf.arg(help="The folder of the states; by default states in the run folder.", metavar="DIR")
 ]
@@ -44,6 +46,24 @@ def open_session(path: Path, store: StateStore, state: str | None, *, keep_token
     model, tokenizer = load(path)
     snapshot = None if state is None else store.load(state, model, tokenizer)
     return Session(model, tokenizer, snapshot, keep_tokens=keep_tokens)
+
+
+def trained_length(path: Path) -> tuple[int | None, bool]:
+    """Tokens of a text that the model of a run or checkpoint folder was trained for, where the run says so, and whether
+    the model was imported: then that is what it was made for (max_position_embeddings)."""
+    resolved = path.resolve()
+    file = (resolved.parent.parent if resolved.parent.name == CHECKPOINTS else resolved) / CONFIG
+    settings = read_json(file) if file.is_file() else {}
+    length = (settings.get("train") or {}).get("length")
+    return length if isinstance(length, int) else None, (settings.get("data") or {}).get("path") is None
+
+
+def note_length(session: Session, path: Path, more: int = 0) -> None:
+    """Say so where a text, with `more` tokens to come, is longer than a model with softmax layers was trained for."""
+    length, _ = trained_length(path)
+    if length is not None and session.length + more > length and session.grows:
+        text = f"{session.length:,} tokens" + (f" and {more:,} to come" if more else "")
+        print_note(f"{text} are more than the {length:,} that this model was trained for; it may write nonsense there")
 
 
 def read_prompt(session: Session, prompt: str | None, file: Path | None) -> None:

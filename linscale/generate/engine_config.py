@@ -15,6 +15,7 @@ from linscale.models.count import state_elements
 
 SLOTS = {"cuda": 64}
 CPU_SLOTS = 8
+CONTEXT = 8192
 CHUNK, SOFTMAX_CHUNK = 8192, 1024
 MEMORY_SHARE = 0.5  # of a GPU's free memory that keys and values may take by default
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,8 +27,9 @@ class EngineConfig:
 
     slots: PositiveInt | None = None
     "Texts that run at once; by default 64 on a GPU, fewer where softmax layers leave no room for them, and 8 on a CPU."
-    context: PositiveInt = 8192
-    "Tokens that a text may have in a model with softmax layers, whose memory it takes. Others have no limit."
+    context: PositiveInt | None = None
+    """Tokens that a text may have in a model with softmax layers, whose memory it takes; by default 8192, or what an
+    imported model was made for where that is less. Others have no limit."""
     chunk: PositiveInt | None = None
     "Tokens of a prompt read between two steps; by default 8192, and 1024 with softmax layers."
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -53,7 +55,7 @@ class Setup:
         device = model.embedding.weight.device
         softmax = any(isinstance(block.mixer, SoftmaxAttention) for block in model.blocks)
         dtype = DTYPES[config.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
-        limit = config.context if softmax else None
+        limit = (config.context or CONTEXT) if softmax else None
         return cls(
             slots=config.slots or _slots(model, device, limit, dtype),
             limit=limit,

@@ -72,3 +72,8 @@ class Sampling:
             return build(values)
         except ValidationError as error:
             raise UserError(explain(error, cls)) from None
+
+    def check_tokens(self, size: int) -> None:
+        """Raise UserError for a stop token that a tokenizer of `size` tokens does not have."""
+        if wrong := [token for token in self.stop_tokens if token >= size]:
+            raise UserError(f"stop_tokens = {wrong[0]}: not one of the model's; expected 0 to {size - 1}")

@@ -8,9 +8,10 @@ import torch
 import transformers
 
 from linscale.adapt.tokenizer_folder import export_tokenizer, import_tokenizer
-from linscale.cli import main
+from linscale.cli import main, serve
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.end_tokens import end_tokens
+from linscale.generate.engine_config import EngineConfig
 
 WORDS = ["the cat sat on the mat, and the dog looked at the cat"] * 3
 
@@ -30,7 +31,13 @@ def tokenizer_of(content, opens):
 def test_a_text_is_that_of_transformers(opens, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tokenizer = tokenizer_of(train_bpe(WORDS, 280).content, opens)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    }
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(
@@ -60,6 +67,15 @@ def test_a_text_is_that_of_transformers(opens, tmp_path, monkeypatch, capsys):
     )
     assert main(["import", "hf", "old"]) == 0  # before generation_config.json, these tokens stood in config.json
     assert end_tokens(tmp_path / "old", load_tokenizer("old")) == (other,)
+    assert serve._fitting(EngineConfig(), tmp_path / "run" / "checkpoints" / "step_00000000").context == 32
+    assert serve._fitting(EngineConfig(context=64), tmp_path / "run").context == 64
+    for count, said in ((31, ""), (32, "more than the 32 that this model was trained for")):
+        capsys.readouterr()
+        assert main(["generate", "run", "--prompt", "", "--max-tokens", str(count)]) == 0
+        assert said in (err := capsys.readouterr().err)
+        assert bool(said) == bool(err)
+    assert main(["generate", "run", "--prompt", "a", "--stop-tokens", "9999"]) == 2
+    assert "stop_tokens = 9999: not one of the model's" in capsys.readouterr().err
     assert main(["export", "run", "again"]) == 0
     card = (tmp_path / "again" / "README.md").read_text()
     assert "imported with code" in card

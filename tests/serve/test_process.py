@@ -39,6 +39,7 @@ def process(run, *options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     server = subprocess.Popen([sys.executable, "-c", START, *words], stderr=subprocess.PIPE, text=True, env=environment)
     try:
+        assert server.stderr.readline() == "linscale: loading small\n"
         line = server.stderr.readline()
         address = re.fullmatch(r"linscale: serving small at (http://127\.0\.0\.1:\d+)/v1\n", line)
         assert address, line + server.stderr.read()
