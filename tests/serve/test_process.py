@@ -78,7 +78,10 @@ def test_it_drains_when_it_is_told_to_stop(run):
         *_, last, done = events
         assert (json.loads(last)["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
         assert server.wait(10) == 0
-        assert server.stderr.read() == ""
+        assert (
+            server.stderr.read()
+            == "linscale: stopping: texts under way (1) have 60 s to end; a second signal ends them\n"
+        )
 
 
 def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
