@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Drawn, Run, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Drawn, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -53,12 +54,12 @@ def chat(
     ends = end_tokens(path, session.tokenizer) if template is None else template.stop_tokens
     sampling = ended_by(sampling, ends)
     talk = Conversation(session, states, state, template)
-    _converse(talk, sampling)
+    _converse(talk, sampling, path)
 
 
-def _converse(talk: Conversation, sampling: Sampling) -> None:
+def _converse(talk: Conversation, sampling: Sampling, path: Path) -> None:
     """Answer the lines of standard input."""
-    terminal = sys.stdin.isatty()
+    terminal, noted = sys.stdin.isatty(), False
     if terminal:
         print_note(HELP)
     while True:
@@ -77,6 +78,7 @@ def _converse(talk: Conversation, sampling: Sampling) -> None:
                 print_note(str(error))
         elif words:
             talk.answer(line.rstrip("\r\n"), sampling)
+            noted = noted or note_length(talk.session, path)
             sampling = replace(sampling, seed=None)  # the draws of one conversation follow each other
 
 

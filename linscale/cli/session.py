@@ -58,12 +58,15 @@ def trained_length(path: Path) -> tuple[int | None, bool]:
     return length if isinstance(length, int) else None, (settings.get("data") or {}).get("path") is None
 
 
-def note_length(session: Session, path: Path, more: int = 0) -> None:
-    """Say so where a text, with `more` tokens to come, is longer than a model with softmax layers was trained for."""
+def note_length(session: Session, path: Path, more: int = 0) -> bool:
+    """Say so, and return True, where a text with `more` tokens to come is longer than a model with softmax layers was
+    trained for."""
     length, _ = trained_length(path)
-    if length is not None and session.length + more > length and session.grows:
+    beyond = length is not None and session.length + more > length and session.grows
+    if beyond:
         text = f"{session.length:,} tokens" + (f" and {more:,} to come" if more else "")
         print_note(f"{text} are more than the {length:,} that this model was trained for; it may write nonsense there")
+    return beyond
 
 
 def read_prompt(session: Session, prompt: str | None, file: Path | None) -> None:

@@ -1,6 +1,8 @@
 """An imported model writes from a prompt what transformers writes: opened alike, and ended alike."""
 
+import io
 import json
+import sys
 
 import pytest
 import tokenizers
@@ -74,6 +76,9 @@ def test_a_text_is_that_of_transformers(opens, tmp_path, monkeypatch, capsys):
         assert main(["generate", "run", "--prompt", "", "--max-tokens", str(count)]) == 0
         assert said in (err := capsys.readouterr().err)
         assert bool(said) == bool(err)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat sat\n" * 3))
+    assert main(["chat", "run", "--max-tokens", "20", "--seed", "1"]) == 0
+    assert capsys.readouterr().err.count("more than the 32 that this model was trained for") == 1
     assert main(["generate", "run", "--prompt", "a", "--stop-tokens", "9999"]) == 2
     assert "stop_tokens = 9999: not one of the model's" in capsys.readouterr().err
     assert main(["export", "run", "again"]) == 0

@@ -138,6 +138,8 @@ def test_a_thousand_requests(model, tmp_path):
         size = memory()
         became += asyncio.run(half(server.address, range(REQUESTS // 2, REQUESTS + 50), kinds, texts))
         assert memory() - size < MOST_GROWTH
-        assert left_behind(server) == before
+        after = left_behind(server)
+        assert after["files"] <= before["files"]  # one of an earlier test may be closed meanwhile
+        assert {**after, "files": 0} == {**before, "files": 0}
         assert before["connections"] == before["objects"] == before["texts"] == 0
         assert {kind: became.count(kind) for kind in set(became)} == {"left": 100, "malformed": 100, "written": 800}
