@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Drawn, Run, Store, note_length, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Drawn, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -26,6 +26,7 @@ def chat(
     *,
     state: str | None = None,
     sampling: Drawn = DEFAULTS,
+    device: Device = None,
     store: Store = None,
 ) -> None:
     """Talk with a trained model. What was said is never read again: the state is kept between turns.
@@ -47,7 +48,7 @@ def chat(
     if sampling.logprobs is not None:
         raise UserError("logprobs: a conversation shows none; linscale generate --json gives them")
     states = open_store(path, store)
-    session = open_session(path, states, state)
+    session = open_session(path, states, state, device=device)
     template = load_chat_template(path, session.tokenizer)
     if template is None:
         sampling = replace(sampling, stop=(*STOP, *sampling.stop))

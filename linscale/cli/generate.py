@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linscale.cli.output import Json, print_json, print_note
-from linscale.cli.session import Drawn, Run, Store, note_length, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Drawn, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -26,6 +26,7 @@ def generate(
     state: str | None = None,
     save_state: str | None = None,
     sampling: Drawn = DEFAULTS,
+    device: Device = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def generate(
     states = open_store(path, store)
     if save_state is not None:
         states.require_free(save_state)
-    session = open_session(path, states, state)
+    session = open_session(path, states, state, device=device)
     read_prompt(session, prompt, file)
     note_length(session, path, sampling.max_tokens)
     from linscale.generate.end_tokens import end_tokens, ended_by

@@ -5,19 +5,16 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Run, Store, open_store, trained_length
+from linscale.cli.session import Device, Run, Store, chosen_device, open_store, trained_length
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 from linscale.generate.engine_config import CONTEXT, EngineConfig
 from linscale.serve.options import ServeOptions
-
-if TYPE_CHECKING:
-    import torch
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 Port = Annotated[int, tyro.conf.arg(metavar="PORT")]
@@ -29,7 +26,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Port = 8000,
     api_key_file: Path | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device = None,
     engine: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = EngineConfig(),  # noqa: B008
     limits: Annotated[ServeOptions, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = ServeOptions(),  # noqa: B008
     store: Store = None,
@@ -43,7 +40,6 @@ def serve(
         host: The address to listen at; 0.0.0.0 is all of this machine's.
         port: 0 takes a free one.
         api_key_file: A file of keys, one a line, of which clients must give one.
-        device: By default a GPU where there is one.
         engine: How many texts run at once, and in what precision.
         limits: What clients may ask for.
     """
@@ -71,7 +67,7 @@ def serve(
         limit_threads(cores())
         model, tokenizer = load(path)
         template, identity = load_chat_template(path, tokenizer), identify(model, tokenizer)
-        worker = Worker(Engine(model.float().to(_device(device)), tokenizer, engine))
+        worker = Worker(Engine(model.float().to(chosen_device(device)), tokenizer, engine))
         hosts = names_of(host, options.allowed_host)
         ends = end_tokens(path, tokenizer)
         app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts, end_tokens=ends)
@@ -110,11 +106,3 @@ def _keys(file: Path) -> list[str]:
     if not keys:
         raise UserError(f"api_key_file = {str(file)!r}: no key in it; expected one a line")
     return keys
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device = 'cuda': no GPU that torch can use on this machine; linscale doctor says why")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

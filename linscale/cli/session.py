@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,12 +15,15 @@ from linscale.generate.sampling import Sampling
 from linscale.run_folder import CHECKPOINTS, CONFIG, read_json
 
 if TYPE_CHECKING:
+    import torch
+
     from linscale.generate.session import Session
     from linscale.generate.state_store import StateStore
 
 Drawn = Annotated[Sampling, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction]
 """The fields of Sampling as options."""
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Device = Annotated[Literal["cpu", "cuda"] | None, tyro.conf.arg(help="By default a GPU where there is one.")]
 Store = Annotated[
     Path | None, tyro.conf.arg(help="The folder of the states; by default states in the run folder.", metavar="DIR")
 ]
@@ -35,17 +38,33 @@ def open_store(path: Path, store: Path | None) -> StateStore:
     return StateStore(states_folder(path) if store is None else store)
 
 
-def open_session(path: Path, store: StateStore, state: str | None, *, keep_tokens: bool = False) -> Session:
+def open_session(
+    path: Path, store: StateStore, state: str | None, *, keep_tokens: bool = False, device: Device = None
+) -> Session:
     """A session of the model of a run or checkpoint folder, from a state of the store or an empty text."""
+    where = chosen_device(device)
     if state is not None:
         store.show(state)  # what is wrong with a name is said before a model is loaded
+    import torch
+
     from linscale.checkpoint import load
     from linscale.generate.session import Session
 
     limit_threads(cores())
     model, tokenizer = load(path)
+    model = model.to(where)
     snapshot = None if state is None else store.load(state, model, tokenizer)
-    return Session(model, tokenizer, snapshot, keep_tokens=keep_tokens)
+    dtype = torch.bfloat16 if where.type == "cuda" else None
+    return Session(model, tokenizer, snapshot, keep_tokens=keep_tokens, dtype=dtype)
+
+
+def chosen_device(name: Device) -> torch.device:
+    """The device of a name, or a GPU where there is one. Raises UserError for a GPU that is not there."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': no GPU that torch can use on this machine; linscale doctor says why")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def trained_length(path: Path) -> tuple[int | None, bool]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, duration, file_size, print_json, print_table
-from linscale.cli.session import Run, Store, note_length, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError, to_dict
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def create(
     keep_tokens: bool = False,
     bf16: bool = False,
     replace: bool = False,
+    device: Device = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def create(
     states = open_store(path, store)
     states.require_free(name, replace=replace)
     began = time.monotonic()
-    session = open_session(path, states, state, keep_tokens=keep_tokens)
+    session = open_session(path, states, state, keep_tokens=keep_tokens, device=device)
     read_prompt(session, prompt, file)
     note_length(session, path)
     states.save(name, session.snapshot(), session.model, session.tokenizer, bf16=bf16, replace=replace)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from contextlib import nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Needs
 from linscale.generate.engine_config import EngineConfig, Setup
+from linscale.generate.precision import reading
 from linscale.generate.reading import Part
 from linscale.generate.request import Failed, Finished, Listener, Progress, Request
 from linscale.generate.slots import Launched, Slots
@@ -69,8 +69,7 @@ class Engine:
         self._slots = Slots(
             model, tokenizer, setup.slots, setup.limit or 1, dtype=setup.dtype, state_dtype=setup.state_dtype
         )
-        self._half = model.embedding.weight.is_cuda and setup.dtype == torch.bfloat16
-        if self._half:
+        if model.embedding.weight.is_cuda and setup.dtype == torch.bfloat16:
             for module in model.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.data = module.weight.data.to(setup.dtype)
@@ -253,7 +252,7 @@ class Engine:
     @torch.no_grad()
     def _read_chunk(self, text: Text, tokens: np.ndarray, *, last: bool) -> None:
         device = self.model.embedding.weight.device
-        with torch.autocast(device.type, torch.bfloat16) if self._half else nullcontext():
+        with reading(self.model, self.setup.dtype):
             state = None if text.state is None else moved(text.state, device)
             x, after = self.model.read(torch.from_numpy(tokens)[None].to(device), state)
             logits = self.model.logits(x[0, -1]).float() if last and text.request.sampling is None else None

@@ -8,17 +8,18 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from linscale.config import config
+from linscale.config import UserError, config
 from linscale.layers import SoftmaxAttention
 from linscale.models import LanguageModel
 from linscale.models.count import state_elements
+from linscale.ops.decode.plain import can_halve
 
 SLOTS = {"cuda": 64}
 CPU_SLOTS = 8
 CONTEXT = 8192
 CHUNK, SOFTMAX_CHUNK = 8192, 1024
 MEMORY_SHARE = 0.5  # of a GPU's free memory that keys and values may take by default
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @config
@@ -32,8 +33,9 @@ class EngineConfig:
     imported model was made for where that is less. Others have no limit."""
     chunk: PositiveInt | None = None
     "Tokens of a prompt read between two steps; by default 8192, and 1024 with softmax layers."
-    dtype: Literal["float32", "bfloat16"] | None = None
-    "Of matrices and of what runs between layers; by default bfloat16 on a GPU, float32 on a CPU."
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of matrices and of what runs between layers; by default bfloat16 on a GPU, float32 on a CPU. float16, on an x86
+    CPU alone, is of the large matrices of steps, all else is float32: faster, with logits 1e-3 from float32's."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     "Of linear attention's states."
 
@@ -55,6 +57,8 @@ class Setup:
         device = model.embedding.weight.device
         softmax = any(isinstance(block.mixer, SoftmaxAttention) for block in model.blocks)
         dtype = DTYPES[config.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+        if dtype == torch.float16 and (device.type != "cpu" or not can_halve()):
+            raise UserError("dtype = float16: this device has no products for it; expected float32 or bfloat16")
         limit = (config.context or CONTEXT) if softmax else None
         return cls(
             slots=config.slots or _slots(model, device, limit, dtype),

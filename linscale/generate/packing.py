@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
 from linscale.ops.decode import Mix, Projection
+from linscale.ops.decode.plain import can_halve, halved
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,40 @@ class Packed:
     head: Projection
 
 
+KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, SoftmaxAttention)
+
+
+def can_pack(model: LanguageModel) -> bool:
+    """Whether decoding steps know all mixers of the model."""
+    return len(model.blocks) > 0 and all(isinstance(block.mixer, KNOWN) for block in model.blocks)
+
+
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
-    """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
+    """The model's matrices in `dtype`. On a CPU that has products for it, float16 is of large matrices alone, and all
+    else is float32. Raises TypeError for a mixer that decoding steps do not know."""
+    if dtype == torch.float16 and not model.embedding.weight.is_cuda and can_halve():
+        return _halved(pack(model, torch.float32))
     head = model.embedding.weight if model.head is None else model.head.weight
     return Packed(
         embedding=model.embedding.weight.detach().to(dtype),
         encoder=model.position_encoder,
         layers=tuple(_pack_layer(model, layer, dtype) for layer in range(model.config.n_layers)),
-        head=Projection(_scaled(model.norm, head).to(dtype), normed=True),
+        head=Projection(_laid_out(_scaled(model.norm, head).to(dtype)), normed=True),
     )
+
+
+def _halved(packed: Packed) -> Packed:
+    layers = tuple(
+        replace(
+            layer,
+            read=halved(layer.read),
+            out=halved(layer.out),
+            gate_up=halved(layer.gate_up),
+            down=halved(layer.down),
+        )
+        for layer in packed.layers
+    )
+    return replace(packed, layers=layers, head=halved(packed.head))
 
 
 def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
@@ -69,14 +95,14 @@ def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
     return Layer(
         read=Projection(_side_by_side(block.mixer_norm, rows, dtype), normed=True, silu_until=silu_until),
         mixer=mixer,
-        out=Projection(block.mixer.o_proj.weight.detach().to(dtype)),
+        out=Projection(_laid_out(block.mixer.o_proj.weight.detach().to(dtype))),
         gate_up=Projection(
             _side_by_side(block.mlp_norm, [mlp.gate_proj.weight, mlp.up_proj.weight], dtype),
             normed=True,
             paired=True,
             activation=mlp.activation is not None,
         ),
-        down=Projection(mlp.down_proj.weight.detach().to(dtype)),
+        down=Projection(_laid_out(mlp.down_proj.weight.detach().to(dtype))),
     )
 
 
@@ -111,7 +137,15 @@ def _mixer(
 
 
 def _side_by_side(norm: nn.Module, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([_scaled(norm, part) for part in parts]).to(dtype)
+    return _laid_out(torch.cat([_scaled(norm, part) for part in parts]).to(dtype))
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """The matrix (N, K), on a CPU with its longer side next to each other in memory: one row of x times it is then
+    twice as fast where N > K."""
+    if weight.is_cuda or weight.shape[0] <= weight.shape[1]:
+        return weight
+    return weight.t().contiguous().t()
 
 
 def _scaled(norm: nn.Module, weight: Tensor) -> Tensor:

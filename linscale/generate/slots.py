@@ -105,7 +105,7 @@ class Slots:
         needs = Needs.of([sampling])
         rows = Rows.empty(1, self._rows.seen.shape[1], self.device, penalties=needs.penalty)
         rows.put(0, sampling, seen, draws[1], seed=draws[0])
-        return _on_host(choose(logits[None].to(self.device), rows, needs, self.vocab_size))
+        return on_host(choose(logits[None].to(self.device), rows, needs, self.vocab_size))
 
     def free(self, slot: int) -> None:
         """The text rests, and its slot may be put to other use; a step that is under way still reads its token."""
@@ -126,6 +126,12 @@ class Slots:
         parts += [] if self.step.encoder_state is None else [self.step.encoder_state]
         return sum(part.nbytes for part in parts) // self.count
 
+    def make_room(self, capacity: int) -> None:
+        """Room for so many tokens of each text in softmax layers. Waits for the device; graphs are captured anew."""
+        self.step.make_room(capacity)
+        if self._graphs is not None:
+            self._graphs = Graphs(self)
+
     def warm_up(self) -> None:
         """Make ready what the first steps need, which otherwise they wait for."""
         if self._graphs is not None:
@@ -141,7 +147,7 @@ class Slots:
         """
         if self._graphs is not None:
             return self._graphs.launch(logprobs=needs.logprobs is not None, keep=keep)
-        drawn = _on_host(self._run(needs, keep))
+        drawn = on_host(self._run(needs, keep))
         return lambda: drawn
 
     @torch.no_grad()
@@ -170,6 +176,7 @@ class Graphs:
         self._slots, self._draw = slots, draw
         new: dict[str, Any] = {"dtype": torch.int64, "device": slots.device}
         self._weights = torch.zeros(slots.count, slots.vocab_size, **new)
+        self._few = torch.zeros(slots.count, draw.FEW, **new)
         self._turns = torch.zeros(slots.count, **new)
         self._ring = draw.rings(slots.count, slots.device)
         self._turn = 0
@@ -226,8 +233,8 @@ class Graphs:
             slots.keep()
         rules = (*slots._rows[:7],)
         self._draw.draw(
-            step.logits, slots._rows.seen, rules, slots._ends, step.active, step.tokens, self._weights, self._ring,
-            self._turns, slots._eos,
+            step.logits, slots._rows.seen, rules, slots._ends, step.active, step.tokens, self._weights, self._few,
+            self._ring, self._turns, slots._eos,
         )  # fmt: skip
         return logprobs(step.logits[:, : slots.vocab_size], step.tokens, MOST_LOGPROBS) if with_logprobs else None
 
@@ -246,7 +253,8 @@ def _captured(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     return graph, result
 
 
-def _on_host(choice: Choice) -> Drawn:
+def on_host(choice: Choice) -> Drawn:
+    """A choice as lists."""
     tokens, *rest = choice
     return Drawn(tokens.tolist(), *(None if x is None else x.tolist() for x in rest))
 

@@ -6,7 +6,6 @@ It computes what `LanguageModel.read` and `logits` do for one token of every seq
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from linscale.generate.packing import Attention, Layer, Packed, pack
+from linscale.generate.turning import Turning
 from linscale.layers.softmax_attention import KeyValues
 from linscale.models import LanguageModel, LanguageModelConfig, State
 from linscale.ops.backend import choose
@@ -42,7 +42,7 @@ class DecodingStep:
 
     slots        S
     capacity     tokens that a softmax layer has room for in a slot
-    dtype        of matrices and of what runs between layers
+    dtype        of matrices and of what runs between layers; float16 see packing.py
     state_dtype  of linear attention's states
     """
 
@@ -52,6 +52,7 @@ class DecodingStep:
         config, device = model.config, model.embedding.weight.device
         self.config, self.slots, self.capacity = config, slots, capacity
         self.packed: Packed = pack(model, dtype)
+        dtype = self.packed.embedding.dtype
         self.ops = _operators(device, dtype, config.head_dim)
         self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
         self.active = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -64,15 +65,22 @@ class DecodingStep:
             self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
         self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
         self._scratch = self._attention_scratch()
+        self._turns = Turning(self.packed.layers)
         self._ahead = [self._part_ahead(layer) for layer in range(config.n_layers)]
 
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
         if isinstance(mixer, Attention):
-            shape = (self.slots, self.capacity, mixer.n_kv_heads, mixer.head_dim)
-            return tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            return tuple(self._cache(self.capacity, mixer.n_kv_heads, mixer.head_dim, dtype) for _ in range(2))
         shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
         return (torch.zeros(shape, device=device, dtype=state_dtype),)
+
+    def _cache(self, capacity: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(S, C, G, K); where there is no kernel a head lies in one piece, for products of one head."""
+        new: dict[str, Any] = {"device": self.tokens.device, "dtype": dtype}
+        if self.ops is plain:
+            return torch.zeros(self.slots, heads, capacity, width, **new).transpose(1, 2)
+        return torch.zeros(self.slots, capacity, heads, width, **new)
 
     def _attention_scratch(self) -> tuple[Tensor, ...] | None:
         """What the kernels of softmax layers work in, all layers after each other."""
@@ -95,21 +103,23 @@ class DecodingStep:
         if encoder is not None:
             assert self.encoder_state is not None
             self.ops.encode(x, self.encoder_state, self.active, encoder.log_rate, encoder.weight)
-        for layer, state, ahead in zip(self.packed.layers, self.states, self._ahead, strict=True):
-            self._mix(layer, state)
+        turns = self._turns.of(self.positions) if self.ops is plain else [{}] * len(self.states)
+        for layer, state, ahead, turned in zip(self.packed.layers, self.states, self._ahead, turns, strict=True):
+            self._mix(layer, state, turned)
             self.feed_forward(layer, self.buffers, ahead)
         self.ops.project(x, self.packed.head, self.logits, self.config.norm_eps)
         self.positions.add_(self.active)
 
-    def _mix(self, layer: Layer, state: tuple[Tensor, ...]) -> None:
+    def _mix(self, layer: Layer, state: tuple[Tensor, ...], turns: dict[str, plain.Turns]) -> None:
         """x <- x + mixer(norm x)."""
         buffers, mixer = self.buffers, layer.mixer
         projected = self.read(layer, buffers)
         if isinstance(mixer, Attention):
-            self._attend(mixer, projected, *state)
+            self._attend(mixer, projected, state, turns)
             self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
         else:
-            self.ops.mix(projected, mixer, *state, self.positions, self.active, buffers.mixed, buffers.squares)
+            places = self.positions, self.active
+            self.ops.mix(projected, mixer, *state, *places, buffers.mixed, buffers.squares, **turns)
             self.write(layer, buffers)
 
     def read(self, layer: Layer, buffers: Buffers) -> Tensor:
@@ -129,20 +139,23 @@ class DecodingStep:
         self.ops.project(buffers.x, layer.gate_up, buffers.inner, eps)
         self.ops.project(buffers.inner, layer.down, buffers.x, eps, residual=buffers.x, **ahead)
 
-    def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
-        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.buffers.mixed)
+    def _attend(
+        self, mixer: Attention, projected: Tensor, room: tuple[Tensor, ...], turns: dict[str, plain.Turns]
+    ) -> None:
+        keys, values = room
+        places, angles_of, out = (self.positions, self.active), mixer.frequencies, self.buffers.mixed
         if self.ops is plain:
-            plain.attend(*given)
+            plain.attend(projected, keys, values, *places, angles_of, out, turns=turns["turns"])
             return
-        self.ops.attend(*given, self._scratch)
+        self.ops.attend(projected, keys, values, *places, angles_of, out, self._scratch)
 
     @torch.no_grad()
     def put(self, slot: int, state: State | None, length: int) -> None:
         """A model's State of one sequence, which has read `length` tokens, into a slot; None empties it."""
         self.positions[slot] = length
         if state is None:
-            for part in self._linear(slot):
-                part.zero_()
+            for part in self.memory():
+                part[slot].zero_()
             return
         if self.encoder_state is not None:
             assert state.embedding is not None
@@ -154,17 +167,27 @@ class DecodingStep:
             else:
                 room[0][slot] = layer[0]
 
-    def _linear(self, slot: int) -> Iterator[Tensor]:
-        """What a slot holds of a text whatever its length; keys and values beyond it are never looked at."""
-        if self.encoder_state is not None:
-            yield self.encoder_state[slot]
-        yield from (room[0][slot] for room in self.states if len(room) == 1)
+    def memory(self) -> list[Tensor]:
+        """What a step changes of all slots' states, a row a slot; keys and values are only added to."""
+        encoder = [] if self.encoder_state is None else [self.encoder_state]
+        return encoder + [room[0] for room in self.states if len(room) == 1]
+
+    def make_room(self, capacity: int) -> None:
+        """Room for so many tokens in softmax layers' slots, more than there is, with what is in them."""
+        for layer, room in enumerate(self.states):
+            if len(room) == 2:
+                wide = tuple(self._cache(capacity, x.shape[2], x.shape[3], x.dtype) for x in room)
+                for x, old in zip(wide, room, strict=True):
+                    x[:, : self.capacity] = old
+                self.states[layer] = wide
+        self.capacity = capacity
+        self._scratch = self._attention_scratch()
 
     @torch.no_grad()
     def take(self, slot: int, length: int) -> State:
         """The State of the sequence in a slot, which has read `length` tokens, a copy."""
         layers = tuple(
-            KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
+            KeyValues(*(cache[slot : slot + 1, :length].clone(memory_format=torch.contiguous_format) for cache in room))
             if len(room) == 2
             else room[0][slot : slot + 1].to(torch.float32, copy=True)
             for room in self.states

@@ -207,15 +207,21 @@ def test_a_conversation_by_the_template_of_the_model(call, place, monkeypatch):
 
 def test_an_interrupted_answer_ends_and_is_kept(call, monkeypatch):
     """Ctrl-C after three characters of the first answer, and while the third message is read."""
-    advance, calls = sessions.Session._advance, []
+    calls = []
 
-    def interrupted(self, tokens, state):
-        calls.append(len(tokens))
-        if len(calls) in (4, 13):
-            raise KeyboardInterrupt
-        return advance(self, tokens, state)
+    def interrupted(owner, name, count):
+        method = getattr(owner, name)
 
-    monkeypatch.setattr(sessions.Session, "_advance", interrupted)
+        def call(self, *given):
+            calls.append(count(*given))
+            if len(calls) in (4, 13):
+                raise KeyboardInterrupt
+            return method(self, *given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    interrupted(sessions.Session, "_advance", lambda tokens, state: len(tokens))
+    interrupted(sessions.Solo, "step", lambda needs: 1)
     given = "Hello\n/save a\nMore\nLost\n/save b\n"
     status, out, err = call("chat", "run", "--max-tokens", "6", "--seed", "1", given=given)
     assert status == 0

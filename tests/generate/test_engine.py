@@ -8,6 +8,7 @@ import torch
 
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
+from linscale.generate import engine_config
 from linscale.generate.continuation import Piece
 from linscale.generate.engine import Engine
 from linscale.generate.engine_config import EngineConfig
@@ -192,6 +193,12 @@ def test_what_cannot_be_served_is_refused_in_one_line():
     assert engine.idle
     assert engine_of(tiny()).limit is None
     assert len(tokens_of(engine, Request(PROMPT[:52], Sampling(max_tokens=12, ignore_eos=True)))) == 12
+
+
+def test_float16_is_refused_where_there_are_no_products_for_it(monkeypatch):
+    monkeypatch.setattr(engine_config, "can_halve", lambda: False)
+    with pytest.raises(UserError, match=r"dtype = float16: .* expected float32 or bfloat16"):
+        Engine(tiny(), BYTES, EngineConfig(dtype="float16"))
 
 
 def test_memory_that_runs_out_fails_one_text_and_listeners_that_fail_none(monkeypatch, caplog):

@@ -81,6 +81,22 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch_and_rests_where_it_is_n
     assert all(torch.equal(x, y) for x, y in zip(before, (p for room in alone.states for p in room), strict=True))
 
 
+@pytest.mark.skipif(not plain.can_halve(), reason="this CPU has no products of float32 and float16")
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_matrices_in_float16_change_logits_by_their_rounding_alone(arch):
+    torch.manual_seed(0)
+    model = model_of(arch)
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    half, alone = (DecodingStep(model, 3, 32, dtype=torch.float16, state_dtype=torch.float32) for _ in range(2))
+    half.active.fill_(1)
+    alone.active[1] = 1
+    found = steps(half, tokens)
+    with torch.no_grad():
+        expected = model(tokens).logits
+    assert 0 < (found - expected).norm() < 3e-3 * expected.norm()
+    assert torch.equal(steps(alone, tokens)[1], found[1])
+
+
 def test_heads_that_are_no_power_of_two_are_stepped_in_plain_torch():
     model = model_of("hgrn2", head_dim=24)
     step = step_of(model, 2)

@@ -7,21 +7,28 @@ top-k and top-p the least weight that they let in, by bisection between weights 
 import triton
 import triton.language as tl
 
+from linscale.ops.decay_attention.kernels.common import await_earlier
+
 UNIT = tl.constexpr(4294967296)  # 2^32, the weight of the best
+RARE = tl.constexpr(1024)  # the first look of top-k and top-p is at tokens with one part of so many of the best's
 ALL = tl.constexpr(1 << 62)  # as top_k
 
 
 @triton.jit
 def draw_kernel(
-    logits, seen, temperature, top_k, top_p, min_p, penalty, seed, step, ends, active, tokens, weights, ring, turns,
+    logits, seen, temperature, top_k, top_p, min_p, penalty, seed, step, ends, active, tokens, weights, few, ring,
+    turns,
     V: tl.constexpr, WIDTH: tl.constexpr, SEEN: tl.constexpr, EOS: tl.constexpr, S: tl.constexpr, RING: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, FEW: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """logits (S, WIDTH) float32, of which the first V count; seen (S, SEEN) bool; weights (S, V) int64 is scratch.
+    """logits (S, WIDTH) float32, of which the first V count; seen (S, SEEN) bool; weights (S, V) int64 and few (S, FEW)
+    int64 are scratch.
 
     Writes the row's token into `tokens` (S,) and into ring (RING, S), which the host may read, at the turn of `turns`
     (S,); counts `step` and `turns` up; a row that draws EOS where `ends` (S,) says so is no longer `active`.
     """
+    if EARLY:
+        await_earlier()
     row = tl.program_id(0).to(tl.int64)
     scores = logits + row * WIDTH
     marks = seen + row * SEEN
@@ -34,7 +41,7 @@ def draw_kernel(
         least = tl.full((), 0, tl.int64)
         most = tl.load(top_k + row)
         if most < V:
-            least = _least(own, most, least, 0, V, BLOCK)
+            least = _least_of(own, few + row * FEW, most, least, 0, V, BLOCK, FEW)
             total = _sum(own, least, 1, V, BLOCK)
         share = tl.load(top_p + row)
         if share < 1:
@@ -43,7 +50,7 @@ def draw_kernel(
             goal = asked.to(tl.int64)
             goal += tl.where(goal.to(tl.float64) < asked, 1, 0)
             if goal > 0:
-                least = _least(own, goal, least, 1, V, BLOCK)
+                least = _least_of(own, few + row * FEW, goal, least, 1, V, BLOCK, FEW)
             if goal <= 0:
                 least = tl.full((), UNIT, tl.int64)
         floor = tl.load(min_p + row) * 4294967296.0
@@ -113,6 +120,33 @@ def _sum(own, least, POWER: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
         w = tl.load(own + first + some, mask=first + some < V, other=-1)
         total += tl.where(w >= least, w if POWER == 1 else 1, 0)
     return tl.sum(total, axis=0)
+
+
+@triton.jit
+def _least_of(
+    own, few, goal, floor, POWER: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, FEW: tl.constexpr
+):  # fmt: skip
+    """`_least` of all weights, found among the greatest few, put together in `few` first, where these are enough."""
+    some = tl.arange(0, BLOCK)
+    bound = tl.maximum(floor, tl.full((), UNIT // RARE, tl.int64))
+    count = tl.zeros((), tl.int64)
+    total = tl.zeros((BLOCK,), tl.int64)
+    for first in tl.range(0, V, BLOCK):
+        w = tl.load(own + first + some, mask=first + some < V, other=-1)
+        high = w >= bound
+        total += tl.where(high, w if POWER == 1 else 1, 0)
+        place = count + tl.cumsum(high.to(tl.int64), axis=0) - 1
+        tl.store(few + place, w, mask=high & (place < FEW))
+        count += tl.sum(high.to(tl.int64), axis=0)
+    least = floor
+    if (count <= FEW) & (tl.sum(total, axis=0) >= goal):
+        places = tl.arange(0, FEW)
+        tl.store(few + places, tl.full((FEW,), -1, tl.int64), mask=places >= count)
+        tl.debug_barrier()
+        least = _least(few, goal, bound, POWER, FEW, FEW)
+    else:
+        least = _least(own, goal, floor, POWER, V, BLOCK)
+    return least
 
 
 @triton.jit

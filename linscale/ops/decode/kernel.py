@@ -86,7 +86,8 @@ def project(
     tiles = tiling(slots, outputs, inputs, part.paired)
     norm = SUMMED if squares is not None else NORMED if part.normed else PLAIN
     begin, programs = early(x.device), -(-outputs // tiles.outputs)
-    lines = 0 if ahead is None or not begin else 1 << (ahead.nbytes // LINE_BYTES // programs).bit_length() - 1
+    share = 0 if ahead is None or not begin else ahead.nbytes // LINE_BYTES // programs
+    lines = 1 << share.bit_length() - 1 if share else 0
     launch(project_kernel, programs, (
         x, part.weight, out, out if residual is None else residual, out if squares is None else squares,
         out if ahead is None else ahead.view(torch.uint8),

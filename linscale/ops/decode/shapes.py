@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ class Projection:
     paired: bool = False
     activation: bool = False
     """With `paired`: whether the gate is put through silu."""
+    half: Any = None
+    """On a CPU, in place of `weight`, which then is a shape alone: float16, multiplied by float32 rows in float32."""
 
 
 @dataclass(frozen=True)

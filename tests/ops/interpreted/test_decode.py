@@ -22,12 +22,14 @@ def test_projections(rows, inputs, outputs, device):
     torch.manual_seed(0)
     x, residual = torch.randn(rows, inputs, device=device), torch.randn(rows, outputs, device=device)
     squares = torch.rand(rows, 3, device=device) * inputs
+    weight = torch.randn(2 * outputs, inputs, device=device) / inputs**0.5
     for part, extra in (
-        (Projection(torch.randn(outputs, inputs, device=device)), {"residual": residual}),
-        (Projection(torch.randn(outputs, inputs, device=device), normed=True, silu_until=outputs // 2), {}),
-        (Projection(torch.randn(outputs, inputs, device=device)), {"residual": residual, "squares": squares}),
-        (Projection(torch.randn(2 * outputs, inputs, device=device), normed=True, paired=True), {}),
-        (Projection(torch.randn(2 * outputs, inputs, device=device), paired=True, activation=True), {}),
+        (Projection(weight[:outputs]), {"residual": residual}),
+        (Projection(weight[:outputs], normed=True), {}),
+        (Projection(weight[:outputs], normed=True, silu_until=outputs // 2), {}),
+        (Projection(weight[:outputs]), {"residual": residual, "squares": squares}),
+        (Projection(weight, normed=True, paired=True), {}),
+        (Projection(weight, paired=True, activation=True), {}),
     ):
         found, expected = (torch.full((rows, outputs), torch.nan, device=device) for _ in range(2))
         plain.project(x, part, expected, EPS, **extra)

@@ -32,6 +32,7 @@ def rows_and_step(device):
         "active": torch.ones(count, dtype=torch.int32, device=device),
         "tokens": torch.zeros(count, dtype=torch.int64, device=device),
         "weights": torch.full((count, V), -7, device=device),
+        "few": torch.full((count, 64), 5, device=device),
         "ring": rings(count, torch.device(device)),
         "turns": torch.zeros(count, dtype=torch.int64, device=device),
     }
