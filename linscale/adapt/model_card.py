@@ -35,7 +35,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 def model_card(config: LanguageModelConfig, manifest: Mapping[str, Any], run: Path, opening: str) -> str:
     """README.md of a checkpoint with this manifest; `run` is the run folder where what else is known of it stands.
 
-    opening  the token that a text began with in training
+    opening  the token that users must put in front of a text, or ""
     """
     settings = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
     name, total = settings.get("run") or run.name, count_parameters(config).total
@@ -52,8 +52,11 @@ def model_card(config: LanguageModelConfig, manifest: Mapping[str, Any], run: Pa
         "",
         LLAMA if arch(config) == "llama" else OTHER,
         "",
-        f"A text begins behind `{opening}`: put it in front of a prompt that opens a document.",
-        "",
+        *(
+            [f"A text begins behind `{opening}`: put it in front of a prompt that opens a document.", ""]
+            if opening
+            else []
+        ),
         "## Provenance",
         "",
         "| | |",
@@ -73,9 +76,10 @@ def model_card(config: LanguageModelConfig, manifest: Mapping[str, Any], run: Pa
 def _provenance(manifest: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> Iterator[tuple[str, str]]:
     source = manifest.get("source")
     if source:
-        yield "imported from", f"`{source['folder']}` ({source['model_type']})"
-    yield "step", f"{manifest['step']:,}"
-    yield "tokens", f"{manifest.get('tokens', 0):,}"
+        yield "imported from", f"`{source['folder']}` ({source['model_type']}), which says how it was trained"
+    else:
+        yield "step", f"{manifest['step']:,}"
+        yield "tokens", f"{manifest.get('tokens', 0):,}"
     if data := (settings.get("data") or {}).get("fingerprint"):
         yield "data fingerprint", f"`{data}`"
     if tokenizer := manifest.get("tokenizer"):
@@ -85,9 +89,9 @@ def _provenance(manifest: Mapping[str, Any], settings: Mapping[str, Any], run: P
         if train.get(field) is not None:
             yield f"train.{field}", str(train[field])
     yield from _losses(run, manifest["step"])
-    for field in ("precision", "torch", "code"):
+    for field in ("code",) if source else ("precision", "torch", "code"):
         if value := settings.get(field):
-            yield f"trained with {field}", f"`{value}`"
+            yield f"{'imported' if source else 'trained'} with {field}", f"`{value}`"
     for file, written in manifest["files"].items():
         if not file.startswith("optimizer"):
             yield f"sha256 of the checkpoint's {file}", f"`{written['sha256']}`"

@@ -22,6 +22,7 @@ from linscale.data.tokenizer import (
     END_OF_TEXT,
     FILE,
     MARKS,
+    OPENS,
     ByteTokenizer,
     SubwordTokenizer,
     Tokenizer,
@@ -46,6 +47,8 @@ COMPANIONS = (
 def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Tokenizer:
     """Copy the tokenizer of `folder` into `out`; `model` is the content of config.json. Returns it as it is loaded.
 
+    Several tokens that end a text go to generation_config.json, where transformers has them.
+
     Raises UserError where there is no tokenizer.json, or the special tokens of the config are not in it.
     """
     if not (folder / FILE).is_file():
@@ -57,6 +60,9 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
     for name in COMPANIONS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    ends = model.get("eos_token_id")
+    if isinstance(ends, list) and not (out / GENERATION).exists():
+        write_json(out / GENERATION, {"eos_token_id": ends})
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{folder / FILE}: not in the Hugging Face tokenizer.json format")
     content.pop(MARKS, None)
@@ -69,12 +75,14 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
         return load_tokenizer(out)
     write_json(out / FILE, content)
     plain = load_tokenizer(out)
-    marks = {}
+    marks: dict[str, Any] = {}
     eos_id = vocabulary.token_to_id(eos) if eos else plain.eos_id
     if eos and eos_id != plain.eos_id:
         marks["eos"] = eos
     if bos and vocabulary.token_to_id(bos) != eos_id:
         marks["bos"] = bos
+    if named and not (_said_to_open(named) or _opens(vocabulary, vocabulary.token_to_id(bos or eos or ""))):
+        marks[OPENS] = False
     if marks:
         write_json(out / FILE, {**content, MARKS: marks})
     return load_tokenizer(out)
@@ -84,6 +92,17 @@ def _named(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, where there is one."""
     content = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     return content if isinstance(content, dict) else {}
+
+
+def _said_to_open(named: Mapping[str, Any]) -> bool:
+    """Whether tokenizer_config.json says that a token opens a text; where `export` wrote it, that linscale did so."""
+    return bool((named.get(MARKS) or {}).get(OPENS) or named.get("add_bos_token"))
+
+
+def _opens(vocabulary: tokenizers.Tokenizer, bos_id: int | None) -> bool:
+    """Whether the tokenizer itself puts that token in front of a text."""
+    first: list[int] = vocabulary.encode("a").ids[:1]
+    return first == [bos_id]
 
 
 def _special(
@@ -106,7 +125,8 @@ def _special(
 def export_tokenizer(source: Path, out: Path, context: int) -> tuple[dict[str, Any], str]:
     """Write the tokenizer of the run folder `source` into `out` as transformers reads it.
 
-    Returns the special tokens for the model's config, and the token that opens a text.
+    Returns the special tokens for the model's config, and the token that users must put in front of a text: "" where
+    none does, or the tokenizer itself.
     """
     tokenizer = load_tokenizer(source)
     content = {key: value for key, value in read_json(source / FILE).items() if key != MARKS}
@@ -115,15 +135,21 @@ def export_tokenizer(source: Path, out: Path, context: int) -> tuple[dict[str, A
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     vocabulary = tokenizers.Tokenizer.from_file(str(out / FILE))
     if not (out / CONFIG).exists():
         names = {f"{kind}_token": vocabulary.id_to_token(ids[f"{kind}_token_id"]) for kind in ("bos", "eos")}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "pad_token": names["eos_token"]}
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **names,
+            "pad_token": names["eos_token"],
+        }
+        settings |= {MARKS: {OPENS: bool(tokenizer.opening)}}
         write_json(out / CONFIG, {**settings, "model_max_length": context, "clean_up_tokenization_spaces": False})
     if not (out / GENERATION).exists():
         write_json(out / GENERATION, {**ids, "pad_token_id": tokenizer.eos_id})
-    return ids, str(vocabulary.id_to_token(tokenizer.bos_id))
+    own = bool(_named(source).get("add_bos_token")) or _opens(vocabulary, tokenizer.bos_id)
+    return ids, str(vocabulary.id_to_token(tokenizer.bos_id)) if tokenizer.opening and not own else ""
 
 
 def _with_eos(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def newest(run: Path, *, resumable: bool = False, report: Callable[[str], None] 
         return path
     if paths:
         needed = "undamaged checkpoint with its optimizer state" if resumable else "undamaged checkpoint"
-        raise UserError(f"{run / CHECKPOINTS}: no {needed}; delete the run folder to train again from the start")
+        raise UserError(f"{run / CHECKPOINTS}: no {needed}; delete the run folder and train or import it again")
     return None
 
 

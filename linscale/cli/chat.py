@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Device, Drawn, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Drawn, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -24,7 +22,7 @@ HELP = "/save [NAME] saves the state, /fork NAME goes on in a copy, /quit ends; 
 
 
 def chat(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Run,
     *,
     state: str | None = None,
     sampling: Drawn = DEFAULTS,
@@ -44,6 +42,7 @@ def chat(
         sampling: How tokens are drawn, and where an answer ends.
     """
     from linscale.generate.chat_template import STOP
+    from linscale.generate.end_tokens import end_tokens, ended_by
     from linscale.generate.jinja_template import load_chat_template
 
     if sampling.logprobs is not None:
@@ -53,15 +52,15 @@ def chat(
     template = load_chat_template(path, session.tokenizer)
     if template is None:
         sampling = replace(sampling, stop=(*STOP, *sampling.stop))
-    else:
-        sampling = replace(sampling, stop_tokens=(*template.stop_tokens, *sampling.stop_tokens))
+    ends = end_tokens(path, session.tokenizer) if template is None else template.stop_tokens
+    sampling = ended_by(sampling, ends)
     talk = Conversation(session, states, state, template)
-    _converse(talk, sampling)
+    _converse(talk, sampling, path)
 
 
-def _converse(talk: Conversation, sampling: Sampling) -> None:
+def _converse(talk: Conversation, sampling: Sampling, path: Path) -> None:
     """Answer the lines of standard input."""
-    terminal = sys.stdin.isatty()
+    terminal, noted = sys.stdin.isatty(), False
     if terminal:
         print_note(HELP)
     while True:
@@ -80,6 +79,7 @@ def _converse(talk: Conversation, sampling: Sampling) -> None:
                 print_note(str(error))
         elif words:
             talk.answer(line.rstrip("\r\n"), sampling)
+            noted = noted or note_length(talk.session, path)
             sampling = replace(sampling, seed=None)  # the draws of one conversation follow each other
 
 

@@ -9,11 +9,14 @@ import tyro
 
 from linscale.adapt.huggingface import Dtype, export, import_folder
 from linscale.cli.output import Json, file_size, print_json, print_table
+from linscale.cli.session import Run
+
+Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 def import_model(
-    folder: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    out: Out,
     *,
     dtype: Dtype | None = None,
     json: Json = False,
@@ -32,8 +35,8 @@ def import_model(
 
 
 def export_model(
-    run: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    run: Run,
+    out: Out,
     *,
     dtype: Dtype | None = None,
     json: Json = False,

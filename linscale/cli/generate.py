@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from linscale.cli.output import Json, print_json, print_note
-from linscale.cli.session import Device, Drawn, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Drawn, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
@@ -21,7 +19,7 @@ DEFAULTS = Sampling(temperature=0.8)
 
 
 def generate(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Run,
     *,
     prompt: str | None = None,
     file: Path | None = None,
@@ -53,7 +51,10 @@ def generate(
         states.require_free(save_state)
     session = open_session(path, states, state, device=device)
     read_prompt(session, prompt, file)
-    pieces = session.stream(sampling)
+    note_length(session, path, sampling.max_tokens)
+    from linscale.generate.end_tokens import end_tokens, ended_by
+
+    pieces = session.stream(ended_by(sampling, end_tokens(path, session.tokenizer)))
     made = list(pieces if json else _shown(prompt or "", pieces))
     if save_state is not None:
         states.save(save_state, session.snapshot(), session.model, session.tokenizer)

@@ -20,7 +20,7 @@ from rich.text import Text
 from linscale.config import clock
 
 LINE_S = 10.0  # between two lines of progress where standard error is not a terminal
-Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
+Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON, for programs.")]
 
 
 def print_json(value: Any) -> None:

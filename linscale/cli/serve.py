@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 
 from linscale.cli.output import print_note
-from linscale.cli.session import Device, Store, chosen_device, open_store
+from linscale.cli.session import Device, Run, Store, chosen_device, open_store, trained_length
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
-from linscale.generate.engine_config import EngineConfig
+from linscale.generate.engine_config import CONTEXT, EngineConfig
 from linscale.serve.options import ServeOptions
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -21,14 +21,14 @@ Port = Annotated[int, tyro.conf.arg(metavar="PORT")]
 
 
 def serve(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Run,
     *,
     host: str = "127.0.0.1",
     port: Port = 8000,
     api_key_file: Path | None = None,
     device: Device = None,
     engine: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = EngineConfig(),  # noqa: B008
-    options: Annotated[ServeOptions, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = ServeOptions(),  # noqa: B008
+    limits: Annotated[ServeOptions, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction] = ServeOptions(),  # noqa: B008
     store: Store = None,
 ) -> None:
     """Serve a trained model by the OpenAI API: /v1/completions, /v1/chat/completions, and saved states at /v1/states.
@@ -41,16 +41,18 @@ def serve(
         port: 0 takes a free one.
         api_key_file: A file of keys, one a line, of which clients must give one.
         engine: How many texts run at once, and in what precision.
-        options: What clients may ask for.
+        limits: What clients may ask for.
     """
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)}: not installed; pip install 'linscale[serve]'")
     if not 0 <= port <= 65535:
         raise UserError(f"port = {port}: expected 0 to 65535")
-    options = _completed(options, path, api_key_file)
+    options = _completed(limits, path, api_key_file)
     states = open_store(path, store)
+    engine = _fitting(engine, path)
 
     from linscale.checkpoint import load
+    from linscale.generate.end_tokens import end_tokens
     from linscale.generate.engine import Engine
     from linscale.generate.identity import identify
     from linscale.generate.jinja_template import load_chat_template
@@ -61,15 +63,25 @@ def serve(
 
     bound = listen(host, port)
     with bound:
+        print_note(f"loading {options.model_name}")
         limit_threads(cores())
         model, tokenizer = load(path)
         template, identity = load_chat_template(path, tokenizer), identify(model, tokenizer)
         worker = Worker(Engine(model.float().to(chosen_device(device)), tokenizer, engine))
         hosts = names_of(host, options.allowed_host)
-        app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts)
+        ends = end_tokens(path, tokenizer)
+        app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts, end_tokens=ends)
         with worker:
             address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
             run(app, bound, options.drain_s, lambda: print_note(f"serving {options.model_name} at {address}/v1"))
+
+
+def _fitting(engine: EngineConfig, path: Path) -> EngineConfig:
+    """The config with texts no longer than an imported model was made for, unless it says how long they may be."""
+    length, imported = trained_length(path)
+    if engine.context is not None or length is None or not imported:
+        return engine
+    return replace(engine, context=min(length, CONTEXT))
 
 
 def _completed(options: ServeOptions, path: Path, api_key_file: Path | None) -> ServeOptions:

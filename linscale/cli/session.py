@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from linscale.cli.output import ProgressBar
+from linscale.cli.output import ProgressBar, print_note
 from linscale.config import UserError
 from linscale.distributed import cores, limit_threads
 from linscale.generate.sampling import Sampling
+from linscale.run_folder import CHECKPOINTS, CONFIG, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Drawn = Annotated[Sampling, tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction]
 """The fields of Sampling as options."""
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Device = Annotated[Literal["cpu", "cuda"] | None, tyro.conf.arg(help="By default a GPU where there is one.")]
 Store = Annotated[
     Path | None, tyro.conf.arg(help="The folder of the states; by default states in the run folder.", metavar="DIR")
@@ -65,15 +67,35 @@ def chosen_device(name: Device) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def read_prompt(session: Session, prompt: str | None, file: Path | None) -> None:
-    """Have a session read a text, or a file with progress; a text that begins is opened by the end-of-text token."""
-    from linscale.generate.sample import encoded
+def trained_length(path: Path) -> tuple[int | None, bool]:
+    """Tokens of a text that the model of a run or checkpoint folder was trained for, where the run says so, and whether
+    the model was imported: then that is what it was made for (max_position_embeddings)."""
+    resolved = path.resolve()
+    file = (resolved.parent.parent if resolved.parent.name == CHECKPOINTS else resolved) / CONFIG
+    settings = read_json(file) if file.is_file() else {}
+    length = (settings.get("train") or {}).get("length")
+    return length if isinstance(length, int) else None, (settings.get("data") or {}).get("path") is None
 
-    opening = [] if session.length else [session.tokenizer.eos_id]
-    if file is None:
-        session.read([*opening, *encoded(session.tokenizer, prompt or "")])
+
+def note_length(session: Session, path: Path, more: int = 0) -> bool:
+    """Say so, and return True, where a text with `more` tokens to come is longer than a model with softmax layers was
+    trained for."""
+    length, _ = trained_length(path)
+    beyond = length is not None and session.length + more > length and session.grows
+    if beyond:
+        text = f"{session.length:,} tokens" + (f" and {more:,} to come" if more else "")
+        print_note(f"{text} are more than the {length:,} that this model was trained for; it may write nonsense there")
+    return beyond
+
+
+def read_prompt(session: Session, prompt: str | None, file: Path | None) -> None:
+    """Have a session read a text, or a file with progress; a text that begins is opened by the token for it."""
+    from linscale.generate.sample import encoded, opened
+
+    if file is not None:
+        _read_file(session, file, [] if session.length else session.tokenizer.opening)
     else:
-        _read_file(session, file, opening)
+        session.read((encoded if session.length else opened)(session.tokenizer, prompt or ""))
 
 
 def _read_file(session: Session, file: Path, opening: Sequence[int]) -> None:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, duration, file_size, print_json, print_table
-from linscale.cli.session import Device, Store, open_session, open_store, read_prompt
+from linscale.cli.session import Device, Run, Store, note_length, open_session, open_store, read_prompt
 from linscale.config import UserError, to_dict
 
 if TYPE_CHECKING:
     from linscale.generate.saved_state import StateRecord
     from linscale.generate.state_store import StateStore
 
-Run = Annotated[Path, tyro.conf.Positional]
-Name = Annotated[str, tyro.conf.Positional]
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
 def create(
@@ -56,6 +55,7 @@ def create(
     began = time.monotonic()
     session = open_session(path, states, state, keep_tokens=keep_tokens, device=device)
     read_prompt(session, prompt, file)
+    note_length(session, path)
     states.save(name, session.snapshot(), session.model, session.tokenizer, bf16=bf16, replace=replace)
     described = _described(states, name, states.show(name))
     if json:
@@ -109,7 +109,14 @@ def show(path: Run, name: Name, *, store: Store = None, json: Json = False) -> N
         print(f"{word:<10}{value}")
 
 
-def fork(path: Run, name: Name, new: Name, *, replace: bool = False, store: Store = None) -> None:
+def fork(
+    path: Run,
+    name: Name,
+    new: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")],
+    *,
+    replace: bool = False,
+    store: Store = None,
+) -> None:
     """Copy a state to another name.
 
     Args:

@@ -34,7 +34,10 @@ END_OF_TEXT_NAMES = (
     "[EOS]",
     "<|im_end|>",
 )
-MARKS = "linscale"  # a tokenizer.json that came with a model says {"eos": ends a text, "bos": opens one} here
+MARKS = (
+    "linscale"  # a tokenizer.json that came with a model says {"eos": ends a text, "bos": opens one} here, and OPENS
+)
+OPENS = "opens"  # false: such a model reads texts as they are, without a token in front
 BYTE_FORMAT = {"format": "linscale-byte-tokenizer", "version": 1}
 PIECE_CHARACTERS = 16384
 TEXTS_AT_ONCE = 8192  # whose encodings, many times their text, are held together
@@ -55,6 +58,12 @@ class Tokenizer(ABC):
     def bos_id(self) -> int:
         """The token that opens a text: the end-of-text token, or another where the tokenizer came with such a model."""
         return self.eos_id
+
+    @property
+    def opening(self) -> list[int]:
+        """The tokens in front of a text: `bos_id`, or none where the tokenizer came with a model that reads texts as
+        they are."""
+        return [self.bos_id]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -123,7 +132,7 @@ class SubwordTokenizer(Tokenizer):
         vocab = self._build(content, name).get_vocab()
         marks = content.get(MARKS) or {}
         for mark, token in marks.items():
-            if token not in vocab:
+            if mark != OPENS and token not in vocab:
                 raise UserError(f"tokenizer {name}: {MARKS}.{mark} = {token!r}: no token of its vocabulary")
         self._eos = marks.get("eos") or next((token for token in END_OF_TEXT_NAMES if token in vocab), END_OF_TEXT)
         content["added_tokens"] = _with_special(content.get("added_tokens") or [], self._eos, vocab)
@@ -132,12 +141,17 @@ class SubwordTokenizer(Tokenizer):
         vocab = self._tokenizer.get_vocab()
         self.eos_id, self.vocab_size = vocab[self._eos], max(vocab.values()) + 1
         self._bos_id = vocab[marks.get("bos") or self._eos]
+        self._opens = marks.get(OPENS, True)
         self.name = f"bpe:{self.vocab_size}" if _trained_here(content) else name
         self.in_pieces = _splits_at_lines(content)
 
     @property
     def bos_id(self) -> int:
         return self._bos_id
+
+    @property
+    def opening(self) -> list[int]:
+        return [self._bos_id] if self._opens else []
 
     @staticmethod
     def _build(content: dict[str, Any], name: str) -> tokenizers.Tokenizer:

@@ -112,6 +112,8 @@ class Engine:
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             wrong = int(tokens[(tokens < 0) | (tokens >= size)][0])
             raise UserError(f"prompt: token {wrong} is not one of the model's; expected 0 to {size - 1}")
+        if request.sampling is not None:
+            request.sampling.check_tokens(self.tokenizer.vocab_size)
         most = 0 if request.sampling is None else request.sampling.max_tokens
         if self.limit is not None and length + most > self.limit:
             raise TooLongError(

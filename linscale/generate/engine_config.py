@@ -17,6 +17,7 @@ from linscale.ops.decode.plain import can_halve
 
 SLOTS = {"cuda": 64}
 CPU_SLOTS = 8
+CONTEXT = 8192
 CHUNK, SOFTMAX_CHUNK, CPU_CHUNK = 8192, 1024, 512
 MEMORY_SHARE = 0.5  # of a GPU's free memory that keys and values may take by default
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +29,9 @@ class EngineConfig:
 
     slots: PositiveInt | None = None
     "Texts that run at once; by default 64 on a GPU, fewer where softmax layers leave no room for them, and 8 on a CPU."
-    context: PositiveInt = 8192
-    "Tokens that a text may have in a model with softmax layers, whose memory it takes. Others have no limit."
+    context: PositiveInt | None = None
+    """Tokens that a text may have in a model with softmax layers, whose memory it takes; by default 8192, or what an
+    imported model was made for where that is less. Others have no limit."""
     chunk: PositiveInt | None = None
     "Tokens of a prompt read between two steps; by default 8192, 1024 with softmax layers, and 512 on a CPU."
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -64,7 +66,7 @@ class Setup:
             raise UserError(
                 "state_dtype = bfloat16: cosFormer2's states do not decay: rounding adds up in them; expected float32"
             )
-        limit = config.context if softmax else None
+        limit = (config.context or CONTEXT) if softmax else None
         return cls(
             slots=config.slots or _slots(model, device, limit, dtype),
             limit=limit,

@@ -20,12 +20,12 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from linscale.config import UserError
-from linscale.data.tokenizer import END_OF_TEXT, FILE, MARKS, ByteTokenizer, Tokenizer
+from linscale.data.tokenizer import END_OF_TEXT, MARKS, ByteTokenizer, Tokenizer
+from linscale.generate.end_tokens import end_tokens, read_object, tokenizer_folder
 from linscale.generate.snapshot import Snapshot
-from linscale.run_folder import CHECKPOINTS, read_json
 
 JINJA, JSON, CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
-GENERATION, NAMES = "generation_config.json", "special_tokens_map.json"
+NAMES = "special_tokens_map.json"
 BREAK = "\ufdd0"  # a noncharacter, put inside of special tokens' names that people wrote
 ANSWER = "\ufdd1"  # another, in the place of an answer
 Message = Mapping[str, Any]
@@ -114,14 +114,12 @@ def load_chat_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
     Raises UserError for files that are not what they are expected to be.
     """
-    folder = path
-    if not (path / FILE).is_file() and path.resolve().parent.name == CHECKPOINTS:
-        folder = path.resolve().parent.parent
-    config = _object(folder / CONFIG)
+    folder = tokenizer_folder(path)
+    config = read_object(folder / CONFIG)
     if (folder / JINJA).is_file():
         source: Any = (folder / JINJA).read_text(encoding="utf-8")
     else:
-        source = _object(folder / JSON).get("chat_template") or config.get("chat_template")
+        source = read_object(folder / JSON).get("chat_template") or config.get("chat_template")
     if isinstance(source, list):  # several templates by name
         named = {each.get("name"): each.get("template") for each in source if isinstance(each, dict)}
         source = named.get("default")
@@ -131,7 +129,7 @@ def load_chat_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
         raise UserError(
             f"{folder / CONFIG}: chat_template: expected a Jinja template, or a list with one named default"
         )
-    names = {**_names(_object(folder / NAMES)), **_names(config)}
+    names = {**_names(read_object(folder / NAMES)), **_names(config)}
     if not (folder / CONFIG).is_file():
         by_id = {token: name for name, token in _special_tokens(tokenizer).items()}
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
@@ -140,12 +138,9 @@ def load_chat_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def _ends(folder: Path, names: Mapping[str, str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end an answer, besides the end-of-text token: of generation_config.json, and the eos_token."""
-    listed = _object(folder / GENERATION).get("eos_token_id")
-    ends = listed if isinstance(listed, list) else [listed]
-    ends = [*ends, _special_tokens(tokenizer).get(names.get("eos_token", ""))]
-    known = {token for token in ends if isinstance(token, int) and 0 <= token < tokenizer.vocab_size}
-    return sorted(known - {tokenizer.eos_id})
+    """Tokens that end an answer, besides the end-of-text token: those that end a text, and the eos_token."""
+    named = _special_tokens(tokenizer).get(names.get("eos_token", ""), tokenizer.eos_id)
+    return sorted({*end_tokens(folder, tokenizer), named} - {tokenizer.eos_id})
 
 
 def _names(content: Mapping[str, Any]) -> dict[str, str]:
@@ -153,14 +148,6 @@ def _names(content: Mapping[str, Any]) -> dict[str, str]:
     named = {key: value for key, value in content.items() if key.endswith("_token")}
     named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
     return {key: value for key, value in named.items() if isinstance(value, str)}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object of a file, empty where there is none."""
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:

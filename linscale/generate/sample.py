@@ -53,8 +53,8 @@ def stream(
 
 
 def opened(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a document that begins with `prompt`, with the end-of-text token in front."""
-    return [tokenizer.bos_id, *encoded(tokenizer, prompt)]
+    """The tokens of a text that begins with `prompt`, opened as the tokenizer says; an empty one by `bos_id` alone."""
+    return [*tokenizer.opening, *encoded(tokenizer, prompt)] or [tokenizer.bos_id]
 
 
 def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -63,7 +63,7 @@ class Sampling:
     logprobs: Annotated[int, _within(lambda count: 0 <= count <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")] | None = None
     """Give the log-probability of each token and of this many of the most probable ones."""
     ignore_eos: bool = False
-    """Go on behind the end-of-text token."""
+    """Go on behind the end-of-text token, and the others at which texts of an imported model end."""
 
     @model_validator(mode="wrap")  # also where it is called as Sampling(...), without `parse`
     @classmethod
@@ -72,3 +72,8 @@ class Sampling:
             return build(values)
         except ValidationError as error:
             raise UserError(explain(error, cls)) from None
+
+    def check_tokens(self, size: int) -> None:
+        """Raise UserError for a stop token that a tokenizer of `size` tokens does not have."""
+        if wrong := [token for token in self.stop_tokens if token >= size]:
+            raise UserError(f"stop_tokens = {wrong[0]}: not one of the model's; expected 0 to {size - 1}")

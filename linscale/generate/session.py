@@ -56,8 +56,9 @@ class Session:
         self._kept: list[np.ndarray] | None = [] if keep_tokens else None
         self._seen = np.zeros(tokenizer.vocab_size, dtype=bool)  # tokens of the text
         self._draws: tuple[int, int] | None = None  # seed, and how many times it has drawn
-        softmax = any(isinstance(block.mixer, SoftmaxAttention) for block in model.blocks)
-        self.chunk = SOFTMAX_CHUNK if softmax else CHUNK
+        self.grows = any(isinstance(block.mixer, SoftmaxAttention) for block in model.blocks)
+        """Whether the state grows with the text: that of softmax layers does."""
+        self.chunk = SOFTMAX_CHUNK if self.grows else CHUNK
         if snapshot is not None:
             self._go_on_from(snapshot, keep_tokens)
 
@@ -101,12 +102,13 @@ class Session:
         Each token is part of the text once it is yielded, but for an end-of-text token that ends it; so are those of
         a stop string. The caller stops where it likes. Where `sampling` has no seed, draws go on where the last ones of
         this text stopped, those before its snapshot included; a text that has none begins with seed 0. A repetition
-        penalty counts the whole text. Raises UserError for a text without tokens.
+        penalty counts the whole text. Raises UserError for a text without tokens or a stop token that cannot come.
         """
         if not self.length:
             raise UserError(
                 "prompt: no tokens; expected at least one, such as the end-of-text token that opens a document"
             )
+        sampling.check_tokens(self.tokenizer.vocab_size)
         if self._draws is None or sampling.seed is not None:
             self._draws = sampling.seed or 0, 0
         return self._stream(sampling, *self._draws)

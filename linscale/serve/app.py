@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 def create_app(
     worker: Worker, store: StateStore, options: ServeOptions, *, identity: Identity | None = None,
     template: ChatTemplate | None = None, hosts: Sequence[str] | None = None,
+    end_tokens: tuple[int, ...] = (),
 ) -> FastAPI:  # fmt: skip
     """The app of a model that a worker drives, whose states are in `store`. The worker is started by the caller.
 
     `identity` is that of a model which was cast since it was loaded; `template` is its chat template; `hosts` are the
-    names that the server answers to, None for any (see `limits.names_of`). `app.state.service` is there once the app
+    names that the server answers to, None for any (see `limits.names_of`); `end_tokens` end a text, besides the
+    end-of-text token. `app.state.service` is there once the app
     runs.
     """
     metrics = Metrics(worker.stats)
@@ -44,6 +46,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = _service(worker, store, options, metrics, identity, template)
+        app.state.service.end_tokens = end_tokens
         yield
 
     app = FastAPI(title="linscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -47,7 +47,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         _max_tokens(service, body, len(tokens) + (0 if state is None else state.length)),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         state=state,
-        stop_tokens=() if template is None else template.stop_tokens,
+        stop_tokens=service.end_tokens if template is None else template.stop_tokens,
         stop=STOP if template is None else (),
     )
     try:
@@ -71,7 +71,7 @@ async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -
         raise ApiError(400, "chat_template_kwargs: the model has no chat template", param="chat_template_kwargs")
     text = conversation(messages)
     if state is None:
-        return [service.tokenizer.bos_id, *await service.encode(text, "messages")]
+        return await service.encode(text, "messages", begins=True)
     before = service.tokenizer.decode(state.last)
     behind = text if not before or before.endswith("\n") else f"\n{text}"
     return await service.encode(behind, "messages")

@@ -36,7 +36,8 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
         )
     prompts, tokens = await _prompts(service, body)
     wanted = MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    generation = Generation(service, await job_of(service, body, tokens, wanted, logprobs=body.logprobs))
+    job = await job_of(service, body, tokens, wanted, logprobs=body.logprobs, stop_tokens=service.end_tokens)
+    generation = Generation(service, job)
     form = _Form(service, body, prompts)
     if body.stream:
         events = _chunks(generation, form, body)
@@ -46,12 +47,11 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str], list[list[int]]]:
     """The prompts as texts, which are needed to show them, and as tokens. One that begins a text is opened."""
-    opening = [] if body.state is not None else [service.tokenizer.bos_id]
     given: Any = body.prompt if body.prompt is not None else "" if body.state is None else []
     texts = [given] if isinstance(given, str) else given
     if texts and isinstance(texts[0], str):
         check_texts(service, body, len(texts))
-        return texts, [opening + await service.encode(text) for text in texts]
+        return texts, [await service.encode(text, begins=body.state is None) for text in texts]
     lists: list[list[int]] = given if given and isinstance(given[0], list) else [given]
     check_texts(service, body, len(lists))
     for tokens in lists:

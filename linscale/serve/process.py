@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from linscale.serve.service import Service
 
 ABANDONED = "the server shut down before the text ended"
 BACKLOG = 2048  # connections that wait to be accepted
+logger = logging.getLogger(__name__)
 LAST_S = 5  # for answers that are being sent when all texts have ended or were given up
 
 
@@ -106,6 +108,10 @@ async def _serve(server: Server, app: FastAPI, bound: socket.socket, drain_s: fl
 async def drain(service: Service, seconds: float, again: asyncio.Event) -> None:
     """Take no more requests, and wait for the texts that are being written; then give them up."""
     service.draining = True
+    if service.admitted:
+        logger.warning(
+            "stopping: texts under way (%d) have %g s to end; a second signal ends them", service.admitted, seconds
+        )
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while service.admitted and not again.is_set():

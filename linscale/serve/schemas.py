@@ -87,10 +87,11 @@ class Generation(Body):
     def sampling(
         self, max_tokens: int, logprobs: int | None, stop_tokens: tuple[int, ...] = (), stop: tuple[str, ...] = ()
     ) -> Sampling:
-        """How tokens are drawn; `stop_tokens` and `stop` end a text too. Raises UserError for a value out of range."""
+        """How tokens are drawn; `stop` and, unless `ignore_eos`, `stop_tokens` end a text too. Raises UserError for a
+        value out of range."""
         fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos")
         given = {name: value for name in fields if (value := getattr(self, name)) is not None}
-        ends = (*(self.stop_tokens or ()), *stop_tokens)
+        ends = (*(self.stop_tokens or ()), *(() if self.ignore_eos else stop_tokens))
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(max_tokens=max_tokens, logprobs=logprobs, stop_tokens=ends, stop=(*stop, *stops), **given)
 

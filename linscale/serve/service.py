@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from linscale.config import UserError
 from linscale.generate.jinja_template import ChatTemplate
-from linscale.generate.sample import encoded
+from linscale.generate.sample import encoded, opened
 from linscale.serve.errors import RETRY_S, ApiError, refused
 from linscale.serve.metrics import Metrics
 from linscale.serve.options import ServeOptions
@@ -39,6 +39,8 @@ class Service:
     created: int
     """s since 1970"""
     template: ChatTemplate | None = None
+    end_tokens: tuple[int, ...] = ()
+    """Tokens that end a text, besides the end-of-text token."""
     draining: bool = False
     open_streams: set[Streams] = field(default_factory=set)
     admitted: int = 0
@@ -56,12 +58,13 @@ class Service:
                 404, f"model '{name}': not served here; expected '{self.name}'", param="model", code="model_not_found"
             )
 
-    async def encode(self, text: str, param: str = "prompt") -> list[int]:
-        """The tokens of a text, without one that opens it. Raises ApiError where it is not valid Unicode."""
+    async def encode(self, text: str, param: str = "prompt", *, begins: bool = False) -> list[int]:
+        """The tokens of a text, opened where it `begins`. Raises ApiError where it is not valid Unicode."""
+        encode = opened if begins else encoded
         try:
             if len(text) <= SHORT:
-                return encoded(self.tokenizer, text)
-            return await asyncio.to_thread(encoded, self.tokenizer, text)
+                return encode(self.tokenizer, text)
+            return await asyncio.to_thread(encode, self.tokenizer, text)
         except UserError as error:
             raise refused(error, param) from None
 

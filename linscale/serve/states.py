@@ -59,8 +59,7 @@ async def _reading(service: Service, body: StateRequest) -> Reading:
         tokens = body.tokens
         service.check_tokens(tokens, "tokens")
     else:
-        opening = [] if state is not None else [service.tokenizer.bos_id]
-        tokens = opening + await service.encode(body.text or "", "text")
+        tokens = await service.encode(body.text or "", "text", begins=state is None)
     service.check_prompt(len(tokens), "text" if body.tokens is None else "tokens")
     return Reading(tokens, None, state, keep=True, keep_tokens=bool(body.keep_tokens))
 

@@ -21,6 +21,7 @@ from linscale.data.tokenizer import (
     load_tokenizer,
     train_bpe,
 )
+from linscale.generate.sample import opened
 
 SHAKESPEARE = (CORPORA / "tinyshakespeare.txt").read_text(encoding="utf-8")
 HOSTILE = "a<|endoftext|>b</s><|im_end|> \r\n\n\tnaïve 東京 🏳️‍🌈 \x00\x1f \u2028 'tis 12345 <|endoftext|"
@@ -173,7 +174,9 @@ def test_a_tokenizer_that_came_with_a_model_names_what_ends_and_opens_a_text(tmp
     again = load_tokenizer(tmp_path)
     assert (again.eos_id, again.bos_id, again.fingerprint) == (70, 71, marked.fingerprint)
     plain = SubwordTokenizer(content, "plain")
-    assert (plain.eos_id, plain.bos_id) == (0, 0)
+    assert (plain.eos_id, plain.bos_id, plain.opening, marked.opening) == (0, 0, [0], [71])
+    bare = SubwordTokenizer({**content, "linscale": {"bos": names[71], "opens": False}}, "bare")
+    assert (bare.bos_id, bare.opening, opened(bare, "words"), opened(bare, "")) == (71, [], bare.encode("words"), [71])
     assert plain.fingerprint != marked.fingerprint
     with pytest.raises(UserError, match=r"linscale.eos = 'no such': no token of its vocabulary"):
         SubwordTokenizer({**content, "linscale": {"eos": "no such"}}, "wrong")

@@ -11,6 +11,7 @@ import transformers
 from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
+from linscale.generate.end_tokens import end_tokens
 from linscale.generate.jinja_template import ChatTemplate, load_chat_template
 from linscale.generate.snapshot import Snapshot
 
@@ -118,6 +119,7 @@ def test_an_imported_model_keeps_its_template_and_what_ends_its_answers(folder, 
         variables = {"enable_thinking": False}
         assert ours.tokens(CHATS[0], variables) == theirs.apply_chat_template(CHATS[0], **variables, **given)
         assert set(ours.stop_tokens) | {tokenizer.eos_id} == {theirs.eos_token_id, 1}
+        assert end_tokens(path, tokenizer) == (1,)
 
 
 def test_what_people_write_is_text(folder):

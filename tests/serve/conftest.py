@@ -84,12 +84,29 @@ class Running:
 
 
 @contextmanager
-def serving(folder, model, *, slots=4, context=256, chunk=64, template=None, hosts=None, tokenizer=BYTES, **options):
+def serving(
+    folder,
+    model,
+    *,
+    slots=4,
+    context=256,
+    chunk=64,
+    template=None,
+    hosts=None,
+    tokenizer=BYTES,
+    end_tokens=(),
+    **options,
+):
     """Serve a model from a thread; its states are in folder/run/states."""
     engine = Engine(model, tokenizer, EngineConfig(slots=slots, context=context, chunk=chunk))
     with Worker(engine) as worker:
         app = create_app(
-            worker, StateStore(folder / "run" / "states"), ServeOptions(**options), template=template, hosts=hosts
+            worker,
+            StateStore(folder / "run" / "states"),
+            ServeOptions(**options),
+            template=template,
+            hosts=hosts,
+            end_tokens=end_tokens,
         )
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

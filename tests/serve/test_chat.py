@@ -84,6 +84,20 @@ def test_a_models_own_template_and_the_tokens_that_end_its_answers(model, tmp_pa
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (expected, "stop")
 
 
+def test_texts_and_plain_answers_end_at_every_token_that_ends_them(server, model, tmp_path):
+    def texts(asked, **more):
+        ask = {"max_tokens": 200, "temperature": 0, **more}
+        (text,) = asked.post("/v1/completions", prompt="Hi", **ask).json()["choices"]
+        (answer,) = asked.post("/v1/chat/completions", messages=CHAT[3:], **ask).json()["choices"]
+        return text["text"], answer["message"]["content"]
+
+    wholes = texts(server)
+    end = next(letter for letter in wholes[0][3:] if letter in wholes[1])
+    with serving(tmp_path, model, end_tokens=(ord(end),)) as other:
+        assert texts(other, ignore_eos=True) == wholes
+        assert texts(other) == tuple(whole[: whole.index(end) + 1] for whole in wholes)
+
+
 def test_a_conversation_goes_on_from_its_state(server, names):
     first = {"messages": CHAT[1:2], "max_tokens": 9, "temperature": 0}
     one = server.post("/v1/chat/completions", **first, save_state="talk").json()

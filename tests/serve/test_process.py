@@ -43,6 +43,7 @@ def process(run, *options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     server = subprocess.Popen([sys.executable, "-c", START, *words], stderr=subprocess.PIPE, text=True, env=environment)
     try:
+        assert server.stderr.readline() == "linscale: loading small\n"
         line = server.stderr.readline()
         address = re.fullmatch(r"linscale: serving small at (http://127\.0\.0\.1:\d+)/v1\n", line)
         assert address, line + server.stderr.read()
@@ -81,7 +82,10 @@ def test_it_drains_when_it_is_told_to_stop(run):
         *_, last, done = events
         assert (json.loads(last)["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
         assert server.wait(10) == 0
-        assert server.stderr.read() == ""
+        assert (
+            server.stderr.read()
+            == "linscale: stopping: texts under way (1) have 60 s to end; a second signal ends them\n"
+        )
 
 
 def test_texts_that_do_not_end_in_time_are_given_up(tmp_path):
