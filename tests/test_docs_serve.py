@@ -28,7 +28,7 @@ def names(text):
 
 def test_every_option_and_its_default():
     parameters = inspect.signature(command).parameters
-    defaults = {name: each.default for name, each in parameters.items() if name not in ("path", "engine", "options")}
+    defaults = {name: each.default for name, each in parameters.items() if name not in ("path", "engine", "limits")}
     for config in (EngineConfig, ServeOptions):
         defaults |= {field.name: field.default for field in dataclasses.fields(config)}
     shown = {f"--{name.replace('_', '-')}": str(value) for name, value in defaults.items()}
@@ -61,7 +61,7 @@ def test_every_field():
 
 def test_every_error_and_every_metric():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "linscale" / "serve").glob("*.py"))
-    assert names(section("Errors")) - {"code", "param"} == set(re.findall(r'code="(\w+)"', sources))
+    assert names(section("Errors")) - {"code", "param"} == set(re.findall(r'code(?:: str = |=)"(\w+)"', sources))
     statuses = set(re.findall(r"^\| (\d{3}) \|", section("Errors"), re.M))
     assert set(re.findall(r"ApiError\(\s*(\d{3})", sources)) <= statuses
     text = Metrics(lambda: Stats(*[0] * len(Stats._fields))).text().decode()

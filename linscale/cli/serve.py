@@ -72,6 +72,9 @@ def serve(
         ends = end_tokens(path, tokenizer)
         app = create_app(worker, states, options, identity=identity, template=template, hosts=hosts, end_tokens=ends)
         with worker:
+            if worker.engine.model.embedding.weight.is_cuda:
+                print_note("making kernels and graphs; the first time takes a minute")
+            worker.wait_warm()
             address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
             run(app, bound, options.drain_s, lambda: print_note(f"serving {options.model_name} at {address}/v1"))
 

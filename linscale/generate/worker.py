@@ -41,12 +41,17 @@ class Worker:
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._draining = self._stopping = False
+        self._warm = threading.Event()
         self._thread = threading.Thread(target=self._work, name="linscale-engine", daemon=True)
 
     def start(self) -> Self:
         """Begin; the engine is warmed up first, while requests wait."""
         self._thread.start()
         return self
+
+    def wait_warm(self) -> None:
+        """Until the engine is warmed up, which takes a minute where kernels are compiled, or has failed."""
+        self._warm.wait()
 
     def submit(self, request: Request, listener: Listener) -> Ticket:
         """Hand over a request; `listener` is called in the engine's thread, and must not keep it.
@@ -103,12 +108,14 @@ class Worker:
     def _work(self) -> None:
         try:
             self.engine.warm_up()
+            self._warm.set()
             while self._carry_out():
                 self.engine.step()
         except BaseException as error:
             logger.exception("the engine has failed")
             self.failure = error
         finally:
+            self._warm.set()
             with self._changed:
                 self._stopping = True  # from here on `submit` takes nothing
             while self._commands:

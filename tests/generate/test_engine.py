@@ -254,6 +254,7 @@ def test_memory_that_runs_out_fails_one_text_and_listeners_that_fail_none(monkey
 def test_a_worker_serves_threads_drains_and_closes():
     model = tiny()
     worker = Worker(engine_of(model)).start()
+    worker.wait_warm()
     requests = [Request(PROMPT[: 3 + i], SAMPLINGS[i % 4]) for i in range(12)]
     heard = [Heard() for _ in requests]
 
