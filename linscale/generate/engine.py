@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +22,12 @@ from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Needs
 from linscale.generate.engine_config import EngineConfig, Setup
-from linscale.generate.precision import reading
-from linscale.generate.reading import Part
-from linscale.generate.request import Failed, Finished, Listener, Progress, Request, TooLongError
+from linscale.generate.prompts import Prompts
+from linscale.generate.request import Failed, Finished, Listener, Request, TooLongError
 from linscale.generate.slots import Launched, Slots
-from linscale.generate.states import moved
 from linscale.generate.text import Text
 from linscale.models import LanguageModel
 
-FEED_MOST = (
-    512  # tokens of a prompt, or of what is left of it behind whole chunks, that are read by the kernels of steps
-)
 OUT_OF_MEMORY = "out of memory for this text; fewer slots, a shorter context or a smaller chunk leave more"
 logger = logging.getLogger(__name__)
 
@@ -75,14 +69,12 @@ class Engine:
                     module.weight.data = module.weight.data.to(setup.dtype)
         self._free = list(reversed(range(setup.slots)))
         self._waiting: deque[Text] = deque()
-        self._reading: deque[Text] = deque()
-        self._feeding: deque[Text] = deque()  # short prompts, whose slots read them by the kernels of steps
-        self._fed = False  # whether the last thing read was such
+        self._prompts = Prompts(model, setup, self._slots)
         self._running: dict[int, Text] = {}
         self._asked: tuple[Needs, bool] | None = None  # what the running texts need together, while they stay the same
         self._launched: tuple[Launched, dict[int, Text]] | None = None
         self._stepping, self._forgotten = False, list[Text]()
-        self._read = self._made = self._steps = 0
+        self._made = self._steps = 0
         self._step_s = 0.0
         self._last_step: float | None = None
 
@@ -92,9 +84,10 @@ class Engine:
         if self.model.embedding.weight.is_cuda:  # kernels for a prompt, and for one behind a state
             prompt = np.zeros(3 * self.setup.chunk // 2, dtype=np.int64)
             text = Text(Request(prompt, None), lambda event: None, self.tokenizer)
-            while not self._read_some(text):
-                pass
-            self._read -= len(prompt)
+            self._prompts.add(text)
+            while self._prompts:
+                self._prompts.step()
+            self._prompts.read = 0
 
     @property
     def limit(self) -> int | None:
@@ -145,32 +138,30 @@ class Engine:
         if self._stepping:
             self._forgotten.append(text)
             return
-        for queue in (self._waiting, self._reading, self._feeding):
-            if text in queue:
-                queue.remove(text)
+        if text in self._waiting:
+            self._waiting.remove(text)
+        self._prompts.remove(text)
         self._leave(text)
 
     def give_up(self, message: str) -> None:
         """Fail all requests that are not over. The engine takes no more steps."""
-        for text in (*self._waiting, *self._reading, *self._feeding, *self._running.values()):
+        for text in (*self._waiting, *self._prompts, *self._running.values()):
             text.tell(Failed(message))
         self._waiting.clear()
-        self._reading.clear()
-        self._feeding.clear()
+        self._prompts.clear()
         self._running.clear()
 
     def stats(self) -> Stats:
         """What it does now; other threads may ask."""
-        reading = len(self._reading) + len(self._feeding)
         return Stats(
-            self.setup.slots, len(self._running), reading, len(self._waiting), self._slots.state_bytes,
-            self._read, self._made, self._steps, self._step_s,
+            self.setup.slots, len(self._running), len(self._prompts), len(self._waiting), self._slots.state_bytes,
+            self._prompts.read, self._made, self._steps, self._step_s,
         )  # fmt: skip
 
     @property
     def idle(self) -> bool:
         """Whether `step` would have nothing to do."""
-        return not (self._waiting or self._reading or self._feeding or self._running)
+        return not (self._waiting or self._prompts or self._running)
 
     def step(self) -> None:
         """Launch the next token of every running text, hand over those of the last step, read a chunk of a prompt.
@@ -200,14 +191,9 @@ class Engine:
         while self._waiting and self._free:
             text = self._waiting.popleft()
             text.slot = self._free.pop()
-            self._reading.append(text)
-        if self._feeding and not (self._fed and self._reading):
-            self._feed()
-        elif self._reading:
-            self._fed = False
-            text = self._reading.popleft()
-            if not self._read_some(text):  # prompts take turns: a short one does not wait for a long one
-                self._reading.append(text)
+            self._prompts.add(text)
+        for text in self._prompts.step():
+            self._go_on(text)
 
     def _hand_over(self, launched: Launched, texts: dict[int, Text]) -> None:
         """What a step has drawn, to the texts that were in the slots then and still are."""
@@ -241,63 +227,23 @@ class Engine:
             self._free.append(text.slot)
             text.slot = None
 
-    def _read_some(self, text: Text) -> bool:
-        """A chunk of a text's prompt, behind the last of which it runs or is finished; whether that was it."""
+    def _go_on(self, text: Text) -> None:
+        """With a text whose prompt is read: it runs, or is finished, or fails for want of memory."""
         try:
-            rest = text.unread if text.request.sampling is None else text.unread[:-1]
-            if text.request.sampling is not None and 0 < len(rest) <= FEED_MOST and self._slots.read_rows:
-                assert text.slot is not None
-                if text.state is not None:
-                    self._slots.load(text.slot, text.state, text.read)
-                self._feeding.append(text)
-                return True
-            if len(rest):
-                self._read_chunk(text, rest[: self.setup.chunk], last=len(rest) <= self.setup.chunk)
-            if len(rest) > self.setup.chunk:
-                return False
+            if text.no_memory is not None:
+                raise torch.OutOfMemoryError(text.no_memory)
             if text.request.sampling is None:
                 assert text.state is not None
                 self._leave(text)
                 text.tell(Finished(text.snapshot(text.state, text.logits), text.length))
+            elif text.in_slot:
+                self._start(text, int(text.unread[0]))
             else:
                 self._begin(text)
         except torch.OutOfMemoryError as error:
             self._leave(text)
             logger.warning("a text of %d tokens: %s", text.length, error)
             text.tell(Failed(OUT_OF_MEMORY))
-        return True
-
-    @torch.no_grad()
-    def _read_chunk(self, text: Text, tokens: np.ndarray, *, last: bool) -> None:
-        device = self.model.embedding.weight.device
-        with reading(self.model, self.setup.dtype):
-            state = None if text.state is None else moved(text.state, device)
-            x, after = self.model.read(torch.from_numpy(tokens)[None].to(device), state)
-            logits = self.model.logits(x[0, -1]).float() if last and text.request.sampling is None else None
-        text.has_read(len(tokens), after, logits)
-        self._read += len(tokens)
-        text.tell(Progress(text.given - len(text.unread), text.given))
-
-    def _feed(self) -> None:
-        """As much of short prompts as is read at once, in order; those that have come to their last token run."""
-        self._fed = True
-        left, parts, complete = self._slots.read_rows, [], 0
-        for text in self._feeding:
-            tokens = text.unread[:-1][:left]
-            if not len(tokens):
-                break
-            assert text.slot is not None
-            parts.append(Part(text.slot, tokens, fresh=text.read == 0))
-            text.has_read(len(tokens), None, None)
-            left -= len(tokens)
-            complete += len(text.unread) == 1
-        self._slots.read(parts)
-        self._read += self._slots.read_rows - left
-        for text in list(islice(self._feeding, len(parts))):
-            text.tell(Progress(text.given - len(text.unread), text.given))
-        for _ in range(complete):
-            text = self._feeding.popleft()
-            self._start(text, int(text.unread[0]))
 
     def _begin(self, text: Text) -> None:
         """Have a text whose prompt is read but for its last token run, or draw from the logits that it came with."""

@@ -14,6 +14,7 @@ from linscale.models import LanguageModel
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
+from linscale.ops.backend import interpreting
 from linscale.ops.decode import Mix, Projection
 from linscale.ops.decode.plain import can_halve, halved
 
@@ -142,8 +143,8 @@ def _side_by_side(norm: nn.Module, parts: list[Tensor], dtype: torch.dtype) -> T
 
 def _laid_out(weight: Tensor) -> Tensor:
     """The matrix (N, K), on a CPU with its longer side next to each other in memory: one row of x times it is then
-    twice as fast where N > K."""
-    if weight.is_cuda or weight.shape[0] <= weight.shape[1]:
+    twice as fast where N > K. Kernels, which Triton's interpreter runs on a CPU, read rows."""
+    if weight.is_cuda or interpreting() or weight.shape[0] <= weight.shape[1]:
         return weight
     return weight.t().contiguous().t()
 

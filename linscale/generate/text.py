@@ -24,6 +24,10 @@ class Text:
     def __init__(self, request: Request, listener: Listener, tokenizer: Tokenizer) -> None:
         self.request, self._listener = request, listener
         self.slot: int | None = None
+        self.in_slot = False
+        """Whether the slot holds the state behind what is read."""
+        self.no_memory: str | None = None
+        """What the device said when there was no memory to read more."""
         before, given = request.state, np.asarray(request.tokens, dtype=np.int64)
         self.state: State | None = None if before is None else before.state
         """Behind the `read` first tokens of the text."""

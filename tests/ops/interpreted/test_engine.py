@@ -16,7 +16,7 @@ BYTES = load_tokenizer("byte")
 
 def test_texts_are_what_they_are_alone(device, monkeypatch):
     monkeypatch.setattr("linscale.generate.slots.READ_ROWS", 6)
-    monkeypatch.setattr("linscale.generate.engine.FEED_MOST", 9)
+    monkeypatch.setattr("linscale.generate.prompts.SHORT", 9)
     shape = {"vocab_size": 288, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 32, "init_std": 0.4}
     model = build_model(CONFIGS["hgrn2"](**shape)).to(device)
     engine = Engine(model, BYTES, EngineConfig(slots=3, chunk=16, dtype="float32"))
