@@ -16,8 +16,9 @@ def close(found, expected, tolerance=2e-5):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17, 130])
-@pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (72, 21)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 32, 48), (1, 72, 21), (2, 32, 48), (17, 72, 21), (130, 72, 21)]
+)
 def test_projections(rows, inputs, outputs, device):
     torch.manual_seed(0)
     x, residual = torch.randn(rows, inputs, device=device), torch.randn(rows, outputs, device=device)
@@ -71,18 +72,18 @@ def test_states_are_mixed_in_place(rows, device):
         assert torch.equal(results[1][0][active == 0], state[active == 0])
 
 
-@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("groups", [2, 1])
 def test_caches_are_appended_to_and_attended(groups, device):
     torch.manual_seed(0)
-    rows, heads, width, capacity = 4, 4, 16, 1200  # 19 blocks, more than are put together at once
+    rows, heads, width, capacity = 3, 2, 16, 2200  # 18 blocks, more than are put together at once
     frequencies = torch.rand(width // 2, device=device, dtype=torch.float64)
     projected = torch.randn(2, rows, (heads + 2 * groups) * width, device=device)
     caches = torch.randn(2, rows, capacity, groups, width, device=device)
-    active = torch.tensor([1, 1, 0, 1], dtype=torch.int32, device=device)
+    active = torch.tensor([1, 0, 1], dtype=torch.int32, device=device)
     results = []
     for ops in (plain, kernel):
         keys, values = caches.clone()
-        positions = torch.tensor([0, 130, 40, 1198], device=device)
+        positions = torch.tensor([127, 40, 2198], device=device)
         out = torch.zeros(2, rows, heads * width, device=device)
         extra = () if ops is plain else (kernel.attend_scratch(out[0], keys),)
         for step in range(2):
