@@ -1,6 +1,6 @@
 """Many texts at once on one model: prompts are read in chunks, and then all take their steps together, in slots.
 
-    submit -> waiting -> a slot is free: reading, a chunk between two steps -> running, a token a step -> Finished
+    submit -> waiting -> reading, a chunk between two steps -> a slot is free: running, a token a step -> Finished
 
 A running text waits for at most one chunk of one prompt before its next token. What a text is, to the last bit, depends
 on its request and the engine's config: a prompt is read alone, in chunks counted from its own beginning, and steps are
@@ -39,7 +39,7 @@ class Stats(NamedTuple):
     running: int
     """Texts that take steps."""
     reading: int
-    """Texts in a slot whose prompt is being read."""
+    """Texts whose prompt is being read."""
     waiting: int
     """Texts without a slot."""
     state_bytes: int
@@ -70,6 +70,7 @@ class Engine:
         self._free = list(reversed(range(setup.slots)))
         self._waiting: deque[Text] = deque()
         self._prompts = Prompts(model, setup, self._slots)
+        self._read: deque[Text] = deque()  # behind their prompts, without a slot
         self._running: dict[int, Text] = {}
         self._asked: tuple[Needs, bool] | None = None  # what the running texts need together, while they stay the same
         self._launched: tuple[Launched, dict[int, Text]] | None = None
@@ -138,30 +139,33 @@ class Engine:
         if self._stepping:
             self._forgotten.append(text)
             return
-        if text in self._waiting:
-            self._waiting.remove(text)
+        for queue in (self._waiting, self._read):
+            if text in queue:
+                queue.remove(text)
         self._prompts.remove(text)
         self._leave(text)
 
     def give_up(self, message: str) -> None:
         """Fail all requests that are not over. The engine takes no more steps."""
-        for text in (*self._waiting, *self._prompts, *self._running.values()):
+        for text in (*self._waiting, *self._prompts, *self._read, *self._running.values()):
             text.tell(Failed(message))
         self._waiting.clear()
         self._prompts.clear()
+        self._read.clear()
         self._running.clear()
 
     def stats(self) -> Stats:
         """What it does now; other threads may ask."""
+        waiting = len(self._waiting) + len(self._read)
         return Stats(
-            self.setup.slots, len(self._running), len(self._prompts), len(self._waiting), self._slots.state_bytes,
+            self.setup.slots, len(self._running), len(self._prompts), waiting, self._slots.state_bytes,
             self._prompts.read, self._made, self._steps, self._step_s,
         )  # fmt: skip
 
     @property
     def idle(self) -> bool:
         """Whether `step` would have nothing to do."""
-        return not (self._waiting or self._prompts or self._running)
+        return not (self._waiting or self._prompts or self._read or self._running)
 
     def step(self) -> None:
         """Launch the next token of every running text, hand over those of the last step, read a chunk of a prompt.
@@ -188,12 +192,26 @@ class Engine:
             launched, self._launched = self._launched, launched
         if launched is not None:
             self._hand_over(*launched)
-        while self._waiting and self._free:
-            text = self._waiting.popleft()
-            text.slot = self._free.pop()
-            self._prompts.add(text)
+        self._admit()
         for text in self._prompts.step():
             self._go_on(text)
+
+    def _admit(self) -> None:
+        """Texts that wait: those whose prompts are read to slots, then the others, in order, to be read. A long prompt
+        is read without a slot, so that many of them keep no short one out."""
+        while self._read and self._free:
+            text = self._read.popleft()
+            text.slot = self._free.pop()
+            self._go_on(text)
+        for text in list(self._waiting) if self._free or self._prompts.has_room else ():
+            if self._prompts.takes_slot(text):
+                if not self._free:
+                    continue
+                text.slot = self._free.pop()
+            elif not self._prompts.has_room:
+                continue
+            self._waiting.remove(text)
+            self._prompts.add(text)
 
     def _hand_over(self, launched: Launched, texts: dict[int, Text]) -> None:
         """What a step has drawn, to the texts that were in the slots then and still are."""
@@ -228,7 +246,7 @@ class Engine:
             text.slot = None
 
     def _go_on(self, text: Text) -> None:
-        """With a text whose prompt is read: it runs, or is finished, or fails for want of memory."""
+        """With a text whose prompt is read: it runs, waits for a slot, is finished, or fails for want of memory."""
         try:
             if text.no_memory is not None:
                 raise torch.OutOfMemoryError(text.no_memory)
@@ -236,9 +254,12 @@ class Engine:
                 assert text.state is not None
                 self._leave(text)
                 text.tell(Finished(text.snapshot(text.state, text.logits), text.length))
+            elif text.slot is None and not self._free:
+                self._read.append(text)
             elif text.in_slot:
                 self._start(text, int(text.unread[0]))
             else:
+                text.slot = self._free.pop() if text.slot is None else text.slot
                 self._begin(text)
         except torch.OutOfMemoryError as error:
             self._leave(text)

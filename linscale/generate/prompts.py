@@ -1,7 +1,7 @@
 """Prompts that are being read, a part at a time and in turns, so that a short one does not wait for a long one.
 
-A long prompt is read by the model, a chunk of its own at a time. A short one, or what is left of a long one behind its
-whole chunks, is read in its slot by the kernels of steps where there are such (reading.py), together with others.
+A long prompt is read by the model, a chunk of its own at a time, which takes no slot. A short one is read in its slot
+by the kernels of steps where there are such (reading.py), together with others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORT = 512  # tokens
 
 
 class Prompts:
-    """Texts in a slot, or without one where they are only read, none of which runs yet."""
+    """Texts none of which runs yet."""
 
     def __init__(self, model: LanguageModel, setup: Setup, slots: Slots) -> None:
         self._model, self._setup, self._slots = model, setup, slots
@@ -36,9 +36,29 @@ class Prompts:
         self.read = 0
         """Tokens so far."""
 
+    def is_short(self, text: Text) -> bool:
+        """Whether a prompt is read in a slot: by its length alone, so that no text depends on what else is there."""
+        return 0 < len(_rest(text)) <= SHORT and text.request.sampling is not None and self._slots.read_rows > 0
+
+    def takes_slot(self, text: Text) -> bool:
+        """Whether a text needs a slot from the beginning: a short prompt, or one that is read already."""
+        return text.request.sampling is not None and (self.is_short(text) or not len(_rest(text)))
+
+    @property
+    def has_room(self) -> bool:
+        """For one more prompt that takes no slot: there are never more of them than slots, each with a state."""
+        return len(self._long) < self._setup.slots
+
     def add(self, text: Text) -> None:
         """Read a text's prompt: all of it, or all but the last token where the text is to go on."""
-        self._long.append(text)
+        if self.is_short(text):
+            assert text.slot is not None
+            if text.state is not None:
+                self._slots.load(text.slot, text.state, text.read)
+            text.in_slot = True
+            self._short.append(text)
+        else:
+            self._long.append(text)
 
     def remove(self, text: Text) -> None:
         """Forget a text, if it is here."""
@@ -72,24 +92,16 @@ class Prompts:
         except torch.OutOfMemoryError as error:
             text.no_memory = str(error)
             return [text]
-        if not done and text not in self._short:
+        if not done:
             self._long.append(text)
         return [text] if done else []
 
     def _part(self, text: Text) -> bool:
-        """A chunk of a prompt, unless it is short; whether that was its end."""
-        goes_on = text.request.sampling is not None
-        rest = text.unread[:-1] if goes_on else text.unread
-        if goes_on and 0 < len(rest) <= SHORT and self._slots.read_rows:
-            assert text.slot is not None
-            if text.state is not None:
-                self._slots.load(text.slot, text.state, text.read)
-            text.in_slot = True
-            self._short.append(text)
-            return False
+        """A chunk of a prompt; whether that was its end."""
+        rest, chunk = _rest(text), self._setup.chunk
         if len(rest):
-            self._chunk(text, rest[: self._setup.chunk], last=not goes_on and len(rest) <= self._setup.chunk)
-        return len(rest) <= self._setup.chunk
+            self._chunk(text, rest[:chunk], last=text.request.sampling is None and len(rest) <= chunk)
+        return len(rest) <= chunk
 
     @torch.no_grad()
     def _chunk(self, text: Text, tokens: np.ndarray, *, last: bool) -> None:
@@ -121,3 +133,8 @@ class Prompts:
     def _tell(self, text: Text, count: int) -> None:
         self.read += count
         text.tell(Progress(text.given - len(text.unread), text.given))
+
+
+def _rest(text: Text) -> np.ndarray:
+    """What is left of its prompt: the last token of a text that goes on is read by its first step."""
+    return text.unread if text.request.sampling is None else text.unread[:-1]

@@ -159,6 +159,20 @@ def test_a_long_prompt_holds_no_running_text_up_for_longer_than_a_chunk():
     assert isinstance(long[-1], Finished)
 
 
+def test_long_prompts_keep_no_short_one_out():
+    engine = engine_of(tiny(), slots=2, chunk=8)
+    for _ in range(5):
+        engine.submit(Request(np.resize(PROMPT, 1001), Sampling(max_tokens=2)), lambda event: None)
+    engine.step()
+    short = Heard(engine, Request(PROMPT[:1], Sampling(max_tokens=3, ignore_eos=True)))
+    for _ in range(6):
+        engine.step()
+    assert isinstance(short[-1], Finished)
+    assert engine.stats().tokens_read < 100
+    finish(engine)
+    assert len(engine._free) == 2
+
+
 def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     engine = engine_of(tiny(), slots=1, chunk=8)
     heard = [Heard(), Heard(), Heard()]
@@ -166,7 +180,7 @@ def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     texts = [engine.submit(Request(PROMPT, endless), each.append) for each in heard]
     engine.step()  # the first is being read
     engine.cancel(texts[0])
-    for _ in range(12):
+    for _ in range(20):
         engine.step()
     assert engine.stats()[1:4] == (1, 0, 1)
     made = len(heard[1].tokens)
@@ -178,7 +192,7 @@ def test_a_cancelled_text_frees_its_slot_at_once_wherever_it_is():
     assert tokens_of(engine, Request(PROMPT, SAMPLINGS[0]))
     assert len(heard[1].tokens) == made
     assert not heard[0].tokens
-    assert not heard[2]
+    assert not heard[2].tokens
 
 
 def test_the_time_of_a_step_is_not_that_of_waiting_for_texts():

@@ -34,7 +34,8 @@ def test_whatever_comes(case, lag):
             engine.cancel(text)
         else:
             engine.step()
-        used = [text.slot for text in (*engine._prompts, *engine._running.values())]
+        texts = (*engine._prompts, *engine._read, *engine._running.values())
+        used = [text.slot for text in texts if text.slot is not None]
         assert sorted(used + engine._free) == list(range(SLOTS))
         for each in [each for each in running if each[-1] and isinstance(each[-1][-1], Finished)]:
             running.remove(each)
