@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
 from linscale.layers.rope import attention_factor, rope_frequencies
-from linscale.models import LanguageModel
+from linscale.models import LanguageModel, RecurrentTransformer
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
@@ -52,7 +52,9 @@ class Packed:
 
 
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
-    """The model's matrices in `dtype`. Raises TypeError for a mixer that decoding steps do not know."""
+    """The model's matrices in `dtype`. Raises TypeError for a mixer, or a model, that decoding steps do not know."""
+    if isinstance(model, RecurrentTransformer):
+        raise TypeError("RecurrentTransformer has no decoding step of its own: read_step.ReadStep reads token by token")
     head = model.embedding.weight if model.head is None else model.head.weight
     return Packed(
         embedding=model.embedding.weight.detach().to(dtype),
@@ -102,6 +104,7 @@ def _mixer(
             Mix("gated", *shape, bounds),
         )
     if isinstance(mixer, SoftmaxAttention):
+        assert mixer.rope_base is not None
         device = mixer.q_proj.weight.device
         frequencies = rope_frequencies(config.head_dim, mixer.rope_base, mixer.rope_scaling, device)
         factor = attention_factor(mixer.rope_scaling)  # of q and k, whose rotation is linear

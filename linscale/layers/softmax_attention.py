@@ -32,10 +32,10 @@ class KeyValues(NamedTuple):
 class SoftmaxAttention(nn.Module):
     """o_proj(softmax(q kᵀ / sqrt(K) + causal) v) with RoPE on q and k; q (B, T, H, K), k and v (B, T, G, K) are
     projections of x. Each of the G = n_kv_heads heads of keys and values serves H/G heads of queries, in order
-    (grouped-query attention, arXiv 2305.13245); G = H unless told otherwise."""
+    (grouped-query attention, arXiv 2305.13245); G = H unless told otherwise. Without a rope_base nothing is turned."""
 
     def __init__(
-        self, d_model: int, n_heads: int, rope_base: float, n_kv_heads: int | None = None,
+        self, d_model: int, n_heads: int, rope_base: float | None, n_kv_heads: int | None = None,
         rope_scaling: RopeScaling | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -51,11 +51,12 @@ class SoftmaxAttention(nn.Module):
         """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
         q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))  # (B, T, H, K)
         k, v = (proj(x).unflatten(-1, (self.n_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))  # (B, T, G, K)
-        frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, x.device)  # (K/2,)
-        cos, sin = angles(context.positions, frequencies, q.dtype)
-        if (factor := attention_factor(self.rope_scaling)) != 1:
-            cos, sin = cos * factor, sin * factor
-        q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+        if self.rope_base is not None:
+            frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, x.device)  # (K/2,)
+            cos, sin = angles(context.positions, frequencies, q.dtype)
+            if (factor := attention_factor(self.rope_scaling)) != 1:
+                cos, sin = cos * factor, sin * factor
+            q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
         if context.piece is not None:
             o, state = _attend_in_pieces(q, k, v, context.piece)
         elif context.cu_seqlens is None:
