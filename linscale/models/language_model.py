@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 from linscale.config import config
 from linscale.distributed import copy_into
@@ -150,6 +150,7 @@ class LanguageModel(nn.Module):
             chosen = softmax_mixer(config, layer) if config.is_softmax(layer) else mixer(config, layer)
             self.blocks.append(self.make_block(chosen, norm, activation))
         self.norm = norm(config.d_model, config.norm_eps)
+        self.dropout = 0.0  # of what embeddings give, in training: see train/parallel.py
         self.piece: Piece | None = None  # set where ranks share sequences: see train/parallel.py
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -199,6 +200,8 @@ class LanguageModel(nn.Module):
         if self.position_encoder is not None:
             x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens, self.piece)
         x = x.to(autocast_dtype(x.device) or x.dtype)
+        if self.dropout and self.training:
+            x = dropout(x, self.dropout)
         states = []
         for layer, block in enumerate(self.blocks):
             own = context if shared is None else replace(context, shared=shared[layer])

@@ -34,16 +34,21 @@ from linscale.models.recurrent_state import (
     RIGHT_K,
     TAKES_OVER,
     Ends,
+    behind,
+    taken,
     turned,
+    window_mask,
 )
+
+AT_ONCE = 1 << 14  # tokens of second passes that nothing waits for
 
 
 class RecurrentBlock(Block):
     """x (B, T, D) and a state (B, S, K, D) in at least float32; see above."""
 
     mixer: WindowAttention
-    PARTS = ("window", "advance", "finish")
-    """What is compiled, or computed again in the backward pass, window by window."""
+    PARTS = ("beside", "window", "project", "advance", "second")
+    """What is compiled, or computed again in the backward pass, window by window; none of them calls another."""
 
     def __init__(self, *parts: Any, block: int, left: LeftState | None, closes: bool) -> None:
         """`parts` as for Block; block: K; left: None where alpha is 0; closes: the last block of a text as T(c)."""
@@ -75,7 +80,23 @@ class RecurrentBlock(Block):
         h = self.mixer_norm(u)
         k, v = self.mixer.keys(h, turns)
         q = self.mixer.queries(h, turns)
-        return self.finish(u, q, *_behind(past, k, v), visible), k, v
+        return self.finish(u, q, *behind(past, k, v), visible), k, v
+
+    def beside(self, c: Tensor, x: Tensor | None, p: Tensor) -> Tensor:
+        """L of a block, and R of the next one beside it: (B, K + m, D) from c (B, K, D), x (B, m, D) and p (B, K, D).
+        Without a next one (x is None) L alone, of c (B, m, D)."""
+        assert self.left is not None
+        left = self.left(c, p[:, : c.shape[1]])
+        return left if x is None else torch.cat([left, self.left(x, p[:, : x.shape[1]])], 1)
+
+    def project(self, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, T, D) of all blocks on the right, where alpha is 0."""
+        h = self.mixer_norm(x)
+        return self.mixer.queries(h, turns), *self.mixer.keys(h, turns)
+
+    def second(self, c: Tensor, k: Tensor, v: Tensor, turns: Tensor | None) -> Tensor:
+        """y of blocks (n B, m, D) from their c and its keys and values, where alpha is 0."""
+        return self.finish(c, self.mixer.queries(self.mixer_norm(c), turns), k, v, None)
 
     def advance(
         self, x: Tensor, qkv: tuple[Tensor, ...], past: tuple[Tensor, Tensor] | None, turns: Tensor | None,
@@ -83,7 +104,7 @@ class RecurrentBlock(Block):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """c of a block from its x, q, k and v (B, m, D), where alpha is 0; and the keys and values of c."""
         q, k, v = qkv
-        c = self.finish(x, q, *_behind(past, k, v), visible)
+        c = self.finish(x, q, *behind(past, k, v), visible)
         return c, *self.mixer.keys(self.mixer_norm(c), turns)
 
     def finish(self, u: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -129,9 +150,9 @@ class RecurrentBlock(Block):
         if not (longest := int(rest.max())):
             return y, cache
         later = (room[:, None] + steps[:longest]).clamp(max=x.shape[1] - 1)  # where what is left lies
-        more, cache = self._blocks(_taken(x, later), cache, turns, rest)
+        more, cache = self._blocks(taken(x, later), cache, turns, rest)
         back = (steps - room[:, None]).clamp(0, longest - 1)
-        return torch.where((steps < room[:, None])[..., None], y, _taken(more, back)), cache
+        return torch.where((steps < room[:, None])[..., None], y, taken(more, back)), cache
 
     def _segment(
         self, x: Tensor, cache: Tensor, start: Tensor, turns: Tensor | None, valid: Tensor | None, ends: Tensor | None
@@ -187,23 +208,22 @@ class RecurrentBlock(Block):
     ) -> list[Tensor]:
         """y of every block where alpha is 0: only c goes from block to block."""
         size, past = self.block, None if cache is None else (cache[:, LEFT_K], cache[:, LEFT_V])
-        h = self.mixer_norm(torch.cat(blocks, 1))
-        places = torch.arange(h.shape[1], device=h.device) % size
-        right = None if turns is None else turns[:, size + places]
-        qkv = [z.split(size, 1) for z in (self.mixer.queries(h, right), *self.mixer.keys(h, right))]
+        x = torch.cat(blocks, 1)
+        places = torch.arange(x.shape[1], device=x.device) % size
+        qkv = [z.split(size, 1) for z in self.project(x, None if turns is None else turns[:, size + places])]
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for j, (x, *own) in enumerate(zip(blocks, *qkv, strict=True)):
             left = None if turns is None else turns[:, : x.shape[1]]
-            found.append(self.advance(x, tuple(own), past, left, _visible(past, x)))
+            found.append(self.advance(x, tuple(own), past, left, window_mask(past, x)))
             ends.add(j, (past, tuple(own[1:]), found[-1][1:]))
             past = found[-1][1:]
-        whole = len(blocks) if blocks[-1].shape[1] == size else len(blocks) - 1
         y: list[Tensor] = []
-        for group in (found[:whole], found[whole:]):  # the last block may be shorter
-            if group:
-                c, k, v = (torch.cat(z) for z in zip(*group, strict=True))  # (n B, m, D)
-                left = None if turns is None else turns[:, : c.shape[1]]
-                y += self.finish(c, self.mixer.queries(self.mixer_norm(c), left), k, v, None).chunk(len(group))
+        whole = len(blocks) if blocks[-1].shape[1] == size else len(blocks) - 1  # the last block may be shorter
+        most = max(1, AT_ONCE // (size * len(x)))
+        for first in [*range(0, whole, most), *range(whole, len(blocks))]:
+            group = found[first : min(first + most, whole) if first < whole else None]
+            c, k, v = (torch.cat(z) for z in zip(*group, strict=True))  # (n B, m, D)
+            y += self.second(c, k, v, None if turns is None else turns[:, : c.shape[1]]).chunk(len(group))
         return y
 
     def _accumulate(
@@ -218,13 +238,11 @@ class RecurrentBlock(Block):
             past, older, p = (cache[:, LEFT_K], cache[:, LEFT_V]), cache[:, OLDER], cache[:, NEWER]
             u = self.left(x, older[:, : x.shape[1]])
         right = None if turns is None else turns[:, size : size + x.shape[1]]
-        c, *own = self.window(u, past, right, _visible(past, x))
+        c, *own = self.window(u, past, right, window_mask(past, x))
         found: list[Tensor] = []
         for j in range(count):
             here, m = c, c.shape[1]
-            window = self.left(c, p[:, :m])
-            if j + 1 < count:
-                window = torch.cat([window, self.left(blocks[j + 1], p[:, : blocks[j + 1].shape[1]])], 1)
+            window = self.beside(c, blocks[j + 1] if j + 1 < count else None, p)
             both, k, v = self.window(window, None, None if turns is None else turns[:, : window.shape[1]], None)
             y, c = both[:, :m], both[:, m:]
             following = k[:, :m], v[:, :m]
@@ -236,20 +254,3 @@ class RecurrentBlock(Block):
             found.append(out)
             past, own, older, p = following, [k[:, m:], v[:, m:]], p, y
         return found
-
-
-def _behind(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
-
-
-def _visible(past: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor | None:
-    """(1, 1, m, K + m): the whole block before, and in its own what comes before; None where nothing is before."""
-    if past is None:
-        return None
-    m, before = x.shape[1], past[0].shape[1]
-    return torch.ones(m, before + m, dtype=torch.bool, device=x.device).tril(before)[None, None]
-
-
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    """x (B, T, D) at places (B, n) -> (B, n, D)."""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))

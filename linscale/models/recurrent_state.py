@@ -69,3 +69,21 @@ class Ends:
         after = torch.stack(kept, 1)
         after = torch.where((filled >= size)[..., None, None], turned(after), after)
         self.state = torch.where((self.last == j)[:, None, None, None], after, state)
+
+
+def behind(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, m, D) behind those of a whole block, if there is one."""
+    return (k, v) if past is None else (torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
+
+
+def window_mask(past: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor | None:
+    """(1, 1, m, K + m): the whole block before, and in its own what comes before; None where nothing is before."""
+    if past is None:
+        return None
+    m, before = x.shape[1], past[0].shape[1]
+    return torch.ones(m, before + m, dtype=torch.bool, device=x.device).tril(before)[None, None]
+
+
+def taken(x: Tensor, places: Tensor) -> Tensor:
+    """x (B, T, D) at places (B, n) -> (B, n, D)."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))

@@ -10,13 +10,13 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from linscale.config import config, load_toml, parse, to_dict
 from linscale.data.prepare import PrepareOptions
-from linscale.models import SIZES, ModelConfig, preset
+from linscale.models import SIZES, ModelConfig, Recurrence, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.study.envelope_fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 
-Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
+Arch = Literal["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer"]
 
 MASTER_BYTES = 4  # weights are kept in fp32
 OVERHEAD_FLOPS = 300_000  # a token's calls and elementwise work, some 5 us of a core of 60 GFLOP/s
@@ -79,6 +79,8 @@ class ModelOptions:
     "A hybrid: one layer in this many is softmax attention."
     init_std: PositiveFloat = 0.02
     "Standard deviation of fresh matrices."
+    recurrence: Recurrence = Recurrence()
+    "The windows of recurrent transformers."
 
 
 @config
@@ -211,7 +213,9 @@ def _planned_run(
     train: TrainConfig = parse(TrainConfig, recipe, source=f"size {size.name!r}: train")
     name = f"{arch}-{size.name}" + (f"-s{seed}" if len(size.seeds or study.seeds) > 1 else "")
     data = DataConfig(path=data_path)
-    run = RunConfig(name=name, study=study.name, size=size.name, model=model, data=data, train=train)
+    parts = {"name": name, "study": study.name, "size": size.name, "data": to_dict(data)}
+    whole = {**parts, "model": to_dict(model), "train": to_dict(train)}
+    run: RunConfig = parse(RunConfig, whole, source=f"size {size.name!r}")
     total, tokens = count_parameters(model).total, train.steps * train.batch_tokens
     optimizers = len(checkpoint_steps(train)) if train.keep_optimizer == "all" else 2
     return PlannedRun(
@@ -231,5 +235,7 @@ def _model_config(options: ModelOptions, arch: str, size: SizeConfig, vocab_size
         names = ("d_model", "n_layers", "head_dim", "d_ff")
         shape = {"arch": arch, **{name: getattr(size, name) for name in names}}
     shared = {**to_dict(options), "vocab_size": options.vocab_size or vocab_size}
+    if arch != "recurrent_transformer":
+        del shared["recurrence"]
     model: ModelConfig = parse(ModelConfig, {**shape, **shared}, source=f"size {size.name!r}")
     return model

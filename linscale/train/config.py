@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from linscale.config import config, human
-from linscale.models import ModelConfig
+from linscale.models import ModelConfig, RecurrentTransformerConfig
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, pydantic.Field(gt=0)]
@@ -48,6 +48,8 @@ class TrainConfig:
     """Decoupled weight decay, on the matrices of linear maps and embeddings only."""
     grad_clip: Annotated[float, pydantic.Field(ge=0.0)] = 1.0
     """Largest norm of the gradient, longer ones are scaled down; 0 turns clipping off."""
+    dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of what mixers and MLPs add, of embeddings and of softmax weights that is left out, while training."""
     max_skipped: Natural = 10
     """Steps in a row that may leave the weights as they are because the loss or the gradient is not finite; the next
     one stops the run."""
@@ -171,6 +173,26 @@ class RunConfig:
     """Where the tokens come from."""
     train: TrainConfig
     """The recipe."""
+
+    @pydantic.model_validator(mode="after")
+    def _windows(self) -> RunConfig:
+        """A recurrent transformer and the texts it is trained on."""
+        if not isinstance(self.model, RecurrentTransformerConfig):
+            return self
+        block, rows, length = self.model.recurrence.block, self.model.recurrence.table, self.train.length
+        if block and block >= length:
+            raise ValueError(
+                f"model.recurrence.block = {block}: train.length = {length} tokens are one block, and nothing recurs; "
+                f"choose a block below {length} (0: no windows, softmax over the whole text) or longer texts"
+            )
+        if rows is not None and rows < length:
+            raise ValueError(f"model.recurrence.table = {rows}: expected a row for each of train.length = {length}")
+        if block and self.train.sequence_parallel > 1:
+            raise ValueError(
+                f"train.sequence_parallel = {self.train.sequence_parallel}: a recurrent transformer reads its windows "
+                "one after another; set it to 1 (FSDP alone takes any number of ranks)"
+            )
+        return self
 
 
 def checkpoint_steps(train: TrainConfig) -> list[int]:

@@ -170,6 +170,8 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
     first, last = _micro_steps(run, start + 1).start, _micro_steps(run, run.train.steps).stop
     with Prefetcher(run.loader.batch, range(first, last), pin=run.settings["device"] == "cuda") as batches:
         for step in range(start + 1, run.train.steps + 1):
+            if run.train.dropout:  # what is left out is a function of (seed, step) too, and each rank's own
+                torch.manual_seed(((run.train.seed << 32) + step * run.ranks.size + run.ranks.rank) % 2**63)
             lr = learning_rate(run.train, step)
             set_learning_rate(run.optimizer, lr)
             loss = _accumulate(run, batches)

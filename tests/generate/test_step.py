@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from linscale.generate.read_step import ReadStep, decoding_step
 from linscale.generate.step import DecodingStep
 from linscale.layers.rope import RopeScaling
-from linscale.models import CONFIGS, LanguageModel, build_model
+from linscale.models import CONFIGS, LanguageModel, Recurrence, build_model
 from linscale.ops.decode import plain
 
 VOCABULARY, LENGTH, PROMPT = 61, 9, 4
@@ -17,6 +18,8 @@ def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
     """Softmax layers share keys and values between heads, and turn them as texts longer than the training need."""
     shape = {"vocab_size": VOCABULARY, "d_model": 64 if head_dim == 16 else 48, "head_dim": head_dim, "d_ff": 40}
     heads = {"n_kv_heads": 2, "rope_scaling": YARN} if every or arch == "llama" else {}
+    if arch == "recurrent_transformer":
+        heads["recurrence"] = Recurrence(block=4)  # a prompt fills one, and steps go over the next one's end
     model = build_model(CONFIGS[arch](**shape, **heads, n_layers=3, softmax_every=every)).eval()
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -27,8 +30,8 @@ def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
     return model
 
 
-def step_of(model: LanguageModel, slots: int) -> DecodingStep:
-    return DecodingStep(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
+def step_of(model: LanguageModel, slots: int) -> DecodingStep | ReadStep:
+    return decoding_step(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
 
 
 def steps(step: DecodingStep, tokens: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,8 @@ def test_packed_documents_train_compiled_as_eager(make: Make, tmp_path: Path, ar
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_two_gpus_train_as_one_does(make: Make, tmp_path: Path, pieces: int) -> None:
     for arch in CONFIGS:
+        if arch == "recurrent_transformer" and pieces > 1:
+            continue  # its windows are read one after another
         model = {"arch": arch, **SHAPE}
         alone = make(model=model, device="cuda", lr=1e-3)
         train(tmp_path / arch / "one", alone)
