@@ -114,10 +114,10 @@ def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable
     def contexts() -> Any:
         return create_selective_checkpoint_contexts(kept)
 
-    def run(*inputs: Any) -> Any:
+    def run(x: Tensor, *others: Any) -> Any:
         if mode == "full":
-            return checkpoint(forward, *inputs, use_reentrant=False)
-        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+            return checkpoint(forward, x, *others, use_reentrant=False)
+        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts)
 
     return run
 
