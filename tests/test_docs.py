@@ -21,6 +21,7 @@ from linscale.cli.fit import fit as fit_command
 from linscale.cli.predict import predict as predict_command
 from linscale.config import parse, to_dict
 from linscale.data.build_sets import ESSAYS
+from linscale.data.copying import CopyingConfig
 from linscale.data.hub_sets import HUB_SETS
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.sets import SETS
@@ -47,6 +48,7 @@ from linscale.study.table.group import PointFit
 from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
 from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.curriculum import Curriculum
 from linscale.train.trainer import train
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference"
@@ -62,6 +64,8 @@ SECTIONS = [
     ("Train file", RunConfig),
     *(("`[model]` of a train file", config) for config in CONFIGS.values()),
     ("`[model.recurrence]`", Recurrence),
+    ("`[data.task]`", CopyingConfig),
+    ("`[train.curriculum]`", Curriculum),
 ]
 
 

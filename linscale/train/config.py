@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import pydantic
 
 from linscale.config import config, human
+from linscale.data.copying import CopyingConfig
 from linscale.models import ModelConfig, RecurrentTransformerConfig
+from linscale.train.curriculum import Curriculum
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, pydantic.Field(gt=0)]
@@ -87,6 +89,8 @@ class TrainConfig:
     """Checkpoints that keep their optimizer state. last: the two newest while training, the last one afterwards."""
     log_every: Positive = 10
     """Steps between two readings of the device (sooner when a second has passed); every step is recorded."""
+    curriculum: Curriculum | None = None
+    """How the difficulty of a generated task grows; by default all of the training is at its own."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Tools that get a copy of the metrics as they come, each of them a package to install."""
 
@@ -153,8 +157,16 @@ class TrainConfig:
 class DataConfig:
     """The data of a run."""
 
-    path: Annotated[str, pydantic.Field(min_length=1)]
+    path: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Folder prepared by `linscale data prepare`."""
+    task: CopyingConfig | None = None
+    """Instead of a folder: sequences that are made."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.path is None) == (self.task is None):
+            raise ValueError("data needs either path, a folder made by `linscale data prepare`, or task")
+        return self
 
 
 @config
@@ -173,6 +185,31 @@ class RunConfig:
     """Where the tokens come from."""
     train: TrainConfig
     """The recipe."""
+
+    @pydantic.model_validator(mode="after")
+    def _made(self) -> RunConfig:
+        """A task, its curriculum and its recipe."""
+        task, curriculum, train = self.data.task, self.train.curriculum, self.train
+        if task is None:
+            if curriculum is not None:
+                raise ValueError("train.curriculum: text has no difficulty; expected data.task, or no curriculum")
+            return self
+        if train.length != task.length():
+            raise ValueError(
+                f"train.length = {train.length}: expected the {task.length()} tokens of a sequence of data.task, "
+                f"{task.noise} of noise and twice {task.payload} of payload"
+            )
+        if self.model.vocab_size < task.symbols:
+            raise ValueError(f"model.vocab_size = {self.model.vocab_size}: the task has {task.symbols} symbols")
+        if train.documents or train.sequence_parallel > 1:
+            raise ValueError("data.task: its sequences are no documents, and ranks do not share them; expected "
+                             "train.documents = false and train.sequence_parallel = 1")  # fmt: skip
+        if curriculum is not None and task.noise < curriculum.start:
+            raise ValueError(
+                f"data.task.noise = {task.noise}: less than train.curriculum.start = {curriculum.start}, with which "
+                "training begins; choose a lower start or more noise"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _windows(self) -> RunConfig:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from linscale.config import UserError, fingerprint, parse, to_dict
+from linscale.data.copying import Copying
 from linscale.data.shards import TokenDataset
 from linscale.models import ModelConfig
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, read_json, write_json
-from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.config import DataConfig, RunConfig, TrainConfig
 
 
-def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = None) -> dict[str, Any]:
+def run_settings(config: RunConfig, dataset: TokenDataset | Copying, device: str | None = None) -> dict[str, Any]:
     """The content of config.json: the resolved config with what was derived from it and from the machine.
 
     Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
@@ -34,7 +35,7 @@ def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = 
         "study": config.study,
         "size": config.size,
         "model": to_dict(config.model),
-        "data": {"path": Path(config.data.path).resolve().as_posix(), "fingerprint": dataset.fingerprint},
+        "data": {**_place(config.data), "fingerprint": dataset.fingerprint},
         "train": to_dict(config.train),
         "params": {
             "non_embedding": paper_parameters(config.model),
@@ -48,8 +49,12 @@ def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = 
     return {**settings, "fingerprint": fingerprint(_identity(settings)), "code": code_version()}
 
 
+def _place(data: DataConfig) -> dict[str, Any]:
+    return {"task": to_dict(data.task)} if data.path is None else {"path": Path(data.path).resolve().as_posix()}
+
+
 def require_same_config(
-    path: Path, config: RunConfig, dataset: TokenDataset, device: str | None = None
+    path: Path, config: RunConfig, dataset: TokenDataset | Copying, device: str | None = None
 ) -> dict[str, Any]:
     """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
     settings = run_settings(config, dataset, device)
