@@ -163,9 +163,9 @@ class RecurrentBlock(Block):
         places = start[:, None] % size + own  # (B, m)
         slots = places if valid is None else torch.where(valid, places, size)  # `size`: a place that is thrown away
         at = slots[..., None].expand(-1, -1, x.shape[2])
-        parts = list(pad(cache, (0, 0, 0, 1)).unbind(1))
+        parts = list((cache if valid is None else pad(cache, (0, 0, 0, 1))).unbind(1))
         began = (start >= size)[:, None, None]
-        seen = torch.arange(size + 1, device=x.device) <= places[..., None]  # (B, m, K + 1)
+        seen = torch.arange(parts[0].shape[1], device=x.device) <= places[..., None]  # (B, m, K or K + 1)
         before = began.expand(-1, len(own), size)
         inside = places.clamp(max=size - 1)
         left_turns, right_turns = (None, None) if turns is None else (turns[:, inside], turns[:, size + inside])
