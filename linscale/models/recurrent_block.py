@@ -201,38 +201,36 @@ class RecurrentBlock(Block):
         """Rows that stand where a block begins: all behind others (`cache`), or all at the beginning of their text."""
         ends = Ends(x, cache, lengths, self.block, self.slots)
         walk = self._forget if self.left is None else self._accumulate
-        return torch.cat(walk(x.split(self.block, 1), cache, turns, ends), 1), ends.state
+        return torch.cat(walk(x, cache, turns, ends), 1), ends.state
 
-    def _forget(
-        self, blocks: tuple[Tensor, ...], cache: Tensor | None, turns: Tensor | None, ends: Ends
-    ) -> list[Tensor]:
+    def _forget(self, text: Tensor, cache: Tensor | None, turns: Tensor | None, ends: Ends) -> list[Tensor]:
         """y of every block where alpha is 0: only c goes from block to block."""
         size, past = self.block, None if cache is None else (cache[:, LEFT_K], cache[:, LEFT_V])
-        x = torch.cat(blocks, 1)
-        places = torch.arange(x.shape[1], device=x.device) % size
-        qkv = [z.split(size, 1) for z in self.project(x, None if turns is None else turns[:, size + places])]
+        blocks, places = text.split(size, 1), torch.arange(text.shape[1], device=text.device) % size
+        qkv = [z.split(size, 1) for z in self.project(text, None if turns is None else turns[:, size + places])]
         found: list[tuple[Tensor, Tensor, Tensor]] = []
+        mask: Tensor | None = None
         for j, (x, *own) in enumerate(zip(blocks, *qkv, strict=True)):
             left = None if turns is None else turns[:, : x.shape[1]]
-            found.append(self.advance(x, tuple(own), past, left, window_mask(past, x)))
+            if mask is None or mask.shape[2] != x.shape[1]:
+                mask = window_mask(past, x)
+            found.append(self.advance(x, tuple(own), past, left, mask))
             ends.add(j, (past, tuple(own[1:]), found[-1][1:]))
             past = found[-1][1:]
         y: list[Tensor] = []
         whole = len(blocks) if blocks[-1].shape[1] == size else len(blocks) - 1  # the last block may be shorter
-        most = max(1, AT_ONCE // (size * len(x)))
+        most = max(1, AT_ONCE // (size * len(text)))
         for first in [*range(0, whole, most), *range(whole, len(blocks))]:
             group = found[first : min(first + most, whole) if first < whole else None]
             c, k, v = (torch.cat(z) for z in zip(*group, strict=True))  # (n B, m, D)
             y += self.second(c, k, v, None if turns is None else turns[:, : c.shape[1]]).chunk(len(group))
         return y
 
-    def _accumulate(
-        self, blocks: tuple[Tensor, ...], cache: Tensor | None, turns: Tensor | None, ends: Ends
-    ) -> list[Tensor]:
+    def _accumulate(self, text: Tensor, cache: Tensor | None, turns: Tensor | None, ends: Ends) -> list[Tensor]:
         """y of every block: block j on the left beside block j + 1 on the right."""
         assert self.left is not None
-        size, count = self.block, len(blocks)
-        x, past, older = blocks[0], None, None
+        size, blocks = self.block, text.split(self.block, 1)
+        x, past, older, count = blocks[0], None, None, len(blocks)
         u, p = x, x
         if cache is not None:
             past, older, p = (cache[:, LEFT_K], cache[:, LEFT_V]), cache[:, OLDER], cache[:, NEWER]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from linscale.config import UserError, parse
+from linscale.config import UserError, load_toml, parse
 from linscale.data.copying import IGNORED, Copying, CopyingConfig
 from linscale.distributed import ALONE
 from linscale.evaluate.copying import CopyingTask
-from linscale.models import build_model
+from linscale.models import Recurrence, build_model
+from linscale.models.count import count_parameters
 from linscale.run_folder import latest_records
 from linscale.train.config import RunConfig
 from linscale.train.curriculum import Course, Curriculum, Stage
@@ -153,6 +154,15 @@ def test_what_a_run_on_a_task_refuses(changes: dict[str, Any], words: str) -> No
         run_config(**changes)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_recipe_that_ships_is_the_published_model_but_for_its_form() -> None:
+    config = load_toml(Path(__file__).parents[2] / "configs" / "train" / "copying.toml", RunConfig)
+    assert (config.train.steps, config.train.sequences) == (20_000, 64)
+    published = {"alpha": 0.5, "alpha_form": "fixed", "normed": False, "positions": "table", "table": 4128}
+    published |= {"closing": "published", "mlp": "relu", "norm": "layer", "block": 32}
+    model = replace(config.model, recurrence=Recurrence(**published), norm_eps=1e-5)
+    assert count_parameters(model).total == 508_704
 
 
 def test_text_has_no_curriculum() -> None:
