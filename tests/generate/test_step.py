@@ -99,3 +99,11 @@ def test_a_mixer_that_steps_do_not_know_is_named():
     model.blocks[0].mixer = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match="Linear has no decoding step"):
         step_of(model, 1)
+
+
+def test_models_are_stepped_by_what_they_have():
+    with pytest.raises(TypeError, match="RecurrentTransformer has no decoding step of its own"):
+        DecodingStep(model_of("recurrent_transformer"), 1, 8, dtype=torch.float32, state_dtype=torch.float32)
+    with pytest.raises(TypeError, match="CosFormer2 has a decoding step of its own"):
+        ReadStep(model_of("cosformer2"), 1, 8, dtype=torch.float32)
+    assert isinstance(step_of(model_of("hgrn2"), 1), DecodingStep)
