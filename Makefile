@@ -11,13 +11,19 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 GPU_TESTS = tests/ops/interpreted $(shell grep -rlE 'mark\.gpu\b' tests --include='test_*.py')
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
 
+# Images set it for builds; here every process that a test starts would compile the package anew, and pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Neighbours stay on one worker, and so share what they are made from; the worker that is done first takes over the rest.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+
 .PHONY: demo test test-gpu check format clean
 
 demo: .venv/installed
 	$(BIN)/linscale study run configs/study/demo.toml
 
 test: .venv/installed-dev
-	$(BIN)/pytest -n 2 -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: $(if $(filter file,$(origin PYTHON)),.venv/installed-dev)
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: torch " + torch.__version__ + " finds no GPU on this machine, nothing was tested (linscale doctor says why)")'
@@ -27,7 +33,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

@@ -12,14 +12,16 @@ import multiprocessing.connection
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -226,11 +228,16 @@ def copy_into(target: Tensor, values: Tensor) -> None:
         local.copy_(values[rows] if values.ndim else values)
 
 
+def sharded(x: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, of which every rank holds a part. Where nothing has imported that class yet, nothing is:
+    the import takes half a second, and a process that trains alone, or only reads a model, needs it not."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def local_rows(x: Tensor) -> tuple[Tensor, slice]:
     """What this rank holds of a tensor, and which of its rows that is: all, unless FSDP shards it by rows."""
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(x, DTensor):
+    if not sharded(x):
         return x, slice(None)
     size, count = x.device_mesh.size(), x.shape[0]
     first = min(x.device_mesh.get_local_rank() * -(-count // size), count)

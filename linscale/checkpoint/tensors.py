@@ -13,10 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from linscale.config import UserError
-from linscale.distributed import Ranks, local_rows
+from linscale.distributed import Ranks, local_rows, sharded
 from linscale.models import LanguageModel
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -46,7 +45,7 @@ def own(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     writer = {name: place % ranks.size for place, name in enumerate(by_size)}
     own = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if sharded(tensor) else tensor
         if writer[name] == ranks.rank:
             own[name] = whole.cpu()
     return own
@@ -134,8 +133,10 @@ def read_optimizer(
 def _state(tensors: Tensors, full_name: str, key: str, parameter: Tensor) -> Tensor:
     """One tensor of the optimizer's state, sharded as its parameter is; a count of steps is not."""
     value = tensors.read(full_name, None if key == "step" else parameter)
-    if key == "step" or not isinstance(parameter, DTensor):
+    if key == "step" or not sharded(parameter):
         return value
+    from torch.distributed.tensor import DTensor
+
     local = value.to(parameter.device)
     return DTensor.from_local(
         local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()

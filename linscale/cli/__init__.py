@@ -43,6 +43,7 @@ VERBS: Verbs = {  # "module.function" under linscale.cli, imported only when cal
     "tasks": {"list": "tasks.list_sets", "prepare": "tasks.prepare"},
     "generate": "generate.generate",
     "chat": "chat.chat",
+    "serve": "serve.serve",
     "state": {
         "create": "state.create",
         "list": "state.list_states",
@@ -76,6 +77,7 @@ SUMMARIES = {
     "tasks prepare": "build a folder of evaluation sets from files or the Hub",
     "generate": "continue a prompt or a saved state with a trained model",
     "chat": "talk with a trained model, whose state is kept between turns",
+    "serve": "a trained model behind the OpenAI API, with its saved states",
     "state create": "read a text once, of any length, and save the state behind it",
     "state list": "the saved states of a run",
     "state show": "what is recorded of a saved state",

@@ -15,6 +15,7 @@ from linscale.config import UserError
 from linscale.generate.sampling import Sampling
 
 if TYPE_CHECKING:
+    from linscale.generate.jinja_template import ChatTemplate
     from linscale.generate.session import Session
     from linscale.generate.state_store import StateStore
 
@@ -31,9 +32,10 @@ def chat(
 ) -> None:
     """Talk with a trained model. What was said is never read again: the state is kept between turns.
 
-    Each line of standard input is a message, written as "User: ..." and answered behind "Assistant:". /save NAME saves
-    the state, /save alone under the last name again. /fork NAME saves it and goes on under that name, so that the
-    other stays as it was last saved. /quit ends, as the end of the input does.
+    Each line of standard input is a message. It is written by the chat template that came with an imported model, or
+    else as "User: ..." and answered behind "Assistant:". /save NAME saves the state, /save alone under the last name
+    again. /fork NAME saves it and goes on under that name, so that the other stays as it was last saved. /quit ends, as
+    the end of the input does.
 
     Args:
         path: A run folder, or one of its checkpoints.
@@ -41,12 +43,23 @@ def chat(
         sampling: How tokens are drawn, and where an answer ends.
     """
     from linscale.generate.chat_template import STOP
+    from linscale.generate.jinja_template import load_chat_template
 
     if sampling.logprobs is not None:
         raise UserError("logprobs: a conversation shows none; linscale generate --json gives them")
-    sampling = replace(sampling, stop=(*STOP, *sampling.stop))
     states = open_store(path, store)
-    talk = Conversation(open_session(path, states, state), states, state)
+    session = open_session(path, states, state)
+    template = load_chat_template(path, session.tokenizer)
+    if template is None:
+        sampling = replace(sampling, stop=(*STOP, *sampling.stop))
+    else:
+        sampling = replace(sampling, stop_tokens=(*template.stop_tokens, *sampling.stop_tokens))
+    talk = Conversation(session, states, state, template)
+    _converse(talk, sampling)
+
+
+def _converse(talk: Conversation, sampling: Sampling) -> None:
+    """Answer the lines of standard input."""
     terminal = sys.stdin.isatty()
     if terminal:
         print_note(HELP)
@@ -72,24 +85,32 @@ def chat(
 class Conversation:
     """A session that takes turns, and the name that its state is saved under."""
 
-    def __init__(self, session: Session, states: StateStore, name: str | None) -> None:
-        self.session, self.states, self.name = session, states, name
+    def __init__(self, session: Session, states: StateStore, name: str | None, template: ChatTemplate | None) -> None:
+        self.session, self.states, self.name, self.template = session, states, name, template
 
     def answer(self, message: str, sampling: Sampling) -> None:
         """Read a message and print the answer as it is made; Ctrl-C ends it, and what was made is kept.
 
         A message that was not read to its end is not part of the conversation."""
-        from linscale.generate.chat_template import turn
-
         session = self.session
-        before = session.tokenizer.decode(session.last)
         try:
-            read_prompt(session, turn(message, before), None)
+            self._read(message)
             for piece in session.stream(sampling):
                 print(piece.text, end="", flush=True)
         except KeyboardInterrupt:
             pass
         print(flush=True)
+
+    def _read(self, message: str) -> None:
+        from linscale.generate.chat_template import turn
+
+        session, chat = self.session, [{"role": "user", "content": message}]
+        if self.template is None:
+            read_prompt(session, turn(message, session.tokenizer.decode(session.last)), None)
+        elif session.length:
+            session.read(self.template.tokens_behind(session.snapshot(), chat))
+        else:
+            session.read(self.template.tokens(chat))
 
     def command(self, words: list[str]) -> None:
         """Carry out /save or /fork. Raises UserError for another, and for a name that cannot be used."""

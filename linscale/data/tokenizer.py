@@ -185,6 +185,10 @@ class SubwordTokenizer(Tokenizer):
         encoded = [self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids for piece in pieces]
         return np.concatenate([np.array(ids, dtype=self.dtype) for ids in encoded] or [np.empty(0, self.dtype)])
 
+    def token_name(self, token: int) -> str:
+        """The token as its vocabulary has it, such as 'Ġthe' or '</s>'; "" where it has none of this id."""
+        return self._tokenizer.id_to_token(token) or ""
+
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
         return text

@@ -102,14 +102,17 @@ class Rows(NamedTuple):
             rows.put(slot, sampling, prompt)
         return rows
 
-    def put(self, slot: int, sampling: Sampling, prompt: Sequence[int] = (), step: int = 0) -> None:
-        """Begin a text in row `slot`, or go on with one that has drawn `step` tokens; a penalty counts `prompt` too."""
+    def put(
+        self, slot: int, sampling: Sampling, prompt: Sequence[int] = (), step: int = 0, *, seed: int | None = None
+    ) -> None:
+        """Begin a text in row `slot`, or go on with one that has drawn `step` tokens; a penalty counts `prompt` too.
+        `seed` is in place of the sampling's."""
         self.temperature[slot] = sampling.temperature
         self.top_k[slot] = min(sampling.top_k or ALL, ALL)
         self.top_p[slot] = sampling.top_p
         self.min_p[slot] = sampling.min_p
         self.penalty[slot] = sampling.repetition_penalty
-        self.seed[slot] = sampling.seed or 0
+        self.seed[slot] = (sampling.seed or 0) if seed is None else seed
         self.step[slot] = step
         if sampling.repetition_penalty == 1:
             return  # `seen` of such a row is never looked at
@@ -119,10 +122,10 @@ class Rows(NamedTuple):
         tokens = torch.as_tensor(prompt, dtype=torch.int64)
         self.seen[slot, tokens[tokens < self.seen.shape[1]].to(self.seen.device)] = True
 
-    def advance(self, tokens: Tensor) -> None:
-        """Note that every row has got its token, (S,) int64."""
+    def advance(self, tokens: Tensor, *, penalties: bool = True) -> None:
+        """Note that every row has got its token, (S,) int64; which it was only where some row has a penalty."""
         self.step.add_(1)
-        if self.seen.shape[1]:
+        if penalties and self.seen.shape[1]:
             self.seen.scatter_(1, tokens[:, None], True)
 
 
@@ -155,10 +158,19 @@ def choose(logits: Tensor, rows: Rows, needs: Needs, vocab_size: int) -> Choice:
         tokens = torch.where(greedy, tokens, _draw(weights(scores, rows, needs), uniform(rows.seed, rows.step)))
     if needs.logprobs is None:
         return Choice(tokens, None, None, None)
-    whole = logits.logsumexp(1, keepdim=True)
-    best = logits.topk(min(needs.logprobs, vocab_size), 1)
+    return Choice(tokens, *logprobs(logits, tokens, needs.logprobs))
+
+
+def logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (S, V): log-probabilities (S,) of tokens (S,), the `count` most probable tokens (S, n), and theirs.
+
+    Summed in float64: the order, which differs between rows whose memory is aligned differently, leaves no trace.
+    """
+    top = logits.amax(1, keepdim=True)
+    whole = top + (logits - top).exp().sum(1, keepdim=True, dtype=torch.float64).log()
+    best = logits.topk(min(count, logits.shape[1]), 1)
     own = (logits.gather(1, tokens[:, None]) - whole)[:, 0]
-    return Choice(tokens, own.float(), best.indices, (best.values - whole).float())
+    return own.float(), best.indices, (best.values - whole).float()
 
 
 def penalised(logits: Tensor, rows: Rows) -> Tensor:

@@ -26,7 +26,8 @@ class Piece(NamedTuple):
     alternatives: tuple[tuple[int, float], ...]
     """The most probable tokens and their log-probabilities, the most probable first."""
     finish_reason: FinishReason | None
-    """'stop' at the end-of-text token or a stop string, 'length' at the last of `max_tokens`, None before the end."""
+    """'stop' at the end-of-text token, a stop token or a stop string, 'length' at the last of `max_tokens`, None before
+    the end."""
 
 
 class Continuation:
@@ -47,7 +48,7 @@ class Continuation:
         offset = self._stream.length
         self.tokens.append(token)
         text = self._stream.add(token)
-        ended = token == self._tokenizer.eos_id and not self.sampling.ignore_eos
+        ended = (token == self._tokenizer.eos_id and not self.sampling.ignore_eos) or token in self.sampling.stop_tokens
         last = len(self.tokens) >= self.sampling.max_tokens
         if ended or last:
             text += self._stream.end()

@@ -51,6 +51,16 @@ class Packed:
     head: Projection
 
 
+KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, SoftmaxAttention)
+
+
+def can_pack(model: LanguageModel) -> bool:
+    """Whether decoding steps know all mixers of the model, and what is between them."""
+    if isinstance(model, RecurrentTransformer):
+        return False  # norms, MLPs and positions of its own, also where all its layers are softmax attention
+    return len(model.blocks) > 0 and all(isinstance(block.mixer, KNOWN) for block in model.blocks)
+
+
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
     """The model's matrices in `dtype`. Raises TypeError for a mixer, or a model, that decoding steps do not know."""
     if isinstance(model, RecurrentTransformer):
@@ -60,7 +70,7 @@ def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
         embedding=model.embedding.weight.detach().to(dtype),
         encoder=model.position_encoder,
         layers=tuple(_pack_layer(model, layer, dtype) for layer in range(model.config.n_layers)),
-        head=Projection(_scaled(model.norm, head).to(dtype), normed=True),
+        head=Projection(_laid_out(_scaled(model.norm, head).to(dtype)), normed=True),
     )
 
 
@@ -71,14 +81,14 @@ def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
     return Layer(
         read=Projection(_side_by_side(block.mixer_norm, rows, dtype), normed=True, silu_until=silu_until),
         mixer=mixer,
-        out=Projection(block.mixer.o_proj.weight.detach().to(dtype)),
+        out=Projection(_laid_out(block.mixer.o_proj.weight.detach().to(dtype))),
         gate_up=Projection(
             _side_by_side(block.mlp_norm, [mlp.gate_proj.weight, mlp.up_proj.weight], dtype),
             normed=True,
             paired=True,
             activation=mlp.activation is not None,
         ),
-        down=Projection(mlp.down_proj.weight.detach().to(dtype)),
+        down=Projection(_laid_out(mlp.down_proj.weight.detach().to(dtype))),
     )
 
 
@@ -114,7 +124,15 @@ def _mixer(
 
 
 def _side_by_side(norm: nn.Module, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([_scaled(norm, part) for part in parts]).to(dtype)
+    return _laid_out(torch.cat([_scaled(norm, part) for part in parts]).to(dtype))
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """The matrix (N, K), on a CPU with its longer side next to each other in memory: one row of x times it is then
+    twice as fast where N > K."""
+    if weight.is_cuda or weight.shape[0] <= weight.shape[1]:
+        return weight
+    return weight.t().contiguous().t()
 
 
 def _scaled(norm: nn.Module, weight: Tensor) -> Tensor:

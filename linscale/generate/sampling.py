@@ -58,6 +58,8 @@ class Sampling:
         _within(_are_stops, f"at most {MOST_STOPS} strings, none of them empty"),
     ] = ()
     """Strings that end the text; neither they nor what comes behind them is shown."""
+    stop_tokens: Annotated[tuple[int, ...], _within(lambda tokens: min(tokens, default=0) >= 0, "ids of tokens")] = ()
+    """Tokens that end the text besides the end-of-text token; they are part of it. Special ones show nothing."""
     logprobs: Annotated[int, _within(lambda count: 0 <= count <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}")] | None = None
     """Give the log-probability of each token and of this many of the most probable ones."""
     ignore_eos: bool = False

@@ -1,15 +1,14 @@
 """A session: a text that one model reads and continues, in memory that does not grow with it (but softmax layers).
 
-A prompt is read in chunks, whatever its length, and every token that is made is then a step of its own. A session that
-goes on from a snapshot takes the same steps from the same numbers as one that was never interrupted, so that on one
-machine it makes the same text to the bit.
+A prompt is read in chunks, whatever its length, and every token that is made is then a step of its own, in a slot that
+a session and its forks share. A session that goes on from a snapshot takes the same steps from the same numbers as one
+that was never interrupted, so that on one machine it makes the same text to the bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -19,14 +18,18 @@ from torch import Tensor
 from linscale.config import UserError
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Needs, Rows, choose
-from linscale.generate.continuation import Continuation, Piece, added
+from linscale.generate.continuation import Continuation, Piece
+from linscale.generate.packing import can_pack
 from linscale.generate.sampling import Sampling
+from linscale.generate.slots import Drawn, on_host
 from linscale.generate.snapshot import LAST, Snapshot
+from linscale.generate.solo import Solo
 from linscale.generate.states import fork
 from linscale.layers import SoftmaxAttention
 from linscale.models import LanguageModel, State
 
 CHUNK, SOFTMAX_CHUNK = 8192, 1024  # tokens read at once; a mask of softmax layers is chunk x past
+GREEDY = Sampling(temperature=0, ignore_eos=True)  # of steps whose draw is not looked at
 Tokens: TypeAlias = "Sequence[int] | np.ndarray"
 
 
@@ -34,10 +37,15 @@ class Session:
     """A text that is read and continued: an empty one, or that of a snapshot."""
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, snapshot: Snapshot | None = None, *, keep_tokens: bool = False
-    ) -> None:
-        """`keep_tokens` keeps all tokens of the text; a text that was begun without them cannot have them later."""
+        self, model: LanguageModel, tokenizer: Tokenizer, snapshot: Snapshot | None = None, *,
+        keep_tokens: bool = False, solo: Solo | None = None,
+    ) -> None:  # fmt: skip
+        """`keep_tokens` keeps all tokens of the text; a text that was begun without them cannot have them later. `solo`
+        is that of another session of the same model, where there is one."""
         self.model, self.tokenizer = model, tokenizer
+        self._solo = solo or Solo(model, tokenizer)
+        self._has_step = can_pack(model)  # a mixer of one's own is read token by token as a prompt is
+        self._read = 0  # tokens that the state has read, here or in the slot
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._last: deque[int] = deque(maxlen=LAST)
@@ -54,6 +62,7 @@ class Session:
         if keep_tokens and snapshot.tokens is None:
             raise UserError("keep_tokens: the state was saved without its tokens; make it again with keep_tokens")
         self._state, self._logits = snapshot.state, snapshot.logits
+        self._read = int(snapshot.state.position)
         self._draws = snapshot.draws
         if snapshot.seen is None:
             self._see(snapshot.last if snapshot.tokens is None else snapshot.tokens)
@@ -66,7 +75,7 @@ class Session:
     @property
     def length(self) -> int:
         """Tokens of the text so far."""
-        return (0 if self._state is None else int(self._state.position)) + len(self._unread)
+        return self._read + len(self._unread)
 
     @property
     def last(self) -> tuple[int, ...]:
@@ -75,11 +84,12 @@ class Session:
 
     def read(self, tokens: Tokens) -> None:
         """Read more of the text, `chunk` tokens at once. Interrupted, the session is where it was before."""
-        self._settle()
+        self._settle(0)
+        self._put_down()
         state, logits = self._state, self._logits
         for first in range(0, len(tokens), self.chunk):
             state, logits = self._advance(tokens[first : first + self.chunk], state)
-        self._state, self._logits = state, logits
+        self._state, self._logits, self._read = state, logits, self._read + len(tokens)
         self._note(tokens)
 
     def stream(self, sampling: Sampling) -> Iterator[Piece]:
@@ -99,18 +109,18 @@ class Session:
         return self._stream(sampling, *self._draws)
 
     def _stream(self, sampling: Sampling, seed: int, step: int) -> Iterator[Piece]:
-        needs, size = Needs.of([sampling]), self.tokenizer.vocab_size
-        rows = Rows.empty(1, size, self.model.embedding.weight.device, penalties=needs.penalty)
-        rows.put(0, replace(sampling, seed=seed), np.flatnonzero(self._seen).tolist(), step)
+        needs, run = Needs.of([sampling]), object()
         text = Continuation(self.tokenizer, sampling, self.last)
         while True:
-            self._settle()
-            assert self._logits is not None
-            choice = choose(self._logits[None], rows, needs, size)
-            rows.advance(choice.tokens)
+            self._settle(1 if self._has_step else 0)
+            drawn = (
+                self._step(run, sampling, needs, (seed, step))
+                if self._unread
+                else self._first(sampling, needs, (seed, step))
+            )
             step += 1
             self._draws = seed, step
-            piece = text.add(*added(choice, 0))
+            piece = text.add(*drawn.of(0))
             if piece.token != self.tokenizer.eos_id or sampling.ignore_eos:
                 self._unread.append(piece.token)
                 self._note([piece.token])
@@ -118,14 +128,52 @@ class Session:
             if piece.finish_reason is not None:
                 return
 
+    def _settle(self, most: int) -> None:
+        """Read what was made, a step each, until at most so many tokens are left."""
+        while len(self._unread) > most:
+            if self._has_step:
+                self._step(object(), GREEDY, Needs(), (0, 0))
+            else:
+                self._state, self._logits = self._advance(self._unread[:1], self._state)
+                self._read, self._unread = self._read + 1, self._unread[1:]
+
+    def _first(self, sampling: Sampling, needs: Needs, draws: tuple[int, int]) -> Drawn:
+        """Draw behind the logits of what was read last."""
+        self._put_down()
+        assert self._logits is not None
+        size = self.tokenizer.vocab_size
+        rows = Rows.empty(1, size, self._logits.device, penalties=needs.penalty)
+        rows.put(0, sampling, self._penalised(sampling), draws[1], seed=draws[0])
+        return on_host(choose(self._logits[None], rows, needs, size))
+
+    def _step(self, run: object, sampling: Sampling, needs: Needs, draws: tuple[int, int]) -> Drawn:
+        """Read the first token that was not read, and draw what comes behind it."""
+        if not self._solo.goes_on(run) or not self._solo.owned(self._put_down):
+            self._put_down()
+            token, seen = self._unread[0], self._penalised(sampling)
+            self._solo.hold(run, self._put_down, token, self._state, self._read, sampling, seen, draws)
+        drawn = self._solo.step(needs)
+        self._read, self._unread = self._read + 1, self._unread[1:]
+        return drawn
+
+    def _put_down(self) -> None:
+        """Take the text out of the slot, if it is there."""
+        if self._solo.owned(self._put_down):
+            self._state, self._logits = self._solo.take(self._read)
+            self._solo.clear()
+
+    def _penalised(self, sampling: Sampling) -> list[int]:
+        """The tokens that a repetition penalty counts."""
+        return [] if sampling.repetition_penalty == 1 else np.flatnonzero(self._seen).tolist()
+
     def snapshot(self) -> Snapshot:
         """The text as it stands. Raises UserError for a text without tokens."""
-        if self._state is None:
+        if not self._read:
             raise UserError("state: no tokens were read; expected at least one, such as the end-of-text token")
-        state = fork(self._state, torch.zeros(1, dtype=torch.int64, device=self._state.position.device))
+        state, logits = self._current()
         return Snapshot(
             state,
-            None if self._unread else self._logits,
+            None if self._unread else logits,
             self.last,
             tuple(self._unread),
             None if self._kept is None else np.concatenate(self._kept),
@@ -135,13 +183,14 @@ class Session:
 
     def fork(self) -> Session:
         """Another session that stands at the same place; neither sees what the other does from here."""
-        return Session(self.model, self.tokenizer, self.snapshot())
+        return Session(self.model, self.tokenizer, self.snapshot(), solo=self._solo)
 
-    def _settle(self) -> None:
-        """Read what was made last, a step each."""
-        while self._unread:
-            self._state, self._logits = self._advance(self._unread[:1], self._state)
-            del self._unread[0]
+    def _current(self) -> tuple[State, Tensor | None]:
+        """A copy of the state, and the logits behind it."""
+        if self._solo.owned(self._put_down):
+            return self._solo.take(self._read)
+        assert self._state is not None
+        return fork(self._state, torch.zeros(1, dtype=torch.int64, device=self._state.position.device)), self._logits
 
     @torch.no_grad()
     def _advance(self, tokens: Tokens, state: State | None) -> tuple[State, Tensor]:

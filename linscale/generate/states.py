@@ -37,6 +37,17 @@ def fork(state: State, rows: Tensor) -> State:
     return State(position, chosen(state.embedding), tuple(chosen(layer) for layer in state.layers))
 
 
+def moved(state: State, device: torch.device) -> State:
+    """The state on a device."""
+
+    def there(part: Any) -> Any:
+        if isinstance(part, KeyValues):
+            return KeyValues(*(x.to(device) for x in part))
+        return None if part is None else part.to(device)
+
+    return State(state.position.to(device), there(state.embedding), tuple(there(layer) for layer in state.layers))
+
+
 def join(states: Sequence[State]) -> State:
     """The sequences of all states, in order; softmax layers padded to the longest."""
     first = states[0]

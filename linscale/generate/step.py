@@ -13,10 +13,28 @@ import torch
 from torch import Tensor
 
 from linscale.generate.packing import Attention, Layer, Packed, pack
+from linscale.generate.turning import Turning
 from linscale.layers.softmax_attention import KeyValues
-from linscale.models import LanguageModel, State
+from linscale.models import LanguageModel, LanguageModelConfig, State
 from linscale.ops.backend import choose
-from linscale.ops.decode import plain
+from linscale.ops.decode import Mix, plain
+
+# What of a layer's states is brought into L2 ahead, and the most bytes of them for which that is any use: of an H100's
+# 50 MB, see benchmarks/NOTES.md.
+AHEAD_SHARE, AHEAD_MOST = 0.6, 24 << 20
+
+
+class Buffers:
+    """What runs between the parts of a layer, for so many rows."""
+
+    def __init__(self, packed: Packed, config: LanguageModelConfig, rows: int, programs: int) -> None:
+        """`programs` a head write the squares of what a mixer gives."""
+        new: dict[str, Any] = {"device": packed.embedding.device, "dtype": packed.embedding.dtype}
+        self.x, self.mixed = (torch.zeros(rows, config.d_model, **new) for _ in range(2))
+        self.inner = torch.zeros(rows, config.glu_width, **new)
+        widths = {len(layer.read.weight) for layer in packed.layers}
+        self.projected = {width: torch.zeros(rows, width, **new) for width in widths}
+        self.squares = torch.zeros(rows, config.n_heads * programs, device=new["device"])
 
 
 class DecodingStep:
@@ -37,19 +55,17 @@ class DecodingStep:
         self.ops = _operators(device, dtype, config.head_dim)
         self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
         self.active = torch.zeros(slots, dtype=torch.int32, device=device)
-        new: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.x, self.mixed = (torch.zeros(slots, config.d_model, **new) for _ in range(2))
-        self.inner = torch.zeros(slots, config.glu_width, **new)
-        widths = {len(layer.read.weight) for layer in self.packed.layers}
-        self.projected = {width: torch.zeros(slots, width, **new) for width in widths}
         self.logits = torch.zeros(slots, config.vocab_size, device=device)
-        programs = 1 if self.ops is plain else self.ops.slices(config.head_dim)
-        self.squares = torch.zeros(slots, config.n_heads * programs, device=device)
+        lrpe = any(isinstance(layer.mixer, Mix) and layer.mixer.theta is not None for layer in self.packed.layers)
+        self.programs = 1 if self.ops is plain else self.ops.slices(config.head_dim, slots, lrpe)
+        self.buffers = Buffers(self.packed, config, slots, self.programs)
         self.encoder_state: Tensor | None = None
         if self.packed.encoder is not None:
             self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
         self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
         self._scratch = self._attention_scratch()
+        self._turns = Turning(self.packed.layers)
+        self._ahead = [self._part_ahead(layer) for layer in range(config.n_layers)]
 
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
@@ -62,58 +78,80 @@ class DecodingStep:
     def _attention_scratch(self) -> tuple[Tensor, ...] | None:
         """What the kernels of softmax layers work in, all layers after each other."""
         softmax = [room[0] for room in self.states if len(room) == 2]
-        return self.ops.attend_scratch(self.mixed, softmax[0]) if softmax and self.ops is not plain else None
+        return self.ops.attend_scratch(self.buffers.mixed, softmax[0]) if softmax and self.ops is not plain else None
+
+    def _part_ahead(self, layer: int) -> dict[str, Tensor]:
+        """As an argument: what of the state that is read after this layer is brought into the cache during it."""
+        after = self.states[(layer + 1) % len(self.states)]
+        if self.ops is plain or len(after) == 2 or self.slots == 1 or after[0].nbytes > AHEAD_MOST:
+            return {}
+        return {"ahead": after[0].view(-1)[: int(after[0].numel() * AHEAD_SHARE) // 64 * 64]}
 
     @torch.no_grad()
     def run(self) -> None:
         """One token of every active row."""
-        torch.index_select(self.packed.embedding, 0, self.tokens, out=self.x)
-        if self.packed.encoder is not None:
-            self._encode()
-        for layer, state in zip(self.packed.layers, self.states, strict=True):
-            self._layer(layer, state)
-        self.ops.project(self.x, self.packed.head, self.logits, self.config.norm_eps)
+        x = self.buffers.x
+        torch.index_select(self.packed.embedding, 0, self.tokens, out=x)
+        encoder = self.packed.encoder
+        if encoder is not None:
+            assert self.encoder_state is not None
+            self.ops.encode(x, self.encoder_state, self.active, encoder.log_rate, encoder.weight)
+        turns = self._turns.of(self.positions) if self.ops is plain else [{}] * len(self.states)
+        for layer, state, ahead, turned in zip(self.packed.layers, self.states, self._ahead, turns, strict=True):
+            self._mix(layer, state, turned)
+            self.feed_forward(layer, self.buffers, ahead)
+        self.ops.project(x, self.packed.head, self.logits, self.config.norm_eps)
         self.positions.add_(self.active)
 
-    def _encode(self) -> None:
-        """TPE: h <- λ h + x, x <- Σ b h, for active rows."""
-        encoder, state = self.packed.encoder, self.encoder_state
-        assert encoder is not None
-        assert state is not None
-        alive = (self.active > 0)[:, None, None]
-        fresh = state * encoder.log_rate.to(state.dtype).exp() + self.x[:, :, None].to(state.dtype)
-        state.copy_(torch.where(alive, fresh, state))
-        self.x.copy_((state * encoder.weight.to(state.dtype)).sum(-1))
-
-    def _layer(self, layer: Layer, state: tuple[Tensor, ...]) -> None:
-        eps, ops = self.config.norm_eps, self.ops
-        projected = self.projected[len(layer.read.weight)]
-        ops.project(self.x, layer.read, projected, eps)
-        mixer = layer.mixer
+    def _mix(self, layer: Layer, state: tuple[Tensor, ...], turns: dict[str, plain.Turns]) -> None:
+        """x <- x + mixer(norm x)."""
+        buffers, mixer = self.buffers, layer.mixer
+        projected = self.read(layer, buffers)
         if isinstance(mixer, Attention):
-            self._attend(mixer, projected, *state)
-            ops.project(self.mixed, layer.out, self.x, eps, residual=self.x)
+            self._attend(mixer, projected, state, turns)
+            self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
         else:
-            ops.mix(projected, mixer, *state, self.positions, self.active, self.mixed, self.squares)
-            ops.project(self.mixed, layer.out, self.x, eps, residual=self.x, squares=self.squares)
-        ops.project(self.x, layer.gate_up, self.inner, eps)
-        ops.project(self.inner, layer.down, self.x, eps, residual=self.x)
+            self.ops.mix(projected, mixer, *state, self.positions, self.active, buffers.mixed, buffers.squares, **turns)
+            self.write(layer, buffers)
 
-    def _attend(self, mixer: Attention, projected: Tensor, keys: Tensor, values: Tensor) -> None:
-        given = (projected, keys, values, self.positions, self.active, mixer.frequencies, self.mixed)
+    def read(self, layer: Layer, buffers: Buffers) -> Tensor:
+        """What a mixer reads, of all rows."""
+        projected = buffers.projected[len(layer.read.weight)]
+        self.ops.project(buffers.x, layer.read, projected, self.config.norm_eps)
+        return projected
+
+    def write(self, layer: Layer, buffers: Buffers) -> None:
+        """x <- x + what a mixer of linear attention gives."""
+        eps = self.config.norm_eps
+        self.ops.project(buffers.mixed, layer.out, buffers.x, eps, residual=buffers.x, squares=buffers.squares)
+
+    def feed_forward(self, layer: Layer, buffers: Buffers, ahead: dict[str, Tensor]) -> None:
+        """x <- x + mlp(norm x)."""
+        eps = self.config.norm_eps
+        self.ops.project(buffers.x, layer.gate_up, buffers.inner, eps)
+        self.ops.project(buffers.inner, layer.down, buffers.x, eps, residual=buffers.x, **ahead)
+
+    def _attend(
+        self, mixer: Attention, projected: Tensor, room: tuple[Tensor, ...], turns: dict[str, plain.Turns]
+    ) -> None:
+        keys, values = room
+        places, angles_of = (self.positions, self.active), mixer.frequencies
         if self.ops is plain:
-            plain.attend(*given)
+            plain.attend(projected, keys, values, *places, angles_of, self.buffers.mixed, turns=turns["turns"])
             return
-        self.ops.attend(*given, self._scratch)
+        self.ops.attend(projected, keys, values, *places, angles_of, self.buffers.mixed, self._scratch)
 
     @torch.no_grad()
-    def put(self, slot: int, state: State) -> None:
-        """A model's State of one sequence into a slot."""
-        self.positions[slot] = state.position[0]
+    def put(self, slot: int, state: State | None, length: int) -> None:
+        """A model's State of one sequence, which has read `length` tokens, into a slot; None empties it."""
+        self.positions[slot] = length
+        if state is None:
+            for part in self.memory():
+                part[slot].zero_()
+            return
         if self.encoder_state is not None:
             assert state.embedding is not None
             self.encoder_state[slot] = state.embedding[0]
-        length = int(state.position[0])
         for room, layer in zip(self.states, state.layers, strict=True):
             if isinstance(layer, KeyValues):
                 for cache, x in zip(room, layer, strict=True):
@@ -121,19 +159,33 @@ class DecodingStep:
             else:
                 room[0][slot] = layer[0]
 
+    def memory(self) -> list[Tensor]:
+        """What a step changes of all slots' states, a row a slot; keys and values are only added to."""
+        encoder = [] if self.encoder_state is None else [self.encoder_state]
+        return encoder + [room[0] for room in self.states if len(room) == 1]
+
+    def make_room(self, capacity: int) -> None:
+        """Room for so many tokens in softmax layers' slots, more than there is, with what is in them."""
+        for layer, room in enumerate(self.states):
+            if len(room) == 2:
+                wide = tuple(x.new_zeros(self.slots, capacity, *x.shape[2:]) for x in room)
+                for x, old in zip(wide, room, strict=True):
+                    x[:, : self.capacity] = old
+                self.states[layer] = wide
+        self.capacity = capacity
+        self._scratch = self._attention_scratch()
+
     @torch.no_grad()
-    def take(self, slot: int) -> State:
-        """The State of the sequence in a slot, a copy."""
-        position = self.positions[slot : slot + 1].clone()
-        length = int(position)
+    def take(self, slot: int, length: int) -> State:
+        """The State of the sequence in a slot, which has read `length` tokens, a copy."""
         layers = tuple(
             KeyValues(*(cache[slot : slot + 1, :length].clone() for cache in room))
             if len(room) == 2
-            else room[0][slot : slot + 1].float()
+            else room[0][slot : slot + 1].to(torch.float32, copy=True)
             for room in self.states
         )
         embedding = None if self.encoder_state is None else self.encoder_state[slot : slot + 1].clone()
-        return State(position, embedding, layers)
+        return State(torch.full((1,), length, device=self.tokens.device), embedding, layers)
 
 
 def _operators(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | Any:

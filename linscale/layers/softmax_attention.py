@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -107,6 +106,8 @@ def _for_every_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Tensor, KeyValues]:
     """A sequence of which every rank holds T steps (B, T, H, K): each gathers all keys and values, and uses those up to
     its own. The last rank works longest, and memory for keys and values does not shrink with the number of ranks."""
+    from torch.nn.attention.bias import causal_lower_right  # its module imports the compiler, which takes a second
+
     seen = (piece.rank + 1) * q.shape[1]
     k, v = (gather(x, piece).transpose(0, 1).flatten(1, 2)[:, :seen] for x in (k, v))  # (B, S, G, K)
     state = KeyValues(k, v)

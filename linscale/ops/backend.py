@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 
@@ -15,6 +16,7 @@ Backend = Literal["auto", "reference", "chunk", "triton"]
 chunk: plain PyTorch, many steps at a time; runs on every device. triton: GPU kernels."""
 
 Form = Literal["reference", "chunk", "triton"]
+Function = TypeVar("Function", bound=Callable[..., object])
 BACKENDS = get_args(Backend)
 
 LEAST_TRITON, TESTED_TRITON = (3, 4), "3.6"
@@ -52,7 +54,17 @@ def choose(backend: Backend, device: torch.device, dtype: torch.dtype, obstacle:
     return Choice("chunk", obstacle)
 
 
-@torch.compiler.assume_constant_result
+def constant_result(function: Function) -> Function:
+    """torch.compile calls it once as it traces and keeps what it gave.
+
+    That is torch.compiler.assume_constant_result, which sets the same mark but imports the compiler: a second of every
+    process, though most never compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_result
 def triton_obstacle(device_type: str, index: int | None) -> str | None:
     """Why Triton kernels cannot run on this device, or None. Imports Triton, but never from a process without GPU."""
     if device_type != "cuda" and not interpreting():

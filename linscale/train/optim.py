@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from linscale.distributed import sharded
 from linscale.train.config import TrainConfig
 
 
@@ -70,7 +70,7 @@ def clip_gradient(model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip:
     Returns the norm it has, on its device. The optimizer divides as it reads: no pass over the gradient is made for it.
     """
     norm = nn.utils.get_total_norm(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
-    if isinstance(norm, DTensor):
+    if sharded(norm):
         norm = norm.full_tensor()
     scale = (norm / grad_clip).clamp(min=1.0) if grad_clip else None
     optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as torch's gradient scaler tells it

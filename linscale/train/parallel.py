@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from linscale.config import UserError
@@ -143,6 +141,9 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing. Outside, too: few
     weights, among them HGRN2's bounds and the position encoder's filter.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device, (ranks.size,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     full = MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -12,8 +12,6 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers import LlamaConfig as HuggingFaceConfig
 
 import linscale
 from linscale import checkpoint
@@ -26,6 +24,9 @@ from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.batch import greedy
 from linscale.layers import RopeScaling
 from tests.adapt.runs import run_of, tiny, weights
+from tests.lazy import Lazy
+
+transformers = Lazy("transformers")
 
 ROPES = {
     "default": None,
@@ -51,12 +52,12 @@ SCALINGS = {
 def their_model(rope="default", kv_heads=2, tied=False, **options):
     """A random LLaMA of transformers."""
     torch.manual_seed(0)
-    config = HuggingFaceConfig(
+    config = transformers.LlamaConfig(
         vocab_size=257, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=kv_heads, max_position_embeddings=128, tie_word_embeddings=tied, initializer_range=0.2,
         rope_theta=500.0, rope_scaling=ROPES[rope] and dict(ROPES[rope]), bos_token_id=256, eos_token_id=256, **options,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 def their_folder(folder, model, **saving):
@@ -84,7 +85,9 @@ def test_an_imported_llama_has_the_logits_of_transformers(tmp_path, text, rope, 
 
 def test_a_mistral_without_a_window_is_a_llama(tmp_path, text):
     values = their_model().config.to_dict() | {"sliding_window": None}
-    theirs = MistralForCausalLM(MistralConfig.from_dict({**values, "model_type": "mistral"})).eval()
+    theirs = transformers.MistralForCausalLM(
+        transformers.MistralConfig.from_dict({**values, "model_type": "mistral"})
+    ).eval()
     folder = their_folder(tmp_path / "hf", theirs)
     ours, _ = linscale.load(import_folder(folder, tmp_path / "run"))
     with torch.no_grad():
@@ -101,8 +104,8 @@ def test_a_mistral_without_a_window_is_a_llama(tmp_path, text):
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_exported_llama_has_its_logits_in_transformers(tmp_path, text, rope, tied):
     ours = tiny("llama", n_kv_heads=2, tie_embeddings=tied, rope_base=300.0, rope_scaling=SCALINGS[rope])
-    theirs = AutoModelForCausalLM.from_pretrained(export(run_of(ours, tmp_path / "run"), tmp_path / "hf"))
-    assert type(theirs) is LlamaForCausalLM
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(export(run_of(ours, tmp_path / "run"), tmp_path / "hf"))
+    assert type(theirs) is transformers.LlamaForCausalLM
     with torch.no_grad():
         close(theirs(text).logits, ours(text).logits)
 
@@ -136,7 +139,7 @@ def test_import_then_export_gives_the_same_tensors(tmp_path, dtype, tied):
     assert found.keys() == expected.keys()
     assert all(found[name].dtype == dtype and torch.equal(found[name], expected[name]) for name in expected)
     before, after = (json.loads((place / "config.json").read_text()) for place in (folder, again))
-    loaded = HuggingFaceConfig.from_pretrained(again)
+    loaded = transformers.LlamaConfig.from_pretrained(again)
     assert loaded.rope_parameters == {**before["rope_parameters"], **loaded.rope_parameters}
     for field in ("max_position_embeddings", "hidden_size", "num_key_value_heads", "dtype", "eos_token_id"):
         assert after[field] == before[field], field
@@ -308,12 +311,12 @@ def test_the_special_tokens_of_a_model_come_along(tmp_path):
     again = export(run, tmp_path / "again")
     assert (again / "chat_template.jinja").read_text() == "{{ messages }}"
     assert json.loads((again / "tokenizer.json").read_text()) == content
-    assert AutoTokenizer.from_pretrained(again)("some text")["input_ids"] == tokenizer.encode("some text")
+    assert transformers.AutoTokenizer.from_pretrained(again)("some text")["input_ids"] == tokenizer.encode("some text")
 
 
 def test_a_byte_tokenizer_reads_alike_in_transformers(tmp_path):
     out = export(run_of(tiny("tnl"), tmp_path / "run"), tmp_path / "hf")
-    theirs, ours = AutoTokenizer.from_pretrained(out), load_tokenizer("byte")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(out), load_tokenizer("byte")
     for text in ("", "a", " to be\n\n or\tnot ", "é漢字🦋", "".join(map(chr, range(1, 700)))):
         assert theirs(text)["input_ids"] == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
@@ -372,13 +375,13 @@ def stories_folder(source, folder):
             turned = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
             parts[f"model.layers.{layer}.{name}.weight"] = halves(x, turned) if turned else x
     parts["model.norm.weight"] = take(width)
-    config = HuggingFaceConfig(
+    config = transformers.LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, rms_norm_eps=1e-5,
         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     with torch.device("meta"):
-        theirs = LlamaForCausalLM(config)
+        theirs = transformers.LlamaForCausalLM(config)
     theirs.load_state_dict(parts, strict=False, assign=True)
     theirs.tie_weights()
     theirs.save_pretrained(folder)
@@ -409,5 +412,5 @@ def test_a_real_model_tells_a_story(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
     (made,) = greedy(ours, tokenizer, [[1]], max_tokens=60)
     assert tokenizer.decode(made).startswith(" Once upon a time, there was a little girl named Lily.")
-    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert theirs.generate(torch.tensor([[1]]), max_new_tokens=60, do_sample=False)[0, 1:].tolist() == made

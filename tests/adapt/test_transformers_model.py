@@ -7,15 +7,15 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import linscale
 from linscale.adapt.huggingface import export, import_folder
-from linscale.adapt.transformers_model import LinscaleForCausalLM
-from linscale.adapt.transformers_past import Past
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.batch import greedy
 from tests.adapt.runs import run_of, tiny
+from tests.lazy import Lazy
+
+transformers = Lazy("transformers")
 
 CASES = [("tnl", 0), ("hgrn2", 0), ("cosformer2", 0), ("hgrn2", 2), ("llama", 0), ("recurrent_transformer", 0)]
 
@@ -27,7 +27,7 @@ def pair(request, tmp_path_factory):
     fields = {"n_kv_heads": 2} if every or arch == "llama" else {}
     ours = tiny(arch, softmax_every=every, **fields)
     place = tmp_path_factory.mktemp(arch)
-    theirs = AutoModelForCausalLM.from_pretrained(export(run_of(ours, place / "run"), place / "hf")).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(export(run_of(ours, place / "run"), place / "hf")).eval()
     return ours, theirs, place
 
 
@@ -86,12 +86,12 @@ def test_beams_and_samples_go_on_from_their_own_states(pair):
 
 def test_the_past_is_a_state(pair, text):
     ours, theirs, _ = pair
-    if not isinstance(theirs, LinscaleForCausalLM):
+    if not isinstance(theirs, Lazy("linscale.adapt.transformers_model").LinscaleForCausalLM):
         pytest.skip("transformers' own")
     with torch.no_grad():
         first = theirs(text[:, :50])
         past = first.past_key_values
-        assert isinstance(past, Past)
+        assert isinstance(past, Lazy("linscale.adapt.transformers_past").Past)
         assert past.get_seq_length() == 50
         rest = theirs(text[:, 50:], past_key_values=past, attention_mask=torch.ones_like(text))
         torch.testing.assert_close(rest.logits, ours(text).logits[:, 50:], rtol=0, atol=2e-4)
@@ -129,7 +129,7 @@ def test_a_past_goes_on_in_the_next_call_and_reads_only_what_is_new(pair, text, 
 def test_saved_again_it_is_the_same_model(pair, text, tmp_path):
     _, theirs, _ = pair
     theirs.save_pretrained(tmp_path / "again")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(again(text).logits, theirs(text).logits)
 
@@ -138,7 +138,7 @@ def test_half_precision_keeps_what_decides_over_time(tmp_path, text):
     for arch, own in (("tnl", {"theta"}), ("hgrn2", {"lower_bound_logits"}), ("cosformer2", {"theta", "weight"})):
         ours = tiny(arch)
         out = export(run_of(ours, tmp_path / arch), tmp_path / f"{arch}-hf", "bf16")
-        theirs = AutoModelForCausalLM.from_pretrained(out).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
         assert theirs.model.embedding.weight.dtype == torch.bfloat16
         kept = {name.split(".")[-1] for name, x in theirs.named_parameters() if x.dtype == torch.float32}
         assert kept == own
@@ -155,10 +155,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "order",
-    [pytest.param(order, marks=[pytest.mark.slow] * (order.split()[-1] in ("second", "last"))) for order in ORDERS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_auto_classes_load_it(tmp_path, order):
     out = export(run_of(tiny("tnl"), tmp_path / "run"), tmp_path / "hf")
     before, option = ORDERS[order]
@@ -169,6 +167,7 @@ def test_auto_classes_load_it(tmp_path, order):
     assert result.stdout.strip() == "LinscaleForCausalLM", result.stderr
 
 
+@pytest.mark.slow
 def test_remote_code_without_linscale_says_what_it_needs(tmp_path):
     out = export(run_of(tiny("tnl"), tmp_path / "run"), tmp_path / "hf")
     code = "import sys\nsys.modules['linscale'] = None\nfrom transformers import AutoModelForCausalLM\n"
@@ -183,14 +182,14 @@ def test_a_config_without_ours_is_one_clear_line(tmp_path):
     values["linscale"]["d_model"] = -1
     (out / "config.json").write_text(json.dumps(values))
     with pytest.raises(linscale.config.UserError, match=r"config.linscale: d_model = -1"):
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out))
+        transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(out))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_lora_trains_and_merges(pair, text):
     peft = pytest.importorskip("peft")
     _, _, place = pair
-    model = AutoModelForCausalLM.from_pretrained(place / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "hf")
     options = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(model, options)
     optimizer = torch.optim.AdamW([x for x in adapted.parameters() if x.requires_grad], lr=1e-2)

@@ -191,6 +191,20 @@ def test_a_conversation_keeps_its_state_and_forks(call, place):
     assert continuation(call, "--prompt", f"{prompt}{whole}\nUser: More\nAssistant:", "--temperature", "0")
 
 
+def test_a_conversation_by_the_template_of_the_model(call, place, monkeypatch):
+    """The template of the run folder, whose turns are read behind each other, and a token of it that ends answers."""
+    source = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}="
+    (place / "run" / "chat_template.jinja").write_text(source)
+    try:
+        _, out, err = call("chat", "run", "--max-tokens", "5", "--seed", "1", given="Hi\nMore\n/save talk\n")
+    finally:
+        (place / "run" / "chat_template.jinja").unlink()
+    first = out.splitlines()[0]
+    assert first == continuation(call, "--prompt", "[Hi]=", "--max-tokens", "5", "--seed", "1")
+    whole = f"[Hi]={first}][More]={out.splitlines()[1]}"
+    assert err == f"linscale: state 'talk' saved behind {1 + len(whole)} tokens\n"
+
+
 def test_an_interrupted_answer_ends_and_is_kept(call, monkeypatch):
     """Ctrl-C after three characters of the first answer, and while the third message is read."""
     advance, calls = sessions.Session._advance, []

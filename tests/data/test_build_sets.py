@@ -12,8 +12,9 @@ from linscale.data import hub_sets
 from linscale.data.build_sets import ESSAYS, build_sets
 from linscale.data.hub_sets import HUB_SETS
 from linscale.data.sets import SETS, find_set, read_set, verified_content
+from tests.lazy import lazy_or_skip
 
-datasets = pytest.importorskip("datasets")
+datasets = lazy_or_skip("datasets")
 SHIPPED = [name for name, each in SETS.items() if each.shipped]
 SCIQ = {
     "question": "q é", "distractor3": "c", "distractor1": "a", "distractor2": "b", "correct_answer": "d", "support": "",

@@ -12,8 +12,9 @@ from linscale.data import PrepareOptions, documents, hub, prepare
 from linscale.data.documents import read_documents
 from linscale.data.inputs import find_sources
 from linscale.data.sources import UnavailableInputError
+from tests.lazy import lazy_or_skip
 
-datasets = pytest.importorskip("datasets")
+datasets = lazy_or_skip("datasets")
 
 CARD = """---
 configs:

@@ -1,5 +1,6 @@
 """Every text round-trips, no text can contain the end-of-text token, and a saved tokenizer is the same one."""
 
+import functools
 import json
 import pickle
 import random
@@ -23,7 +24,11 @@ from linscale.data.tokenizer import (
 
 SHAKESPEARE = (CORPORA / "tinyshakespeare.txt").read_text(encoding="utf-8")
 HOSTILE = "a<|endoftext|>b</s><|im_end|> \r\n\n\tnaïve 東京 🏳️‍🌈 \x00\x1f \u2028 'tis 12345 <|endoftext|"
-BPE = train_bpe([SHAKESPEARE[:200_000]], 1000)
+
+
+@functools.cache
+def bpe():
+    return train_bpe([SHAKESPEARE[:200_000]], 1000)
 
 
 def word_tokenizer(*tokens, **added):
@@ -42,8 +47,9 @@ def random_text(seed):
     return "".join(draw.choices([*rare, *END_OF_TEXT_NAMES, *" \n\r\t'0aZ", " the", HOSTILE], k=draw.randrange(40)))
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["byte", "bpe"])
-def test_every_text_round_trips_without_end_of_text(tokenizer):
+@pytest.mark.parametrize("make", [ByteTokenizer, bpe], ids=["byte", "bpe"])
+def test_every_text_round_trips_without_end_of_text(make):
+    tokenizer = make()
     for text in ["", *END_OF_TEXT_NAMES, *(random_text(seed) for seed in range(50))]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -60,32 +66,33 @@ def test_byte_ids_are_bytes():
 
 def test_bpe_has_the_size_asked_for_and_is_reproducible():
     again = train_bpe([SHAKESPEARE[:200_000]], 1000)
-    assert (BPE.vocab_size, BPE.eos_id, BPE.name, BPE.dtype) == (1000, 0, "bpe:1000", np.dtype("<u2"))
-    assert again.content == BPE.content
-    assert len(BPE.encode(SHAKESPEARE)) < 0.45 * len(SHAKESPEARE)
+    assert (bpe().vocab_size, bpe().eos_id, bpe().name, bpe().dtype) == (1000, 0, "bpe:1000", np.dtype("<u2"))
+    assert again.content == bpe().content
+    assert len(bpe().encode(SHAKESPEARE)) < 0.45 * len(SHAKESPEARE)
 
 
 def test_a_long_text_gives_the_ids_of_the_whole():
     """Encoding goes in pieces; the ids are those the library gives for the text at once."""
     text = SHAKESPEARE[:300_000].replace("the", "\n\n   the").replace("and", "and \n\n") + HOSTILE
-    whole = BPE._tokenizer.encode(text, add_special_tokens=False).ids
+    whole = bpe()._tokenizer.encode(text, add_special_tokens=False).ids
     assert len(text) > 10 * PIECE_CHARACTERS
-    assert BPE.encode(text) == whole
+    assert bpe().encode(text) == whole
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["byte", "bpe"])
-def test_save_and_load(tokenizer, tmp_path):
+@pytest.mark.parametrize("make", [ByteTokenizer, bpe], ids=["byte", "bpe"])
+def test_save_and_load(make, tmp_path):
+    tokenizer = make()
     path = tokenizer.save(tmp_path)
     for copy in (load_tokenizer(path), load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert copy.fingerprint == tokenizer.fingerprint
         assert copy.name == tokenizer.name
         assert copy.encode(HOSTILE) == tokenizer.encode(HOSTILE)
-    assert ByteTokenizer().fingerprint != BPE.fingerprint
+    assert ByteTokenizer().fingerprint != bpe().fingerprint
 
 
 def test_a_saved_bpe_is_a_hugging_face_file(tmp_path):
-    inner = tokenizers.Tokenizer.from_file(str(BPE.save(tmp_path)))
-    assert inner.encode("Speak, speak.").ids == BPE.encode("Speak, speak.")
+    inner = tokenizers.Tokenizer.from_file(str(bpe().save(tmp_path)))
+    assert inner.encode("Speak, speak.").ids == bpe().encode("Speak, speak.")
 
 
 def test_foreign_end_of_text_is_found_even_where_it_is_not_marked_special(tmp_path):
@@ -126,7 +133,7 @@ def test_pieces_only_where_nothing_depends_on_the_whole():
     inner = word_tokenizer("[UNK]", "a", EOS=True)
     inner.normalizer = normalizers.Prepend("_")
     assert not SubwordTokenizer(json.loads(inner.to_str()), "words").in_pieces
-    assert BPE.in_pieces
+    assert bpe().in_pieces
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import random
 
 import pytest
+import scipy
 import torch
-from scipy.stats import chi2
-from transformers.generation import logits_process as theirs
 
 from linscale.generate import choice
 from linscale.generate.choice import ALL, Needs, Rows, choose, penalised, weights
 from linscale.generate.noise import GOLDEN, mix, uniform
 from linscale.generate.sampling import Sampling
+from tests.lazy import Lazy
+
+theirs = Lazy("transformers.generation.logits_process")
 
 V = 50
 SETTINGS = {
@@ -146,7 +148,7 @@ def test_draws_are_distributed_as_they_should_be(name):
         kept = expected > 0
         assert not found[~kept].any()
         statistic = float(((found - expected)[kept] ** 2 / expected[kept]).sum())
-        assert statistic < chi2.isf(1e-6, max(1, int(kept.sum()) - 1))
+        assert statistic < scipy.stats.chi2.isf(1e-6, max(1, int(kept.sum()) - 1))
 
 
 def test_noise_is_splitmix64():

@@ -9,10 +9,14 @@ import torch
 from linscale.config import UserError
 from linscale.data.tokenizer import load_tokenizer
 from linscale.generate import session as module
+from linscale.generate import solo
+from linscale.generate.packing import can_pack
 from linscale.generate.sample import stream
 from linscale.generate.sampling import Sampling
 from linscale.generate.session import Session
+from linscale.generate.solo import Solo
 from linscale.models import CONFIGS, build_model
+from linscale.ops.decode import plain
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
@@ -108,6 +112,89 @@ def test_an_interrupted_read_leaves_the_session_where_it_was(monkeypatch):
         session.read([9] * 40)
     assert (session.length, session.last) == (before.length, before.last)
     assert torch.equal(session.snapshot().logits, before.logits)
+
+
+def test_a_step_that_is_interrupted_anywhere_is_taken_again(model, monkeypatch):
+    if not can_pack(model):
+        pytest.skip("its steps are forward passes, which leave what they were given as it was")
+    options = {"temperature": 0.9, "seed": 3, "ignore_eos": True}
+    expected = tokens(begun(model), max_tokens=12, **options)
+    project, calls = plain.project, iter(range(10**6))
+
+    def broken(*given, **named):
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        project(*given, **named)
+
+    monkeypatch.setattr(plain, "project", broken)
+    for stop in (0, 13, 24, 26):  # nine products a step: two layers of four, and the head
+        calls, made, session = iter(range(10**6)), [], begun(model)
+        stream = session.stream(Sampling(max_tokens=12, **options))
+        with pytest.raises(KeyboardInterrupt):
+            made.extend(piece.token for piece in stream)
+        assert session.length == len(PROMPT) + len(made)
+        made += tokens(session.fork(), max_tokens=12 - len(made), **{**options, "seed": None})
+        assert made == expected
+        assert tokens(session, max_tokens=1, **{**options, "seed": None}) == [expected[1 + stop // 9]]
+
+
+def test_a_step_whose_end_was_not_heard_of_is_taken_again(monkeypatch):
+    model = tiny("hgrn2 in half")
+    expected = tokens(begun(model), max_tokens=6, temperature=0)
+    session, step = begun(model), Solo.step
+
+    def unheard(solo, needs):
+        step(solo, needs)
+        raise KeyboardInterrupt
+
+    made = tokens(session, 3, temperature=0)
+    monkeypatch.setattr(Solo, "step", unheard)
+    with pytest.raises(KeyboardInterrupt):
+        tokens(session, 1, temperature=0)
+    monkeypatch.setattr(Solo, "step", step)
+    assert made + tokens(session, max_tokens=3, temperature=0) == expected
+
+
+def test_streams_that_take_turns_in_the_slot_do_not_disturb_each_other(model):
+    session = begun(model)
+    options = [{"temperature": 0.8, "seed": seed, "repetition_penalty": 1.2, "ignore_eos": True} for seed in (1, 2)]
+    alone = [tokens(session.fork(), max_tokens=9, **each) for each in options]
+    streams = [
+        fork.stream(Sampling(max_tokens=9, **each))
+        for fork, each in zip([session.fork(), session.fork()], options, strict=True)
+    ]
+    turns = [[next(stream).token for stream in streams] for _ in range(9)]
+    assert [list(made) for made in zip(*turns, strict=True)] == alone
+
+
+def test_tokens_that_were_not_read_are_read_one_by_one(model):
+    session = begun(model)
+    made = tokens(session, 4, temperature=0, ignore_eos=True)
+    expected = tokens(session, 3, temperature=0, ignore_eos=True)
+    snapshot = begun(model).snapshot()._replace(logits=None, unread=tuple(made), last=(*PROMPT, *made))
+    resumed = Session(model, BYTES, snapshot)
+    assert resumed.length == len(PROMPT) + 4
+    assert tokens(resumed, 3, temperature=0, ignore_eos=True) == expected
+
+
+@pytest.mark.parametrize("case", ["llama", "hgrn2 in half"])
+def test_softmax_layers_get_more_room_as_the_text_grows(case, monkeypatch):
+    model = tiny(case)
+    expected = tokens(begun(model), max_tokens=100, temperature=0.9, seed=1, ignore_eos=True)
+    monkeypatch.setattr(solo, "LEAST_ROOM", 1)
+    session = begun(model)
+    assert tokens(session, max_tokens=100, temperature=0.9, seed=1, ignore_eos=True) == expected
+    assert session._solo._slots.step.capacity == 256  # 64 at first, which hold the prompt
+
+
+def test_a_session_that_only_reads_makes_nothing_for_steps():
+    session = begun(tiny("llama"))
+    session.read([1, 2])
+    next(session.stream(Sampling()))
+    assert session._solo._slots is None
+    tokens(session, 2)
+    assert session._solo._slots is not None
+    assert session.fork()._solo is session._solo
 
 
 def test_values_out_of_range_are_refused():

@@ -65,6 +65,8 @@ for case in json.loads(sys.argv[2]):
     tokens = continued(session)
     session.read([1, 2, 3])
     found[case] = [tokens, session.length, session.snapshot().logits.tolist()]
+assert "torch._dynamo" not in sys.modules, "the compiler was imported: a second of every process that only reads"
+assert "torch.distributed.tensor" not in sys.modules
 print(json.dumps(found))
 """
 SAVE_FOREVER = """

@@ -54,11 +54,11 @@ def test_a_prompt_read_by_the_model_goes_on_in_slots(arch, every):
     with torch.no_grad():
         whole = model(tokens)
         for slot in range(3):
-            step.put(slot, model.read(tokens[slot : slot + 1, :PROMPT])[1])
+            step.put(slot, model.read(tokens[slot : slot + 1, :PROMPT])[1], PROMPT)
         torch.testing.assert_close(steps(step, tokens[:, PROMPT:]), whole.logits[:, PROMPT:], rtol=1e-4, atol=1e-4)
         # And what is taken out of a slot goes on in the model.
         more = torch.randint(VOCABULARY, (1, 2))
-        found = model(more, state=step.take(1)).logits
+        found = model(more, state=step.take(1, LENGTH)).logits
         expected = model(torch.cat([tokens[1:2], more], 1)).logits[:, LENGTH:]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -16,12 +16,12 @@ options = { document_bytes = 4096, val_fraction = 0.06 }
 init_std = 0.2
 
 [train]
-tokens = 51_200
+tokens = 12_800
 batch_tokens = 256
 length = 32
-lr = 1e-2
+lr = 2e-2
 checkpoints = 12
-validation_tokens = 8192
+validation_tokens = 4096
 device = "cpu"
 
 [[sizes]]
@@ -29,8 +29,8 @@ name = "a"
 d_model = 4
 n_layers = 1
 head_dim = 4
-d_ff = 8
-tokens = 409_600
+d_ff = 4
+tokens = 102_400
 
 [[sizes]]
 name = "b"
@@ -38,7 +38,7 @@ d_model = 8
 n_layers = 1
 head_dim = 8
 d_ff = 24
-tokens = 256_000
+tokens = 64_000
 
 [[sizes]]
 name = "c"

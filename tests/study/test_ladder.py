@@ -56,8 +56,8 @@ def here(capsys):
 def shorten(study_file):
     """A tenth of the steps of the smallest size, for a test that needs no laws."""
     text = study_file.read_text()
-    assert "tokens = 409_600\n" in text
-    study_file.write_text(text.replace("tokens = 409_600\n", "tokens = 40_960\n"))
+    assert "tokens = 102_400\n" in text
+    study_file.write_text(text.replace("tokens = 102_400\n", "tokens = 10_240\n"))
 
 
 def weights(study):
@@ -123,7 +123,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
         )
         if number:  # once as it starts, then as it trains
             wait_for_steps(killed)
-        time.sleep(dice.uniform(0.0, 1.0) if number else dice.uniform(2.0, 4.0))
+        time.sleep(dice.uniform(0.0, 0.5) if number else dice.uniform(2.0, 4.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for_orphans(killed)
@@ -155,9 +155,9 @@ def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
 
     # A changed study file is refused by name, and nothing of the finished study is touched.
     text = study_file.read_text()
-    study_file.write_text(text.replace("lr = 1e-2", "lr = 1e-3"))
+    study_file.write_text(text.replace("lr = 2e-2", "lr = 1e-3"))
     refused = here("run", study_file, "--out", whole, status=2)
-    assert "train.lr = 0.01 there, 0.001 here" in refused.stderr
+    assert "train.lr = 0.02 there, 0.001 here" in refused.stderr
     assert snapshot(whole) == before
 
     # A lost report and a lost validation record are made again, and only they.

@@ -41,7 +41,7 @@ def test_the_papers_study_is_priced_without_a_model_and_matches_its_budgets():
 
 def test_overrides_seeds_and_restrictions(study_file):
     text = study_file.read_text().replace('name = "tiny"', 'name = "tiny"\nseeds = [0, 1]', 1)
-    text = text.replace("tokens = 256_000", 'archs = ["tnl"]\ntokens = 10240\nlr = 1e-3\nlength = 64')
+    text = text.replace("tokens = 64_000", 'archs = ["tnl"]\ntokens = 10240\nlr = 1e-3\nlength = 64')
     study_file.write_text(text)
     runs = {run.name: run.config for run in planned_runs(load_study(study_file), vocab_size=257, data_path="d")}
     assert sorted(runs) == sorted(
@@ -50,7 +50,7 @@ def test_overrides_seeds_and_restrictions(study_file):
     )
     changed = runs["tnl-b-s1"].train
     assert (changed.tokens, changed.lr, changed.length, changed.seed) == (10_240, 1e-3, 64, 1)
-    assert (runs["tnl-a-s0"].train.tokens, runs["tnl-c-s0"].train.tokens) == (409_600, 51_200)
+    assert (runs["tnl-a-s0"].train.tokens, runs["tnl-c-s0"].train.tokens) == (102_400, 12_800)
     assert runs["tnl-a-s0"].model.vocab_size == 257
 
 
@@ -77,9 +77,9 @@ def test_the_probe_prices_a_small_run_by_trying_it(study_file):
         ('name = "b"', 'name = "b"\nshape = "1B"', "size 'b' needs either shape alone, or d_model and n_layers"),
         ("n_layers = 1", "", "size 'a' needs either shape alone, or d_model and n_layers"),
         ('name = "b"', 'name = "a"', "sizes names 'a' twice"),
-        ("lr = 1e-2", "learning_rate = 1e-2", "unknown key 'train.learning_rate'"),
+        ("lr = 2e-2", "learning_rate = 2e-2", "unknown key 'train.learning_rate'"),
         ("batch_tokens = 256", "batch_tokens = 250", "batch_tokens = 250 must be a multiple of length = 32"),
-        ("tokens = 51_200", "tokens = -5", "train.tokens = -5"),
+        ("tokens = 12_800", "tokens = -5", "train.tokens = -5"),
         ("[data]", '[data]\npath = "x"', "data needs either path"),
         ('name = "tiny"', 'name = "../tiny"', "name = '../tiny'"),
     ],

@@ -51,7 +51,10 @@ def address(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     utils = pytest.importorskip("ray.cluster_utils")
     small = {"num_gpus": 0, "object_store_memory": 80_000_000}
-    nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    # A node that is gone refuses to be asked and is given up after 5 times: in 2.5 s, not 15. A busy one may take 10 s.
+    often = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": often, **small}
+    nodes = utils.Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             nodes.add_node(num_cpus=1, wait=False, **small)

@@ -7,6 +7,7 @@ do. After what they write, it says "ended STATUS"; of ranks of which one fails, 
 [COUNT, CONFIG, FOLDER, STEP]   a run, stopped after a step
 """
 
+import importlib
 import json
 import os
 import signal
@@ -70,6 +71,8 @@ def whole(x: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
+    for name in ("torch._dynamo", "torch.distributed.fsdp"):  # what every rank needs is imported once
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         count, *arguments = json.loads(line)

@@ -183,6 +183,7 @@ RESTARTED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
+import torch._dynamo  # as the first optimizer does
 torch.set_num_threads(1)
 from linscale.config import parse
 from linscale.train.config import RunConfig
@@ -208,7 +209,7 @@ for number in range(kills):
     if number % 2:
         deadline = time.monotonic() + 20
         while not unfinished() and time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
-            pass
+            time.sleep(0.0005)  # of the ten milliseconds that a checkpoint takes
         time.sleep(chance.uniform(0, 0.004))
     else:
         time.sleep(chance.uniform(0, 0.15))

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, Choice, choose, without_autocast
+from linscale.ops.backend import Backend, Choice, choose, constant_result, without_autocast
 from linscale.ops.decay_attention.chunk import chunk_decay_attention
 from linscale.ops.decay_attention.reference import reference_decay_attention, reference_step
 from linscale.ops.packing import check_packing
@@ -104,7 +104,7 @@ def _kernels() -> ModuleType:
     return importlib.import_module("linscale.ops.decay_attention.kernel")
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _load_kernels() -> None:
     """Register the custom operators, once."""
     _kernels()

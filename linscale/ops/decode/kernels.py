@@ -13,6 +13,8 @@ import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import await_earlier, let_next_begin
 
+LINE = tl.constexpr(128)  # bytes of L2 that are fetched together
+
 # What precedes the product in `project`: nothing, the norm of x itself, or of what `sums` holds the squares of.
 PLAIN, NORMED, SUMMED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # How `mix` decays the state.
@@ -20,11 +22,19 @@ NONE, HEAD, GATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def fetch_ahead(addresses):
+    """Bring lines into L2, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def project_kernel(
-    x, weight, out, residual, sums, eps, silu_until,
+    x, weight, out, residual, sums, ahead, eps, silu_until,
     S: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr,
     PAIRED: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr,
-    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    BS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LINES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out (S, N) = a(r x Wᵀ) + residual: x (S, K), weight (N, K), or (2 N, K) gate and up rows where PAIRED.
 
@@ -42,6 +52,9 @@ def project_kernel(
     first_u = first_w
     if PAIRED:
         first_u = tl.load(weight + N * K + at + steps[None, :], mask=known[:, None] & (steps < K)[None, :], other=0.0)
+    if LINES > 0:
+        line = ahead + (tl.program_id(0) * LINES + tl.arange(0, LINES)).to(tl.int64) * LINE
+        fetch_ahead(line.to(tl.int64))
     if EARLY:
         let_next_begin()
         await_earlier()
@@ -114,17 +127,58 @@ def project_kernel(
 
 
 @triton.jit
+def finish_kernel(
+    y, x, residual, sums, out, eps, silu_until,
+    K: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, NORM: tl.constexpr, PAIRED: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """What `project_kernel` does behind its product, where a library makes that: y (S, N), or (S, 2 N) where PAIRED.
+    One program a row."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    if EARLY:
+        let_next_begin()
+        await_earlier()
+    factor = 1.0
+    if NORM == NORMED:
+        wide: tl.constexpr = triton.next_power_of_2(K)
+        inputs = tl.arange(0, wide)
+        values = tl.load(x + row * K + inputs, mask=inputs < K, other=0.0).to(tl.float32)
+        factor = tl.rsqrt(tl.sum(values * values, axis=0) / K + eps)
+    if NORM == SUMMED:
+        pieces: tl.constexpr = triton.next_power_of_2(PARTS)
+        part = tl.arange(0, pieces)
+        held = tl.load(sums + row * PARTS + part, mask=part < PARTS, other=0.0)
+        factor = tl.rsqrt(tl.sum(held, axis=0) / K + eps)
+    for first in tl.range(0, N, BN):
+        columns = first + tl.arange(0, BN)
+        known = columns < N
+        width: tl.constexpr = 2 * N if PAIRED else N
+        z = tl.load(y + row * width + columns, mask=known, other=0.0).to(tl.float32) * factor
+        if PAIRED:
+            up = tl.load(y + row * width + N + columns, mask=known, other=0.0).to(tl.float32) * factor
+            if ACTIVATION:
+                z = z * tl.sigmoid(z)
+            z = z * up
+        else:
+            z = tl.where(columns < silu_until, z * tl.sigmoid(z), z)
+        if RESIDUAL:
+            z += tl.load(residual + row * N + columns, mask=known, other=0.0).to(tl.float32)
+        tl.store(out + row * N + columns, z.to(out.dtype.element_ty), mask=known)
+
+
+@triton.jit
 def mix_kernel(
-    projected, state, positions, active, decay, theta, gate_weight, out, sums,
-    S: tl.constexpr, H: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
-    KIND: tl.constexpr, LRPE: tl.constexpr, FIRST: tl.constexpr, BV: tl.constexpr, EARLY: tl.constexpr,
+    projected, state, positions, active, spans, decay, theta, gate_weight, out, sums,
+    H: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, KIND: tl.constexpr,
+    LRPE: tl.constexpr, FIRST: tl.constexpr, BV: tl.constexpr, SPANS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program: (sequence, head, BV columns of its state). state (S, H, K, V) float32 or bfloat16, in place.
 
-    projected (S, WIDTH): q, k, v (S, H, V each, silu done) and a gate's bottleneck of RANK; for GATED q, f, v, with f
+    projected (rows, WIDTH): q, k, v (H, V each, silu done) and a gate's bottleneck of RANK; for GATED q, f, v, with f
     the forget gate before its sigmoid and `decay` the lower bounds (H V,). For HEAD `decay` is log λ (H,). With LRPE,
-    K = 2 V and `theta` (H, V) are angles a token. out (S, H V) = o times the gate, sums (S, H V / BV) the squares of o.
-    Sequences that are not `active` are left alone.
+    K = 2 V and `theta` (H, V) are angles a token. out (rows, H V) = o times the gate, sums (rows, H V / BV) the squares
+    of o. A sequence has the row of its number, and is left alone where it is not `active`; with SPANS it has the rows
+    that `spans` (S, 3) says, first and count, one after the other, and starts afresh where the third number is not 0.
     """
     program = tl.program_id(0)
     slices: tl.constexpr = V // BV
@@ -135,154 +189,204 @@ def mix_kernel(
     columns = piece * BV + tl.arange(0, BV)
     parts: tl.constexpr = 2 if LRPE else 1
     here = state + (row * H + head) * parts * V * V + wide[:, None] * V + columns[None, :]
-    alive = tl.load(active + row) != 0
-    s = tl.load(here, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+    first = row
+    count = 1
+    if SPANS:
+        first = tl.load(spans + row * 3).to(tl.int64)
+        count = tl.load(spans + row * 3 + 1)
+        alive = count > 0
+        known = alive & (tl.load(spans + row * 3 + 2) == 0)
+    else:
+        alive = tl.load(active + row) != 0
+        known = alive
+    s = tl.load(here, mask=known & (wide[:, None] < V), other=0.0).to(tl.float32)
     t = s
     if LRPE:
-        t = tl.load(here + V * V, mask=alive & (wide[:, None] < V), other=0.0).to(tl.float32)
+        t = tl.load(here + V * V, mask=known & (wide[:, None] < V), other=0.0).to(tl.float32)
     if EARLY:
         let_next_begin()
         await_earlier()
     if alive:
-        base = projected + row * WIDTH + head * V
-        q = tl.load(base + wide).to(tl.float32)
-        k = tl.load(base + H * V + wide).to(tl.float32)
-        v = tl.load(base + 2 * H * V + columns).to(tl.float32)
-        keep = tl.full((V,), 1.0, tl.float32)
-        if KIND == GATED:
-            open_ = tl.sigmoid(k)
-            shut = tl.sigmoid(-k)
-            if FIRST:
-                keep, k = open_, shut
+        base = projected + first * WIDTH + head * V
+        q = tl.load(base + wide)
+        k_or_f = tl.load(base + H * V + wide)
+        v = tl.load(base + 2 * H * V + columns)
+        next_q, next_k, next_v = q, k_or_f, v
+        for number in tl.range(0, count):
+            if SPANS:  # what is read next is under way while this is worked on
+                more = number + 1 < count
+                base += WIDTH
+                next_q = tl.load(base + wide, mask=more & (wide < V), other=0.0)
+                next_k = tl.load(base + H * V + wide, mask=more & (wide < V), other=0.0)
+                next_v = tl.load(base + 2 * H * V + columns, mask=more & (columns < V), other=0.0)
+            query, k, value = q.to(tl.float32), k_or_f.to(tl.float32), v.to(tl.float32)
+            keep = tl.full((V,), 1.0, tl.float32)
+            if KIND == GATED:
+                open_ = tl.sigmoid(k)
+                shut = tl.sigmoid(-k)
+                if FIRST:
+                    keep, k = open_, shut
+                else:
+                    low = tl.load(decay + head * V + wide)
+                    keep = low + (1 - low) * open_
+                    k = (1 - low) * shut
+            elif KIND == HEAD:
+                keep = keep * tl.exp(tl.load(decay + head))
+            if LRPE:
+                turns = (tl.load(positions + row) + number).to(tl.float64)
+                turns = turns * tl.load(theta + head * V + wide).to(tl.float64) * 0.15915494309189535
+                angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+                cos, sin = tl.cos(angle), tl.sin(angle)
+                s = s * keep[:, None] + (k * cos)[:, None] * value[None, :]
+                t = t * keep[:, None] + (k * sin)[:, None] * value[None, :]
+                o = tl.sum(s * (query * cos)[:, None] + t * (query * sin)[:, None], axis=0)
             else:
-                low = tl.load(decay + head * V + wide)
-                keep = low + (1 - low) * open_
-                k = (1 - low) * shut
-        elif KIND == HEAD:
-            keep = keep * tl.exp(tl.load(decay + head))
+                s = s * keep[:, None] + k[:, None] * value[None, :]
+                o = tl.sum(s * query[:, None], axis=0)
+            tl.store(sums + (first + number) * H * slices + head * slices + piece, tl.sum(o * o, axis=0))
+            if RANK > 0:
+                rank = tl.arange(0, RANK)
+                narrow = tl.load(projected + (first + number) * WIDTH + 3 * H * V + rank).to(tl.float32)
+                up = tl.load(gate_weight + (head * V + columns).to(tl.int64)[:, None] * RANK + rank[None, :])
+                o = o * tl.sigmoid(tl.sum(up.to(tl.float32) * narrow[None, :], axis=1))
+            tl.store(out + (first + number) * H * V + head * V + columns, o.to(out.dtype.element_ty))
+            if SPANS:  # rounded a token, as it is in steps: how a text is cut into spans then leaves no trace
+                s = s.to(state.dtype.element_ty).to(tl.float32)
+                t = t.to(state.dtype.element_ty).to(tl.float32)
+                q, k_or_f, v = next_q, next_k, next_v
+        tl.store(here, s.to(state.dtype.element_ty))
         if LRPE:
-            turns = tl.load(positions + row).to(tl.float64) * tl.load(theta + head * V + wide).to(tl.float64)
-            turns = turns * 0.15915494309189535
-            angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
-            cos, sin = tl.cos(angle), tl.sin(angle)
-            s = s * keep[:, None] + (k * cos)[:, None] * v[None, :]
-            t = t * keep[:, None] + (k * sin)[:, None] * v[None, :]
-            o = tl.sum(s * (q * cos)[:, None] + t * (q * sin)[:, None], axis=0)
-            tl.store(here, s.to(state.dtype.element_ty))
             tl.store(here + V * V, t.to(state.dtype.element_ty))
-        else:
-            s = s * keep[:, None] + k[:, None] * v[None, :]
-            o = tl.sum(s * q[:, None], axis=0)
-            tl.store(here, s.to(state.dtype.element_ty))
-        tl.store(sums + row * H * slices + head * slices + piece, tl.sum(o * o, axis=0))
-        if RANK > 0:
-            rank = tl.arange(0, RANK)
-            narrow = tl.load(projected + row * WIDTH + 3 * H * V + rank).to(tl.float32)
-            up = tl.load(gate_weight + (head * V + columns).to(tl.int64)[:, None] * RANK + rank[None, :])
-            o = o * tl.sigmoid(tl.sum(up.to(tl.float32) * narrow[None, :], axis=1))
-        tl.store(out + row * H * V + head * V + columns, o.to(out.dtype.element_ty))
 
 
 @triton.jit
-def append_kernel(
-    projected, keys, values, positions, active, frequencies, queries,
-    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr,
+def encode_kernel(
+    x, state, active, spans, log_rate, weight,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, SPANS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head). Turns q and k by their place (RoPE), puts k and v into the cache
-    (S, CAPACITY, G, K).
-
-    projected (S, WIDTH): q (H K), k (G K), v (G K); queries (S, H, K) the turned q. frequencies (K/2,) float64.
-    """
-    program = tl.program_id(0)
-    row = tl.cast(program // H, tl.int64)
+    """One program: (sequence, BD channels). TPE: h <- λ h + x, x <- Σ b h; state h (S, D, E) float32, x (rows, D), both
+    in place; log_rate (E,), weight b (D, E). Rows as in `mix_kernel`."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    row = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    channels = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    wide: tl.constexpr = triton.next_power_of_2(E)
+    terms = tl.arange(0, wide)
+    inside = (channels < D)[:, None] & (terms < E)[None, :]
+    first = row
+    count = 1
+    if SPANS:
+        first = tl.load(spans + row * 3).to(tl.int64)
+        count = tl.load(spans + row * 3 + 1)
+        alive = count > 0
+        known = alive & (tl.load(spans + row * 3 + 2) == 0)
+    else:
+        alive = tl.load(active + row) != 0
+        known = alive
+    here = state + (row * D + channels[:, None]) * E + terms[None, :]
+    h = tl.load(here, mask=known & inside, other=0.0)
+    keep = tl.exp(tl.load(log_rate + terms, mask=terms < E, other=0.0).to(tl.float32))
+    b = tl.load(weight + channels[:, None] * E + terms[None, :], mask=inside, other=0.0).to(tl.float32)
     if EARLY:
         let_next_begin()
         await_earlier()
-    if tl.load(active + row) != 0:
-        head = program % H
-        half = tl.arange(0, K // 2)
-        place = tl.load(positions + row)
-        turns = place.to(tl.float64) * tl.load(frequencies + half) * 0.15915494309189535
-        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
-        cos, sin = tl.cos(angle), tl.sin(angle)
-        at = projected + row * WIDTH + head * K + half
-        first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
-        turned = queries + (row * H + head) * K + half
-        tl.store(turned, (first * cos - second * sin).to(queries.dtype.element_ty))
-        tl.store(turned + K // 2, (second * cos + first * sin).to(queries.dtype.element_ty))
-        if head < G:
-            at = projected + row * WIDTH + (H + head) * K + half
-            first, second = tl.load(at).to(tl.float32), tl.load(at + K // 2).to(tl.float32)
-            there = ((row * CAPACITY + place) * G + head) * K + half
-            tl.store(keys + there, (first * cos - second * sin).to(keys.dtype.element_ty))
-            tl.store(keys + there + K // 2, (second * cos + first * sin).to(keys.dtype.element_ty))
-            at = projected + row * WIDTH + (H + G + head) * K + half
-            tl.store(values + there, tl.load(at).to(values.dtype.element_ty))
-            tl.store(values + there + K // 2, tl.load(at + K // 2).to(values.dtype.element_ty))
+    if alive:
+        for number in tl.range(0, count):
+            at = x + (first + number) * D + channels
+            h = h * keep[None, :] + tl.load(at, mask=channels < D, other=0.0).to(tl.float32)[:, None]
+            tl.store(at, tl.sum(h * b, axis=1).to(x.dtype.element_ty), mask=channels < D)
+        tl.store(here, h, mask=inside)
 
 
 @triton.jit
 def attend_kernel(
-    queries, keys, values, positions, active, partial, weights, scale,
-    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr,
-    EARLY: tl.constexpr,
+    projected, keys, values, positions, active, frequencies, partial, weights, arrived, out, scale,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: (sequence, head, BT places of its cache). partial (S, H, SPLITS, K) and weights (S, H, SPLITS, 2):
-    the average of the values there, the largest score and the sum of exponentials. Splits beyond the place are empty.
+    """One program: (sequence, head, BT places of its cache (S, CAPACITY, G, K)); out (S, H K).
+
+    projected (S, WIDTH): q (H K), k (G K), v (G K), turned by their place here (RoPE, frequencies (K/2,) float64). The
+    program whose places the new token is among appends k and v. partial (S, H, SPLITS, K) and weights (S, H, SPLITS, 2)
+    take the average of the values at its places, the largest score and the sum of exponentials; the last program of a
+    head to come there, by the count `arrived` (S, H), puts all of them together, in their order.
     """
     program = tl.program_id(0)
     split = program % SPLITS
     head = (program // SPLITS) % H
     row = tl.cast(program // (SPLITS * H), tl.int64)
+    last = tl.load(positions + row)
+    alive = (tl.load(active + row) != 0) & (split * BT <= last)
+    wide = tl.arange(0, K)
+    half = wide % (K // 2)
+    places = split * BT + tl.arange(0, BT)
+    group = head // (H // G)
+    at = ((row * CAPACITY + places[:, None].to(tl.int64)) * G + group) * K + wide[None, :]
+    past = alive & (places < last)
+    k = tl.load(keys + at, mask=past[:, None], other=0.0).to(tl.float32)
+    v = tl.load(values + at, mask=past[:, None], other=0.0).to(tl.float32)
     if EARLY:
         let_next_begin()
         await_earlier()
-    last = tl.load(positions + row)
-    if (tl.load(active + row) != 0) & (split * BT <= last):
-        wide = tl.arange(0, K)
-        places = split * BT + tl.arange(0, BT)
-        seen = places <= last
-        group = head // (H // G)
-        at = ((row * CAPACITY + places[:, None].to(tl.int64)) * G + group) * K + wide[None, :]
-        q = tl.load(queries + (row * H + head) * K + wide).to(tl.float32)
-        k = tl.load(keys + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(k * q[None, :], axis=1) * scale, float("-inf"))
+    if alive:
+        turns = last.to(tl.float64) * tl.load(frequencies + half) * 0.15915494309189535
+        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+        cos, sin = tl.cos(angle), tl.sin(angle)
+        sin = tl.where(wide < K // 2, -sin, sin)
+        other = (wide + K // 2) % K
+        base = projected + row * WIDTH
+        q = tl.load(base + head * K + wide).to(tl.float32) * cos + tl.load(base + head * K + other).to(tl.float32) * sin
+        base += H * K + group * K
+        new_k = tl.load(base + wide).to(tl.float32) * cos + tl.load(base + other).to(tl.float32) * sin
+        new_v = tl.load(base + G * K + wide)
+        q = q.to(out.dtype.element_ty).to(tl.float32)
+        stored = new_k.to(keys.dtype.element_ty)
+        if (last // BT == split) & (head % (H // G) == 0):
+            there = ((row * CAPACITY + last) * G + group) * K + wide
+            tl.store(keys + there, stored)
+            tl.store(values + there, new_v.to(values.dtype.element_ty))
+        new = (places == last)[:, None]
+        k = tl.where(new, stored.to(tl.float32)[None, :], k)
+        v = tl.where(new, new_v.to(tl.float32)[None, :], v)
+        score = tl.where(places <= last, tl.sum(k * q[None, :], axis=1) * scale, float("-inf"))
         top = tl.max(score, axis=0)
         e = tl.exp(score - top)
         total = tl.sum(e, axis=0)
-        v = tl.load(values + at, mask=seen[:, None], other=0.0).to(tl.float32)
-        average = tl.sum(v * e[:, None], axis=0) / total
-        slot = (row * H + head) * SPLITS + split
-        tl.store(partial + slot * K + wide, average)
-        tl.store(weights + slot * 2, top)
-        tl.store(weights + slot * 2 + 1, total)
+        o = tl.sum(v * e[:, None], axis=0) / total
+        used = last // BT + 1
+        first = (row * H + head) * SPLITS
+        complete = used == 1
+        if used > 1:
+            tl.store(partial + (first + split) * K + wide, o)
+            tl.store(weights + (first + split) * 2, top)
+            tl.store(weights + (first + split) * 2 + 1, total)
+            tl.debug_barrier()  # all of it is written before the count
+            complete = tl.atomic_add(arrived + row * H + head, 1, sem="acq_rel") == used - 1
+            if complete:
+                tl.store(arrived + row * H + head, 0)
+                o = _together(partial + first * K, weights + first * 2, used, K)
+        if complete:
+            tl.store(out + row * H * K + head * K + wide, o.to(out.dtype.element_ty))
 
 
 @triton.jit
-def combine_kernel(
-    partial, weights, positions, active, out,
-    H: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One program: (sequence, head). out (S, H K): the splits of `attend_kernel` put together, in order."""
-    program = tl.program_id(0)
-    row = tl.cast(program // H, tl.int64)
-    if EARLY:
-        let_next_begin()
-        await_earlier()
-    if tl.load(active + row) != 0:
-        head = program % H
-        wide = tl.arange(0, K)
-        used = tl.load(positions + row) // BT + 1
-        top, total = float("-inf"), 0.0
-        o = tl.zeros((K,), tl.float32)
-        for split in tl.range(0, used):
-            slot = (row * H + head) * SPLITS + split
-            score, weight = tl.load(weights + slot * 2), tl.load(weights + slot * 2 + 1)
-            higher = tl.maximum(top, score)
-            before, after = total * tl.exp(top - higher), weight * tl.exp(score - higher)
-            o = o * before + tl.load(partial + slot * K + wide) * after
-            total = before + after
-            o = o / total
-            top = higher
-        tl.store(out + row * H * K + head * K + wide, o.to(out.dtype.element_ty))
+def _together(partial, weights, used, K: tl.constexpr):
+    """(K,): averages (used, K) by their weights exp(score) total."""
+    wide = tl.arange(0, K)
+    some = tl.arange(0, 16)
+    top = tl.full((), float("-inf"), tl.float32)
+    for first in tl.range(0, used, 16):
+        at = weights + (first + some) * 2
+        top = tl.maximum(top, tl.max(tl.load(at, mask=first + some < used, other=float("-inf"), cache_modifier=".cg")))
+    total = tl.zeros((), tl.float32)
+    o = tl.zeros((K,), tl.float32)
+    for first in tl.range(0, used, 16):
+        known = first + some < used
+        at = weights + (first + some) * 2
+        score = tl.load(at, mask=known, other=float("-inf"), cache_modifier=".cg")
+        weight = tl.exp(score - top) * tl.load(at + 1, mask=known, other=0.0, cache_modifier=".cg")
+        average = tl.load(
+            partial + (first + some)[:, None] * K + wide[None, :], mask=known[:, None], other=0.0, cache_modifier=".cg"
+        )
+        total += tl.sum(weight, axis=0)
+        o += tl.sum(average * weight[:, None], axis=0)
+    return o / total

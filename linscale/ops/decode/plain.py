@@ -1,13 +1,22 @@
-"""The parts of a decoding step in plain PyTorch."""
+"""The parts of a decoding step in plain PyTorch: what they compute, and how a CPU decodes.
+
+No row depends on what the others hold, to the last bit where widths are multiples of 32: PyTorch computes what is left
+over of its vectors by other instructions.
+"""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, silu
 
 from linscale.ops.decode.shapes import Mix, Projection
-from linscale.ops.rotary import angles, rotate_half
+from linscale.ops.rotary import angles
+
+Turns: TypeAlias = tuple[Tensor, Tensor]
+"""cos and sin of angles, a row of a batch each."""
 
 
 def project(
@@ -20,75 +29,112 @@ def project(
     squares: Tensor | None = None,
 ) -> None:
     """out (S, N) <- a(r x Wᵀ) + residual. r is 1, or with `normed` the reciprocal root mean square of x, or given
-    `squares` (S, P) that of K numbers whose squares they sum up."""
-    y = linear(x, part.weight)
-    if squares is not None or part.normed:
-        total = x.float().square().sum(-1) if squares is None else squares.sum(-1)
-        y = y * torch.rsqrt(total / x.shape[1] + eps)[:, None].to(y.dtype)
+    `squares` (S, P) that of K numbers whose squares they sum up. `residual` may be `out`."""
+    if squares is not None:
+        x = x * squares.sum(1, keepdim=True).div_(x.shape[1]).add_(eps).rsqrt_().to(x.dtype)
+    elif part.normed:
+        x = rms_norm(x, x.shape[1:], eps=eps)
+    matrix = part.weight.t()
     if part.paired:
-        gate, up = y.chunk(2, dim=1)
-        y = (silu(gate) if part.activation else gate) * up
-    elif part.silu_until:
-        silu(y[:, : part.silu_until], inplace=True)
-    if residual is None:
-        out.copy_(y)
+        gate, up = torch.mm(x, matrix).chunk(2, dim=1)
+        torch.mul(silu(gate, inplace=True) if part.activation else gate, up, out=out)
+    elif residual is not None:
+        torch.addmm(residual, x, matrix, out=out)
+    elif out.dtype == x.dtype:
+        torch.mm(x, matrix, out=out)
     else:
-        torch.add(residual, y, out=out)
+        out.copy_(torch.mm(x, matrix))
+    if part.silu_until:
+        silu(out[:, : part.silu_until], inplace=True)
 
 
 def mix(
-    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor
-) -> None:
+    projected: Tensor, part: Mix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor, squares: Tensor,
+    *, turns: Turns | None = None,
+) -> None:  # fmt: skip
     """state (S, H, K, V) <- decay state + k vᵀ and out (S, H V) <- o times its gate, for the rows that are active.
 
-    squares (S, P) <- sums of squares of o, all in the first column: its norm comes with the next projection.
+    squares (S, P) <- sums of squares of o, all in the first column: its norm comes with the next projection. `turns`
+    are the angles of `positions`, (S, H, V), where they are known already.
     """
     heads, width = part.n_heads, part.head_dim
     parts = [heads * width] * 3 + ([part.gate.shape[1]] if part.gate is not None else [])
     q, k, v, *narrow = projected.float().split(parts, dim=1)
-    keep = projected.new_ones(1, 1, 1, 1, dtype=torch.float32)
+    keep: Tensor | None = None  # (S, H, K, 1) or what can be multiplied by it
     if part.kind == "gated":
-        low = torch.zeros(()) if part.decay is None else part.decay
-        keep, k = low + (1 - low) * k.sigmoid(), (1 - low) * (-k).sigmoid()
-        keep = keep.unflatten(-1, (heads, width))[..., None]
+        keep, k = _gates(k, part.decay)
+        keep = keep.unflatten(1, (heads, width))
     elif part.kind == "head":
         assert part.decay is not None
-        keep = part.decay.exp().view(1, heads, 1, 1)
+        keep = part.decay.exp().view(1, heads, 1)
     q, k, v = (z.view(-1, heads, width) for z in (q, k, v))
     if part.theta is not None:
-        cos, sin = angles(positions[:, None], part.theta, torch.float32)  # (S, 1, H, V)
-        cos, sin = cos[:, 0], sin[:, 0]
-        q, k = torch.cat([q * cos, q * sin], -1), torch.cat([k * cos, k * sin], -1)
-        keep = torch.cat([keep, keep], 2) if keep.shape[2] > 1 else keep
-    new = state * keep + k[..., None] * v[:, :, None]
-    alive = active.bool()
-    state.copy_(torch.where(alive[:, None, None, None], new, state) if not bool(alive.all()) else new)
-    o = torch.einsum("shkv,shk->shv", new.float(), q).flatten(1)
+        cos, sin = turns or angles(positions, part.theta, torch.float32)
+        q, k = torch.cat([q * cos, q * sin], 2), torch.cat([k * cos, k * sin], 2)
+        keep = torch.cat([keep, keep], 2) if keep is not None and keep.shape[2] > 1 else keep
+    o = _read_through(state, keep, k, v, q, active)
     squares.zero_()
-    squares[:, 0] = o.square().sum(-1)
+    torch.sum(o.square(), 1, out=squares[:, 0])
     if part.gate is not None:
-        o = o * linear(narrow[0], part.gate.float()).sigmoid()
+        o = torch.mm(narrow[0], part.gate.float().t()).sigmoid_().mul_(o)
     out.copy_(o)
+
+
+def encode(x: Tensor, state: Tensor, active: Tensor, log_rate: Tensor, weight: Tensor) -> None:
+    """TPE: h <- λ h + x and x <- Σ b h in place, for active rows: h (S, D, e), x (S, D), log λ (e,), b (D, e)."""
+    alive = (active > 0)[:, None, None]
+    fresh = state * log_rate.to(state.dtype).exp() + x[:, :, None].to(state.dtype)
+    state.copy_(torch.where(alive, fresh, state))
+    x.copy_((state * weight.to(state.dtype)).sum(-1))
+
+
+def _gates(f: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    """HGRN2's decay β + (1 - β) sigmoid(f), and 1 - decay, (S, D)."""
+    keep, rest = f.sigmoid(), f.neg().sigmoid_()
+    if bound is None:
+        return keep, rest
+    free = 1 - bound
+    return keep.mul_(free).add_(bound), rest.mul_(free)
+
+
+def _read_through(state: Tensor, keep: Tensor | None, k: Tensor, v: Tensor, q: Tensor, active: Tensor) -> Tensor:
+    """o (S, H V) = Sᵀ q, where state S (S, H, K, V) <- keep S + k vᵀ first, in rows that are active."""
+    k, v, q = k[..., None], v[:, :, None], q[:, :, None]  # (S, H, K, 1), (S, H, 1, V), (S, H, 1, K)
+    whole = state.dtype == torch.float32 and bool(active.all())
+    new = state if whole else state.float() if state.dtype != torch.float32 else state.clone()
+    if keep is not None:
+        new.mul_(keep[..., None])
+    new.addcmul_(k, v)
+    if not whole:
+        torch.where(active.bool()[:, None, None, None], new.to(state.dtype), state, out=state)
+    return torch.bmm(q.flatten(0, 1), new.flatten(0, 1)).view(len(state), -1)
 
 
 def attend(
     projected: Tensor, keys: Tensor, values: Tensor, positions: Tensor, active: Tensor, frequencies: Tensor,
-    out: Tensor,
+    out: Tensor, *, turns: Turns | None = None,
 ) -> None:  # fmt: skip
     """Append k and v to the caches (S, C, G, K) at each row's position and attend: out (S, H K). q has H heads, k and
-    v G."""
-    capacity, groups, width = keys.shape[1:]
+    v G. `turns` are the angles of `positions`, (S, K/2), where they are known already."""
+    groups, width = keys.shape[2:]
     heads = out.shape[1] // width
-    q, k, v = projected.split([heads * width, groups * width, groups * width], dim=1)
-    cos, sin = angles(positions[:, None], frequencies, q.dtype)  # (S, 1, K/2)
-    q = rotate_half(q.view(-1, 1, heads, width), cos, sin)
-    k = rotate_half(k.view(-1, 1, groups, width), cos, sin)[:, 0]
-    rows = active.nonzero()[:, 0]
-    keys[rows, positions[rows]], values[rows, positions[rows]] = k[rows], v.view(-1, groups, width)[rows]
-    longest = min(capacity, int(positions.max()) + 1)
-    visible = torch.arange(longest, device=out.device) <= positions[:, None]
-    o = scaled_dot_product_attention(
-        q.transpose(1, 2), keys[:, :longest].transpose(1, 2), values[:, :longest].transpose(1, 2),
-        attn_mask=visible[:, None, None], enable_gqa=groups < heads,
-    )  # fmt: skip
-    out.copy_(o.transpose(1, 2).reshape(out.shape))
+    cos, sin = turns or angles(positions, frequencies, projected.dtype)
+    turned, v = projected[:, : (heads + groups) * width], projected[:, (heads + groups) * width :]
+    turned = _turned(turned.view(-1, heads + groups, width), cos.to(projected.dtype), sin.to(projected.dtype))
+    v = v.unflatten(1, (groups, width))
+    for row, (place, alive) in enumerate(zip(positions.tolist(), active.tolist(), strict=True)):
+        if alive:  # each row over its own length, so that none depends on how long the others are
+            keys[row, place], values[row, place] = turned[row, heads:], v[row]
+            past, seen = keys[row, : place + 1], values[row, : place + 1]  # (T, G, K)
+            q = turned[row, :heads].view(groups, -1, width)
+            weights = torch.bmm(q, past.permute(1, 2, 0)).mul_(width**-0.5).softmax(2)  # (G, H/G, T)
+            out[row] = torch.bmm(weights, seen.transpose(0, 1)).view(-1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of x (S, H, K) by cos and sin (S, K/2), see `rotary.rotate_half`."""
+    x = x.unflatten(2, (2, -1))
+    y = x * cos[:, None, None]
+    y[:, :, 0].addcmul_(x[:, :, 1], sin[:, None], value=-1)
+    y[:, :, 1].addcmul_(x[:, :, 0], sin[:, None])
+    return y.flatten(2)

@@ -13,7 +13,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import KERNEL_DTYPES, Backend, Choice, choose
+from linscale.ops.backend import KERNEL_DTYPES, Backend, Choice, choose, constant_result
 from linscale.ops.linear_scan.reference import linear_scan as reference_scan
 from linscale.ops.linear_scan.scan import Scan
 from linscale.ops.packing import document_lengths
@@ -90,7 +90,7 @@ def _run_kernels(x: Tensor, decay: Tensor, state: Tensor | None, cu_seqlens: Ten
     return result
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _load_kernels() -> None:
     """Register the kernels, once. Not at import: a process without a GPU never imports Triton."""
     importlib.import_module("linscale.ops.linear_scan.kernel")

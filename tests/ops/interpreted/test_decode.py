@@ -1,18 +1,22 @@
 """The kernels of a decoding step against plain PyTorch, for every kind of layer, number of rows and odd width."""
 
+import numpy as np
 import pytest
 import torch
 
+from linscale.generate.reading import Part, Reading
+from linscale.generate.step import DecodingStep
+from linscale.models import CONFIGS, build_model
 from linscale.ops.decode import Mix, Projection, kernel, plain
 
 EPS = 1e-6
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+def close(found, expected, tolerance=2e-5):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("rows", [1, 2, 17, 130])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (72, 21)])
 def test_projections(rows, inputs, outputs, device):
     torch.manual_seed(0)
@@ -57,7 +61,7 @@ def test_states_are_mixed_in_place(rows, device):
         for ops in (plain, kernel):
             own = state.clone()
             out = torch.zeros(rows, heads * width, device=device)
-            squares = torch.zeros(rows, heads * kernel.slices(width), device=device)
+            squares = torch.zeros(rows, heads * kernel.slices(width, rows, lrpe=False), device=device)
             ops.mix(projected, part, own, positions, active, out, squares)
             results.append((own, out[active > 0], squares.sum(1)[active > 0]))
         for found, expected in zip(results[1], results[0], strict=True):
@@ -68,18 +72,50 @@ def test_states_are_mixed_in_place(rows, device):
 @pytest.mark.parametrize("groups", [4, 2])
 def test_caches_are_appended_to_and_attended(groups, device):
     torch.manual_seed(0)
-    rows, heads, width, capacity = 3, 4, 16, 300
+    rows, heads, width, capacity = 4, 4, 16, 1200  # 19 blocks, more than are put together at once
     frequencies = torch.rand(width // 2, device=device, dtype=torch.float64)
-    projected = torch.randn(rows, (heads + 2 * groups) * width, device=device)
+    projected = torch.randn(2, rows, (heads + 2 * groups) * width, device=device)
     caches = torch.randn(2, rows, capacity, groups, width, device=device)
-    positions = torch.tensor([0, 130, 299], device=device)
-    active = torch.tensor([1, 1, 1], dtype=torch.int32, device=device)
+    active = torch.tensor([1, 1, 0, 1], dtype=torch.int32, device=device)
     results = []
     for ops in (plain, kernel):
         keys, values = caches.clone()
-        out = torch.zeros(rows, heads * width, device=device)
-        extra = () if ops is plain else (kernel.attend_scratch(out, keys),)
-        ops.attend(projected, keys, values, positions, active, frequencies, out, *extra)
+        positions = torch.tensor([0, 130, 40, 1198], device=device)
+        out = torch.zeros(2, rows, heads * width, device=device)
+        extra = () if ops is plain else (kernel.attend_scratch(out[0], keys),)
+        for step in range(2):
+            ops.attend(projected[step], keys, values, positions + step, active, frequencies, out[step], *extra)
         results.append((keys, values, out))
     for found, expected in zip(results[1], results[0], strict=True):
         close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["tnl", "hgrn2", "cosformer2"])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_read_in_rows_leaves_the_state_of_its_steps(kind, state_dtype, device):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 32, "init_std": 0.3}
+    model = build_model(CONFIGS[kind](**shape)).to(device)
+    steps, rows = (DecodingStep(model, 3, 1, dtype=torch.float32, state_dtype=state_dtype) for _ in range(2))
+    texts = [np.random.default_rng(slot).integers(0, 50, length) for slot, length in enumerate((9, 4, 5))]
+    for at in range(9):
+        for slot, text in enumerate(texts):
+            steps.active[slot] = int(at < len(text))
+            steps.tokens[slot] = int(text[min(at, len(text) - 1)])
+        steps.run()
+    reading = Reading(rows, 10)
+    for room in rows.states:
+        room[0].fill_(7.0)  # a text that was there before
+    rows.positions.fill_(3)
+    for parts in (
+        [Part(0, texts[0][:3], True), Part(2, texts[2], True)],
+        [Part(1, texts[1][:1], True), Part(0, texts[0][3:], False)],
+        [Part(1, texts[1][1:], False)],
+    ):
+        reading.give(parts)
+        reading.run()
+    assert rows.positions.tolist() == [9, 4, 5]
+    for found, expected in zip(rows.states, steps.states, strict=True):
+        close(found[0].float(), expected[0].float(), 2e-2 if state_dtype == torch.bfloat16 else 2e-5)
+    if kind == "cosformer2":
+        close(rows.encoder_state, steps.encoder_state)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from linscale.study.table.curve_noise import line_draws, measure
 from linscale.study.table.valley import design
@@ -59,8 +59,8 @@ def test_draws_about_a_line_give_students_interval():
     y = 1 + 2 * x + 0.1 * random.normal(size=5)
     drawn = line_draws(np.stack([np.ones(5), x], axis=1), y[None], 40_000, random)[:, 0]
     slopes = np.polyfit(x, drawn.T, 1)[0]
-    oracle = stats.linregress(x, y)
-    reach = stats.t.ppf(0.975, 3) * oracle.stderr
+    oracle = scipy.stats.linregress(x, y)
+    reach = scipy.stats.t.ppf(0.975, 3) * oracle.stderr
     assert np.percentile(slopes, [2.5, 97.5]) == pytest.approx(
         [oracle.slope - reach, oracle.slope + reach], abs=0.02 * reach
     )

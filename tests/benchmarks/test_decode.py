@@ -1,0 +1,71 @@
+"""The benchmark of decoding: all sections, at toy sizes on a CPU."""
+
+import json
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.mark.slow
+def test_every_section_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decode
+    import decode_chart
+
+    out = tmp_path / "decode.json"
+    archs = ("hgrn2", "llama")
+    options = [
+        "--tiny",
+        "--no-peer",
+        "--steps",
+        "2",
+        "--archs",
+        ",".join(archs),
+        "--sections",
+        ",".join(decode.SECTIONS),
+        "--json",
+        str(out),
+    ]
+    monkeypatch.setattr(sys, "argv", ["decode.py", *options])
+    decode.main()
+    record = json.loads(out.read_text())
+    assert {(row["arch"], row["slots"], row["draw"]) for row in record["engine"]} == {
+        (arch, slots, draw) for arch in archs for slots in (1, 2) for draw in ("greedy", "sampled")
+    }
+    for row in record["engine"]:
+        assert row["tokens_per_s"] == pytest.approx(1e3 * row["slots"] / row["ms"])
+        assert row["floor_ms"] > 0
+    sizes = {row["arch"]: [] for row in record["length"]}
+    for row in record["length"]:
+        sizes[row["arch"]].append(row["state_bytes"])
+    assert sizes["hgrn2"] == [2 * 2 * 16 * 16 * 4] * 2  # layers, heads, K, V, bytes
+    assert sizes["llama"][1] == 4 * sizes["llama"][0]
+    assert sum("resume_ms" in row for row in record["prefill"]) == 1
+    assert [row["same_tokens"] for row in record["cpu"]] == [True, True]
+    for row in record["states"]:
+        assert 0 < row["relative_error"] < 0.1
+        assert row["finite"]
+    assert "resume_ms" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["decode_chart.py", str(out), "--out", str(tmp_path / "decode.svg")])
+    decode_chart.main()
+    drawn = xml.etree.ElementTree.parse(tmp_path / "decode.svg").getroot()
+    assert len(drawn.findall(".//{*}polyline")) == 4
+
+
+def test_a_peer_that_is_not_installed_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decode
+    import decode_peers
+
+    monkeypatch.setattr(decode_peers, "PEERS", {"transformers-llama": "no_such_package"})
+    out = tmp_path / "decode.json"
+    monkeypatch.setattr(sys, "argv", ["decode.py", "--tiny", "--sections", "peers", "--json", str(out)])
+    decode.main()
+    assert json.loads(out.read_text())["peers"] == [
+        {"peer": "transformers-llama", "failed": "no_such_package is not installed"}
+    ]
+    assert "no_such_package is not installed" in capsys.readouterr().out

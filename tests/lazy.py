@@ -1,0 +1,35 @@
+"""Modules that are imported when something of them is first asked for.
+
+Every worker of pytest-xdist imports every file of tests, and runs half of them: what takes long to import and serves
+few files is left to the worker that runs these.
+"""
+
+import importlib
+import importlib.util
+from typing import Any
+
+import pytest
+
+
+class Lazy:
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # pytest asks whether it is a fixture
+            raise AttributeError(attribute)
+        return getattr(importlib.import_module(self._name), attribute)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        """As monkeypatch does."""
+        setattr(importlib.import_module(self._name), attribute, value)
+
+    def __delattr__(self, attribute: str) -> None:
+        delattr(importlib.import_module(self._name), attribute)
+
+
+def lazy_or_skip(name: str) -> Any:
+    """As pytest.importorskip: where there is no such package, the file that asks for it is skipped."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"could not find {name}", allow_module_level=True)
+    return Lazy(name)
