@@ -77,12 +77,7 @@ class Loader:
         """The numbers of the windows that make up the batch of `step`."""
         if step < 0:
             raise UserError(f"step = {step}: must be at least 0")
-        epochs, places = np.divmod(step * self.sequences + self._rows, self.windows)
-        windows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            windows[rows] = permute(places[rows], self.windows, self.seed, int(epoch))
-        return windows
+        return shuffled(step * self.sequences + self._rows, self.windows, self.seed)
 
 
 class Prefetcher:
@@ -172,6 +167,16 @@ def read_batch(dataset: TokenDataset, split: str, windows: np.ndarray, length: i
     starts[::length] = True
     ends = torch.tensor([tokens.shape[1]])
     return Batch(tokens, targets, torch.cat([starts.nonzero()[:, 0], ends]).to(torch.int32))
+
+
+def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """What is read `numbers`-th, from 0, where epochs of range(size) follow each other, each in an order of its own."""
+    epochs, places = np.divmod(numbers, size)
+    found = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        found[rows] = permute(places[rows], size, seed, int(epoch))
+    return found
 
 
 def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:

@@ -161,11 +161,15 @@ class DataConfig:
     """Folder prepared by `linscale data prepare`."""
     task: CopyingConfig | None = None
     """Instead of a folder: sequences that are made."""
+    labelled: Annotated[str, pydantic.Field(min_length=1)] | None = None
+    """Instead of a folder: an .npz file of sequences with classes."""
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if (self.path is None) == (self.task is None):
-            raise ValueError("data needs either path, a folder made by `linscale data prepare`, or task")
+        if [self.path, self.task, self.labelled].count(None) != 2:
+            raise ValueError(
+                "data needs one of path, a folder made by `linscale data prepare`, task, and labelled, an .npz file"
+            )
         return self
 
 
@@ -190,6 +194,10 @@ class RunConfig:
     def _made(self) -> RunConfig:
         """A task, its curriculum and its recipe."""
         task, curriculum, train = self.data.task, self.train.curriculum, self.train
+        if self.data.path is None and (train.documents or train.sequence_parallel > 1):
+            name = "task" if task else "labelled"
+            raise ValueError(f"data.{name}: its sequences are no documents, and ranks do not share them; expected "
+                             "train.documents = false and train.sequence_parallel = 1")  # fmt: skip
         if task is None:
             if curriculum is not None:
                 raise ValueError("train.curriculum: text has no difficulty; expected data.task, or no curriculum")
@@ -201,9 +209,6 @@ class RunConfig:
             )
         if self.model.vocab_size < task.symbols:
             raise ValueError(f"model.vocab_size = {self.model.vocab_size}: the task has {task.symbols} symbols")
-        if train.documents or train.sequence_parallel > 1:
-            raise ValueError("data.task: its sequences are no documents, and ranks do not share them; expected "
-                             "train.documents = false and train.sequence_parallel = 1")  # fmt: skip
         if curriculum is not None and task.noise < curriculum.start:
             raise ValueError(
                 f"data.task.noise = {task.noise}: less than train.curriculum.start = {curriculum.start}, with which "

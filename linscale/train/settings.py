@@ -10,6 +10,7 @@ import torch
 
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.copying import Copying
+from linscale.data.labelled import Labelled
 from linscale.data.shards import TokenDataset
 from linscale.models import ModelConfig
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
@@ -17,7 +18,9 @@ from linscale.run_folder import CONFIG, code_version, read_json, write_json
 from linscale.train.config import DataConfig, RunConfig, TrainConfig
 
 
-def run_settings(config: RunConfig, dataset: TokenDataset | Copying, device: str | None = None) -> dict[str, Any]:
+def run_settings(
+    config: RunConfig, dataset: TokenDataset | Copying | Labelled, device: str | None = None
+) -> dict[str, Any]:
     """The content of config.json: the resolved config with what was derived from it and from the machine.
 
     Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
@@ -26,7 +29,7 @@ def run_settings(config: RunConfig, dataset: TokenDataset | Copying, device: str
     vocabulary = dataset.vocab_size
     if config.model.vocab_size < vocabulary:
         raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the tokenizer of {config.data.path} has {vocabulary} "
+            f"model.vocab_size = {config.model.vocab_size}: {_vocabulary_of(config.data)} has {vocabulary} "
             f"tokens; expected at least {vocabulary}"
         )
     device = device or resolve_device(config.train.device)
@@ -50,11 +53,18 @@ def run_settings(config: RunConfig, dataset: TokenDataset | Copying, device: str
 
 
 def _place(data: DataConfig) -> dict[str, Any]:
-    return {"task": to_dict(data.task)} if data.path is None else {"path": Path(data.path).resolve().as_posix()}
+    if data.task is not None:
+        return {"task": to_dict(data.task)}
+    kind, path = ("path", data.path) if data.labelled is None else ("labelled", data.labelled)
+    return {kind: Path(path or "").resolve().as_posix()}
+
+
+def _vocabulary_of(data: DataConfig) -> str:
+    return f"the tokenizer of {data.path}" if data.labelled is None else str(data.labelled)
 
 
 def require_same_config(
-    path: Path, config: RunConfig, dataset: TokenDataset | Copying, device: str | None = None
+    path: Path, config: RunConfig, dataset: TokenDataset | Copying | Labelled, device: str | None = None
 ) -> dict[str, Any]:
     """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
     settings = run_settings(config, dataset, device)

@@ -1,4 +1,4 @@
-"""Where the sequences of a run come from: a prepared corpus, or a task that makes them."""
+"""Where the sequences of a run come from: a prepared corpus, a task that makes them, or a set of them with classes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from linscale.config import UserError
 from linscale.data.copying import Copying
+from linscale.data.labelled import Labelled, LabelledReader
 from linscale.data.loader import Batch, Loader, count_windows
 from linscale.data.shards import QUICK_BYTES, TokenDataset
 from linscale.distributed import Ranks
+from linscale.evaluate.classes import ClassesTask
 from linscale.evaluate.copying import CopyingTask
 from linscale.evaluate.perplexity import Validation
 from linscale.models import LanguageModel
@@ -121,9 +124,53 @@ class MadeReader:
         return step * self.sequences + self.data.rank * share + np.arange(share)
 
 
-def open_source(data: DataConfig, recipe: TrainConfig) -> Corpus | Made:
-    """What a run reads. Raises UserError for a corpus that is not whole."""
+class Classes:
+    """Sequences with classes, of a file."""
+
+    def __init__(self, data: Labelled) -> None:
+        self.data, self.place = data, str(data.path)
+
+    @property
+    def tokenizer(self) -> Any:
+        """None: there is no text."""
+        return None
+
+    def verify(self) -> None:
+        """Nothing: all was looked at when it was read."""
+
+    def save(self, run: Path) -> None:
+        """Nothing: there is no text to be made of tokens."""
+
+    def reader(self, recipe: TrainConfig, ranks: Ranks, sequences: int) -> LabelledReader:
+        """Batches of training."""
+        return LabelledReader(self.data.shared_by(ranks.replica, ranks.replicas), sequences, recipe.seed)
+
+    def scored(self, recipe: TrainConfig) -> int:
+        """Targets of a step."""
+        return recipe.sequences
+
+    def course(self, run: Path, recipe: TrainConfig, ranks: Ranks) -> None:
+        """A set has no difficulty."""
+
+    def validation(self, settings: Mapping[str, Any], ranks: Ranks) -> ClassesTask:
+        """What every checkpoint is measured by: the first sequences of the validation split."""
+        sequences = settings["train"]["validation_tokens"] // self.data.length
+        data = self.data.shared_by(ranks.replica, ranks.replicas)
+        return ClassesTask(data, sequences, settings["precision"], ranks)
+
+
+Source = Corpus | Made | Classes
+Reader = Loader | MadeReader | LabelledReader
+
+
+def open_source(data: DataConfig, recipe: TrainConfig) -> Source:
+    """What a run reads. Raises UserError for a corpus that is not whole, and for sequences of another length."""
     if data.task is not None:
         return Made(Copying(data.task, recipe.seed))
+    if data.labelled is not None:
+        found = Labelled.open(Path(data.labelled))
+        if found.length != recipe.length:
+            raise UserError(f"train.length = {recipe.length}: the sequences of {found.path} have {found.length} tokens")
+        return Classes(found)
     assert data.path is not None
     return Corpus(TokenDataset.open(Path(data.path)))

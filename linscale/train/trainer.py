@@ -24,7 +24,7 @@ import torch
 
 from linscale import checkpoint
 from linscale.config import UserError, human
-from linscale.data.loader import Batch, Loader, Prefetcher
+from linscale.data.loader import Batch, Prefetcher
 from linscale.distributed import ALONE, Ranks, piece_of
 from linscale.evaluate.records import Evaluations
 from linscale.evaluate.task import Result, autocast
@@ -38,7 +38,7 @@ from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
 from linscale.train.parallel import build_for_training, mark_documents, split_batch
 from linscale.train.settings import require_same_config, write_settings
-from linscale.train.source import Corpus, Made, MadeReader, open_source
+from linscale.train.source import Made, MadeReader, Reader, Source, open_source
 from linscale.train.tracking import open_trackers
 from linscale.train.utilisation import matrix_rate
 
@@ -54,8 +54,8 @@ class Run:
     path: Path
     settings: dict[str, Any]
     train: TrainConfig
-    source: Corpus | Made
-    loader: Loader | MadeReader
+    source: Source
+    loader: Reader
     passes: int
     "Forward passes a step."
     model: LanguageModel
@@ -137,7 +137,7 @@ def _write_head(run: Run) -> Path | None:
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
 
-def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Corpus | Made, ranks: Ranks) -> Run:
+def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Source, ranks: Ranks) -> Run:
     recipe = config.train
     if recipe.sequence_parallel != ranks.pieces:
         raise UserError(

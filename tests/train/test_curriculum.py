@@ -171,5 +171,5 @@ def test_text_has_no_curriculum() -> None:
     with pytest.raises(UserError, match=r"train.curriculum: text has no difficulty"):
         parse(RunConfig, {**values, "train": recipe})
     for data in ({}, {"path": "data", "task": {"kind": "copy"}}):
-        with pytest.raises(UserError, match=r"data needs either path, .* or task"):
+        with pytest.raises(UserError, match=r"data needs one of path, .* task, and labelled"):
             parse(RunConfig, {**values, "data": data, "train": {**recipe, "curriculum": None}})
