@@ -28,6 +28,8 @@ from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
 
+GRAPHS = 32  # of one part of a model, at most: a curriculum has it compiled for every length
+
 
 def build_for_training(
     config: LanguageModelConfig, train: TrainConfig, ranks: Ranks, device: str, precision: str
@@ -77,6 +79,8 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
             setattr(block, name, _recomputed(getattr(block, name), train.activation_checkpointing, device))
     if not compiles(train, device):
         return
+    torch._dynamo.reset()  # graphs of runs that this process trained before would count against the limit
+    torch._dynamo.config.recompile_limit = GRAPHS
     for block, name in () if train.documents else parts:
         setattr(block, name, torch.compile(getattr(block, name), fullgraph=True, dynamic=False))
     unlike = train.documents or train.sequence_parallel > 1

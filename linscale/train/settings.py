@@ -111,7 +111,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The precision that was used counts, not the one that was asked for.
     free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
-    free |= {"compile", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
+    free |= {"compile", "capture", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

@@ -31,6 +31,7 @@ from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
+from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.curriculum import Course
 from linscale.train.diagnose import first_bad_tensor
@@ -61,6 +62,8 @@ class Run:
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     ranks: Ranks
+    captured: Captured | None = None
+    "How its passes are made, where train.capture is on."
 
 
 def train(
@@ -145,9 +148,13 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
             "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
         )
     sequences, passes = split_batch(recipe, ranks)
+    require_capturable(recipe, ranks, settings["device"], passes)
     loader = source.reader(recipe, ranks, sequences)  # refuses a split that is too short before training starts
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
-    return Run(path, settings, recipe, source, loader, passes, model, build_optimizer(model, recipe), ranks)
+    run = Run(path, settings, recipe, source, loader, passes, model, build_optimizer(model, recipe), ranks)
+    if recipe.capture == "on":
+        run.captured = Captured(model, partial(_loss_of, run))
+    return run
 
 
 def _open_log(run: Run, start: int) -> RunLog:
@@ -263,6 +270,8 @@ def _explain(run: Run, step: int) -> str:
 
 def _accumulate(run: Run, batches: Prefetcher) -> torch.Tensor:
     """Add up the gradient of the mean loss over the batch of a step, micro-batch by micro-batch; returns that mean."""
+    if run.captured:
+        return run.captured(next(batches)).clone()
     total = torch.zeros((), device=run.settings["device"])
     for _ in range(run.passes):
         loss = _loss(run, next(batches))
@@ -285,7 +294,14 @@ def _loss(run: Run, batch: Batch) -> torch.Tensor:
     )
     if bounds is not None and device.type == "cuda":
         mark_documents(bounds)
-    with autocast(run.settings["precision"], device):
+    assert tokens is not None
+    assert targets is not None
+    return _loss_of(run, tokens, targets, bounds)
+
+
+def _loss_of(run: Run, tokens: torch.Tensor, targets: torch.Tensor, bounds: torch.Tensor | None = None) -> torch.Tensor:
+    """The same, of what is on the device."""
+    with autocast(run.settings["precision"], tokens.device):
         output = run.model(tokens, targets=targets, cu_seqlens=bounds)
     return output.loss.sum() / run.source.scored(run.train)
 

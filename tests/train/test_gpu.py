@@ -39,6 +39,29 @@ def test_compiled_and_recomputed_blocks_train_as_eager_ones_do(make: Make, tmp_p
         torch.testing.assert_close(losses(tmp_path / name), eager, rtol=1e-2, atol=0)  # bf16
 
 
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_a_captured_step_is_that_of_its_launches(make: Make, tmp_path: Path, arch: str, compiled: str) -> None:
+    for capture in ("off", "on"):
+        model = {**SHAPES[arch], "softmax_every": 3}
+        config = make(model=model, device="cuda", compile=compiled, capture=capture, micro_batch=None, lr=1e-3)
+        assert train(tmp_path / capture, config)["state"] == "done"
+    torch.testing.assert_close(losses(tmp_path / "on"), losses(tmp_path / "off"), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("capture", ["off", "on"])
+def test_what_is_dropped_out_differs_from_step_to_step(make: Make, tmp_path: Path, capture: str) -> None:
+    """At a rate near zero a batch that comes again has the loss of what is left in: never the same twice."""
+    config = make(
+        model=SHAPES["recurrent_transformer"], device="cuda", capture=capture, micro_batch=None, dropout=0.3, lr=1e-12
+    )
+    train(tmp_path / "run", config)
+    found = losses(tmp_path / "run")
+    assert len(found.unique()) == len(found)
+    again = train(tmp_path / "again", config) and losses(tmp_path / "again")
+    torch.testing.assert_close(again, found, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_packed_documents_train_compiled_as_eager(make: Make, tmp_path: Path, arch: str) -> None:
     """Their number differs from batch to batch. In fp32: Adam spreads the rounding of bf16 too far."""
