@@ -27,6 +27,7 @@ class CopyingTask:
     precision: str = "fp32"
     first: int = 0
     ranks: Ranks = ALONE
+    batch_tokens: int = BATCH_TOKENS
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ class CopyingTask:
     def run(self, model: LanguageModel, tokenizer: Tokenizer | None = None) -> list[Result]:
         """loss: nats of a payload token; accuracy: the share of them that is most probable. Errors over sequences."""
         device, payload = device_of(model), self.data.task.payload
-        at_once = max(1, min(self.sequences, BATCH_TOKENS // self.data.task.length(self.noise)))
+        at_once = max(1, min(self.sequences, self.batch_tokens // self.data.task.length(self.noise)))
         at_once = -(-at_once // self.data.world) * self.data.world
         nats, right = [], []
         training = model.training
