@@ -43,6 +43,8 @@ class SizeConfig:
     "The architectures that have this rung; by default all of the study."
     tokens: PositiveInt | None = None
     "Tokens for this rung, instead of train.tokens."
+    unique_tokens: PositiveInt | None = None
+    "Tokens of text for this rung, instead of train.unique_tokens."
     length: PositiveInt | None = None
     "Tokens per sequence for this rung, instead of train.length; batch_tokens stays."
     batch_tokens: PositiveInt | None = None
@@ -207,7 +209,7 @@ def _planned_run(
     study: StudyConfig, arch: str, size: SizeConfig, seed: int, vocab_size: int, data_path: str
 ) -> PlannedRun:
     model = _model_config(study.model, arch, size, vocab_size)
-    own = ("tokens", "length", "batch_tokens", "micro_batch", "lr", "warmup_tokens")
+    own = ("tokens", "unique_tokens", "length", "batch_tokens", "micro_batch", "lr", "warmup_tokens")
     changes = {name: getattr(size, name) for name in own if getattr(size, name) is not None}
     recipe = {**to_dict(study.train), "seed": seed, **changes}
     train: TrainConfig = parse(TrainConfig, recipe, source=f"size {size.name!r}: train")

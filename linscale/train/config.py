@@ -40,6 +40,9 @@ class TrainConfig:
     batch: all of its share at once."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights and of the order of the data."""
+    unique_tokens: Positive | None = None
+    """Tokens of text that there are to train on, drawn from the training split by the seed and read again and again;
+    the first of a larger number are those of a smaller one. By default all of the split."""
     lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
     """Peak learning rate."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
@@ -112,6 +115,8 @@ class TrainConfig:
                 f"sequence_parallel = {self.sequence_parallel} with documents = true: packed documents are not cut "
                 "between ranks; set documents = false, or sequence_parallel = 1 (FSDP alone takes any number of ranks)"
             )
+        if self.unique_tokens is not None and self.unique_tokens < self.length:
+            raise ValueError(f"unique_tokens = {self.unique_tokens} must be at least length = {self.length}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens = {self.tokens} must be at least batch_tokens = {self.batch_tokens}")
         if self.validation_tokens < self.length:
@@ -197,6 +202,10 @@ class RunConfig:
     def _made(self) -> RunConfig:
         """A task, its curriculum and its recipe."""
         task, curriculum, train = self.data.task, self.train.curriculum, self.train
+        if self.data.path is None and train.unique_tokens is not None:
+            raise ValueError(
+                f"train.unique_tokens = {train.unique_tokens}: expected data.path, a text to draw them from"
+            )
         if self.data.path is None and (train.documents or train.sequence_parallel > 1):
             name = "task" if task else "labelled"
             raise ValueError(f"data.{name}: its sequences are no documents, and ranks do not share them; expected "

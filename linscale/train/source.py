@@ -47,7 +47,7 @@ class Corpus:
         count_windows(self.data, "val", recipe.length, 1)
         return Loader(
             self.data, "train", length=recipe.length, sequences=sequences, seed=recipe.seed, rank=ranks.replica,
-            world=ranks.replicas, documents=recipe.documents,
+            world=ranks.replicas, documents=recipe.documents, unique=recipe.unique_tokens,
         )  # fmt: skip
 
     def scored(self, recipe: TrainConfig) -> int:
