@@ -12,7 +12,7 @@ from torch import Tensor
 from linscale.generate.packing import can_pack
 from linscale.generate.step import DecodingStep
 from linscale.layers.softmax_attention import KeyValues
-from linscale.models import LanguageModel, RecurrentTransformer, State
+from linscale.models import LanguageModel, State
 from linscale.models.count import state_shape
 from linscale.ops.decode import plain
 
@@ -38,6 +38,10 @@ class ReadStep(DecodingStep):
             else:
                 self.states.append((torch.zeros(slots, *state_shape(config, layer), device=device),))
 
+    @property
+    def captures(self) -> bool:
+        return False
+
     def _attention_scratch(self) -> None:
         """Softmax layers work in none."""
 
@@ -60,12 +64,3 @@ class ReadStep(DecodingStep):
             else:
                 room[0].copy_(torch.where(alive.view(-1, *[1] * (layer.ndim - 1)), layer, room[0]))
         self.positions.add_(self.active)
-
-
-def decoding_step(
-    model: LanguageModel, slots: int, capacity: int, *, dtype: torch.dtype, state_dtype: torch.dtype
-) -> DecodingStep:
-    """The step of a model: from its packed matrices, or by its forward pass where there is none from them."""
-    if isinstance(model, RecurrentTransformer):
-        return ReadStep(model, slots, capacity, dtype=dtype)
-    return DecodingStep(model, slots, capacity, dtype=dtype, state_dtype=state_dtype)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Choice, Needs, Rows, choose, logprobs
-from linscale.generate.read_step import decoding_step
 from linscale.generate.reading import Part, Reading
 from linscale.generate.sampling import MOST_LOGPROBS, Sampling
+from linscale.generate.steps import decoding_step
 from linscale.models import LanguageModel, State
-from linscale.ops.decode import plain
 
 READ_ROWS = 64  # tokens of prompts that are read at once
 WARM = 2  # runs before a graph is captured: kernels are compiled and libraries have their workspaces
@@ -62,7 +61,7 @@ class Slots:
         self._eos = tokenizer.eos_id
         self._ends = torch.ones(count, dtype=torch.bool, device=self.device)  # where that token ends a text
         self._kept = torch.zeros_like(self.step.logits)  # logits of the last step in which a row was active
-        graphs = self.device.type == "cuda" and self.step.ops is not plain
+        graphs = self.device.type == "cuda" and self.step.captures
         self.lag = 1 if graphs else 0
         self._graphs = Graphs(self) if graphs else None
         self._reading = Reading(self.step, READ_ROWS) if Reading.possible(self.step) else None
