@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
@@ -16,6 +14,7 @@ from linscale.config import UserError
 from linscale.generate.chat_template import STOP, conversation
 from linscale.generate.continuation import Piece
 from linscale.generate.snapshot import Snapshot
+from linscale.serve.envelope import Envelope
 from linscale.serve.errors import ApiError, refused
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
@@ -102,17 +101,17 @@ async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> Asy
     for choice in range(body.n or 1):
         delta = {"role": "assistant", "content": ""}
         yield {
-            **form.envelope(kind, [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]),
+            **form.around(kind, [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]),
             **generation.usage_in_chunk(body),
         }
     async for pieces in generation.pieces():
         for choice, more in pieces.items():
             shown = form.delta(choice, more)
             if shown["delta"] or shown["logprobs"] or shown["finish_reason"]:
-                yield {**form.envelope(kind, [shown]), **generation.usage_in_chunk(body)}
+                yield {**form.around(kind, [shown]), **generation.usage_in_chunk(body)}
     state = await generation.save()
     if body.usage_asked or state is not None:
-        yield form.envelope(kind, [], usage=generation.usage() if body.usage_asked else None, state=state)
+        yield form.around(kind, [], usage=generation.usage() if body.usage_asked else None, state=state)
 
 
 class _Form:
@@ -121,28 +120,14 @@ class _Form:
     def __init__(self, service: Service, body: ChatRequest, *, plain: bool) -> None:
         """`plain`: the space that the plain form has in front of an answer is not shown."""
         self._service, self._body, self._plain = service, body, plain
-        self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
+        self.around = Envelope(service, "chatcmpl").around
         self._begun: set[int] = set()
         self.has_logprobs = bool(body.logprobs)
-
-    def envelope(
-        self, kind: str, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None
-    ) -> dict[str, Any]:
-        """What stands around choices."""
-        found = {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._service.name,
-            "system_fingerprint": self._service.states.identity.model,
-            "choices": list(choices),
-        }
-        return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
 
     def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
         """The whole answer; log-probabilities take seconds, and are not for the event loop."""
         choices = [self.message(choice, written[choice]) for choice in sorted(written)]
-        return JSONResponse(self.envelope("chat.completion", choices, usage=usage, state=state))
+        return JSONResponse(self.around("chat.completion", choices, usage=usage, state=state))
 
     def message(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """A whole answer."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from linscale.generate.continuation import Piece
+from linscale.serve.envelope import Envelope
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
 from linscale.serve.generation import Generation
@@ -78,10 +77,10 @@ async def _chunks(
         for choice, more in pieces.items():
             shown = form.choice(choice, more)
             if shown["text"] or shown["logprobs"] or shown["finish_reason"]:
-                yield {**form.envelope([shown]), **generation.usage_in_chunk(body)}
+                yield {**form.around([shown]), **generation.usage_in_chunk(body)}
     state = await generation.save()
     if body.usage_asked or state is not None:
-        yield form.envelope([], usage=generation.usage() if body.usage_asked else None, state=state)
+        yield form.around([], usage=generation.usage() if body.usage_asked else None, state=state)
 
 
 class _Form:
@@ -89,26 +88,18 @@ class _Form:
 
     def __init__(self, service: Service, body: CompletionRequest, prompts: Sequence[str]) -> None:
         self._service, self._body, self._prompts = service, body, prompts
-        self._id, self._created = f"cmpl-{uuid4().hex}", int(time.time())
+        self._envelope = Envelope(service, "cmpl")
         self._begun: set[int] = set()
         self.has_logprobs = body.logprobs is not None
 
-    def envelope(self, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None) -> dict[str, Any]:
-        """What stands around choices."""
-        found = {
-            "id": self._id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._service.name,
-            "system_fingerprint": self._service.states.identity.model,
-            "choices": list(choices),
-        }
-        return found | ({} if usage is None else {"usage": usage}) | ({} if state is None else {"state": state})
+    def around(self, choices: Sequence[Mapping[str, Any]], *, usage: Any = None, state: Any = None) -> dict[str, Any]:
+        """An object with these choices."""
+        return self._envelope.around("text_completion", choices, usage=usage, state=state)
 
     def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
         """The whole answer; log-probabilities take seconds, and are not for the event loop."""
         choices = [self.choice(choice, written[choice]) for choice in sorted(written)]
-        return JSONResponse(self.envelope(choices, usage=usage, state=state))
+        return JSONResponse(self.around(choices, usage=usage, state=state))
 
     def choice(self, choice: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         """What pieces of a text say; the prompt is in front of the first, where it is asked for."""
