@@ -103,8 +103,8 @@ def _reached(rows: list[Row], below: float) -> str:
     """Sequences before a look at the whole length found a loss below this one, and in how many of the runs."""
     counts = []
     for row in rows:
-        full = row["length"] - 32
-        steps = [step for step, difficulty, loss in row.get("looks", ()) if difficulty >= full and loss < below]
+        looks = row.get("looks", ())
+        steps = [step for step, difficulty, loss in looks if difficulty >= row["noise"] and loss < below]
         counts += [steps[0] * row["sequences"]] if steps else []
     return mean(counts, ",.0f") + (f" ({len(counts)} of {len(rows)})" if len(counts) < len(rows) else "")
 

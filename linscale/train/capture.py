@@ -91,7 +91,8 @@ def on_cuda(function: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.set_rng_state(random)
     graph = torch.cuda.CUDAGraph()
+    # On the same stream: what autograd keeps of a parameter belongs to the stream that it was first used on.
     # "thread_local": the thread that pins batches in memory goes on meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result
