@@ -10,6 +10,8 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     lengths          accuracy by tokens of noise
     alpha            what was learned
     speed            of training
+    law              of NAME.json as `linscale fit --law pac --json` writes it: exponents, and where they lie
+    smallest         of the same: the smallest size that is good enough for each amount of text
 
 Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone.
 """
@@ -142,9 +144,42 @@ def speed(rows: list[Row]) -> Table:
     )]  # fmt: skip
 
 
+def law(groups: list[Row]) -> Table:
+    table: Table = [
+        ("", "gamma", "95% interval", "0.44 to 0.72", "1", "amounts of text", "at half and twice the tolerance")
+    ]
+    for group in groups:
+        gamma = group["parameters"]["exponent"]
+        low, high = gamma["low"], gamma["high"]
+        inside = {each["exponent"]: "inside" if each["inside"] else "outside" for each in group["compared"]}
+        others = [each["exponent"] for each in group["sensitivity"]]
+        table.append((
+            group["group"], f"{gamma['value']:.2f}", "-" if low is None else f"{low:.2f} to {high:.2f}",
+            "-" if low is None else f"{inside[0.44]}, {inside[0.72]}", "-" if low is None else inside[1.0],
+            str(len(group["minima"]["tokens"])),
+            ", ".join("-" if value is None else f"{value:.2f}" for value in (others[0], others[-1])),
+        ))  # fmt: skip
+    return table
+
+
+def smallest(groups: list[Row]) -> Table:
+    table: Table = [("", "text, tokens", "smallest size that is good enough", "its loss", "lowest loss")]
+    for group in groups:
+        found = group["minima"]
+        table += [
+            (group["group"], f"{tokens:,.0f}", f"{params:,.0f}", f"{loss:.3f}", f"{least:.3f}")
+            for tokens, params, loss, least in zip(
+                found["tokens"], found["params"], found["loss"], found["best_loss"], strict=True
+            )
+        ]
+    return table
+
+
 KINDS: dict[str, Callable[[list[Row]], Table]] = {
     "loss": loss, "accuracy": accuracy, "copying": copying, "lengths": lengths, "alpha": alpha, "speed": speed,
+    "law": law, "smallest": smallest,
 }  # fmt: skip
+GROUPS = ("law", "smallest")  # of a fit, not of an experiment
 
 
 def markdown(table: Table) -> str:
@@ -158,7 +193,7 @@ def filled(page: str, results: Path) -> str:
     def replace(place: re.Match[str]) -> str:
         name, kind = place[1], place[2]
         path = results / f"{name}.json"
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = json.loads(path.read_text())["groups" if kind in GROUPS else "rows"] if path.exists() else []
         table = KINDS[kind](rows) if rows else []
         text = markdown(table) if len(table) > 1 else f"No results of {name} yet."
         return f"<!-- table {name} {kind} -->\n\n{text}\n\n<!-- end -->"
