@@ -95,7 +95,8 @@ def copying(rows: list[Row]) -> Table:
     return [head, *(
         (arm, f"{each[0]['params']:,}", str(len(each)),
          mean((row["validation"][-1]["accuracy"] for row in each), ".2%"),
-         mean((best(row, "accuracy") for row in each), ".2%"), mean((row["step"] * row["sequences"] for row in each), ",.0f"),
+         mean((best(row, "accuracy") for row in each), ".2%"),
+         mean((row["step"] * row["sequences"] for row in each), ",.0f"),
          _reached(each, math.inf), _reached(each, MASTERED))
         for arm, each in by_arm(rows).items()
     )]  # fmt: skip

@@ -31,6 +31,9 @@ def require_capturable(train: TrainConfig, ranks: Ranks, device: str, passes: in
         f"the device is {device!r}, and it takes CUDA": device != "cuda",
         f"{ranks.size} ranks exchange gradients on the way": ranks.size > 1,
         "packed documents have another shape in every batch (train.documents)": train.documents,
+        "what is recomputed has to drop out the same again (train.dropout with train.activation_checkpointing)": (
+            train.dropout > 0 and train.activation_checkpointing != "none"
+        ),
         f"a step is {passes} passes, and it holds one (train.micro_batch)": passes > 1,
     }
     for obstacle, there in obstacles.items():

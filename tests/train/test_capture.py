@@ -79,6 +79,9 @@ def test_where_there_is_no_graph_is_said() -> None:
         require_capturable(on, ALONE, "cpu", 1)
     with pytest.raises(UserError, match="a step is 2 passes"):
         require_capturable(on, ALONE, "cuda", 2)
+    recomputed = TrainConfig(**recipe, capture="on", activation_checkpointing="full", dropout=0.1)
+    with pytest.raises(UserError, match="drop out the same again"):
+        require_capturable(recomputed, ALONE, "cuda", 1)
     with pytest.raises(UserError, match=r"train\.documents"):
         require_capturable(TrainConfig(**recipe, capture="on", documents=True), ALONE, "cuda", 1)
 
