@@ -34,6 +34,7 @@ def row_of(path: Path, run: RunConfig, lengths: tuple[int, ...]) -> Row | None:
     row: Row = {name: status[name] for name in ("state", "step", "steps", "elapsed_s", "error")}
     row |= {"arch": run.model.arch, "params": count_parameters(run.model).total}
     row |= {"sequences": run.train.sequences, "length": run.train.length}
+    row["noise"] = None if run.data.task is None else run.data.task.noise
     row["flops_per_token"] = flops_per_token(run.model, "prefill", run.train.length)
     row |= {name: settings[name] for name in ("precision", "torch", "code")}
     row["device"] = torch.cuda.get_device_name() if settings["device"] == "cuda" else "cpu"

@@ -10,6 +10,8 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     lengths          accuracy by tokens of noise
     alpha            what was learned
     speed            of training
+    law              of NAME.json as `linscale fit --law pac --json` writes it: exponents, and where they lie
+    smallest         of the same: the smallest size that is good enough for each amount of text
 
 Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone.
 """
@@ -93,7 +95,8 @@ def copying(rows: list[Row]) -> Table:
     return [head, *(
         (arm, f"{each[0]['params']:,}", str(len(each)),
          mean((row["validation"][-1]["accuracy"] for row in each), ".2%"),
-         mean((best(row, "accuracy") for row in each), ".2%"), f"{each[0]['steps'] * each[0]['sequences']:,}",
+         mean((best(row, "accuracy") for row in each), ".2%"),
+         mean((row["step"] * row["sequences"] for row in each), ",.0f"),
          _reached(each, math.inf), _reached(each, MASTERED))
         for arm, each in by_arm(rows).items()
     )]  # fmt: skip
@@ -103,8 +106,8 @@ def _reached(rows: list[Row], below: float) -> str:
     """Sequences before a look at the whole length found a loss below this one, and in how many of the runs."""
     counts = []
     for row in rows:
-        full = row["length"] - 32
-        steps = [step for step, difficulty, loss in row.get("looks", ()) if difficulty >= full and loss < below]
+        looks = row.get("looks", ())
+        steps = [step for step, difficulty, loss in looks if difficulty >= row["noise"] and loss < below]
         counts += [steps[0] * row["sequences"]] if steps else []
     return mean(counts, ",.0f") + (f" ({len(counts)} of {len(rows)})" if len(counts) < len(rows) else "")
 
@@ -142,9 +145,42 @@ def speed(rows: list[Row]) -> Table:
     )]  # fmt: skip
 
 
+def law(groups: list[Row]) -> Table:
+    table: Table = [
+        ("", "gamma", "95% interval", "0.44 to 0.72", "1", "amounts of text", "at half and twice the tolerance")
+    ]
+    for group in groups:
+        gamma = group["parameters"]["exponent"]
+        low, high = gamma["low"], gamma["high"]
+        inside = {each["exponent"]: "inside" if each["inside"] else "outside" for each in group["compared"]}
+        others = [each["exponent"] for each in group["sensitivity"]]
+        table.append((
+            group["group"], f"{gamma['value']:.2f}", "-" if low is None else f"{low:.2f} to {high:.2f}",
+            "-" if low is None else f"{inside[0.44]}, {inside[0.72]}", "-" if low is None else inside[1.0],
+            str(len(group["minima"]["tokens"])),
+            ", ".join("-" if value is None else f"{value:.2f}" for value in (others[0], others[-1])),
+        ))  # fmt: skip
+    return table
+
+
+def smallest(groups: list[Row]) -> Table:
+    table: Table = [("", "text, tokens", "smallest size that is good enough", "its loss", "lowest loss")]
+    for group in groups:
+        found = group["minima"]
+        table += [
+            (group["group"], f"{tokens:,.0f}", f"{params:,.0f}", f"{loss:.3f}", f"{least:.3f}")
+            for tokens, params, loss, least in zip(
+                found["tokens"], found["params"], found["loss"], found["best_loss"], strict=True
+            )
+        ]
+    return table
+
+
 KINDS: dict[str, Callable[[list[Row]], Table]] = {
     "loss": loss, "accuracy": accuracy, "copying": copying, "lengths": lengths, "alpha": alpha, "speed": speed,
+    "law": law, "smallest": smallest,
 }  # fmt: skip
+GROUPS = ("law", "smallest")  # of a fit, not of an experiment
 
 
 def markdown(table: Table) -> str:
@@ -158,7 +194,7 @@ def filled(page: str, results: Path) -> str:
     def replace(place: re.Match[str]) -> str:
         name, kind = place[1], place[2]
         path = results / f"{name}.json"
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = json.loads(path.read_text())["groups" if kind in GROUPS else "rows"] if path.exists() else []
         table = KINDS[kind](rows) if rows else []
         text = markdown(table) if len(table) > 1 else f"No results of {name} yet."
         return f"<!-- table {name} {kind} -->\n\n{text}\n\n<!-- end -->"

@@ -31,6 +31,9 @@ def require_capturable(train: TrainConfig, ranks: Ranks, device: str, passes: in
         f"the device is {device!r}, and it takes CUDA": device != "cuda",
         f"{ranks.size} ranks exchange gradients on the way": ranks.size > 1,
         "packed documents have another shape in every batch (train.documents)": train.documents,
+        "what is recomputed has to drop out the same again (train.dropout with train.activation_checkpointing)": (
+            train.dropout > 0 and train.activation_checkpointing != "none"
+        ),
         f"a step is {passes} passes, and it holds one (train.micro_batch)": passes > 1,
     }
     for obstacle, there in obstacles.items():
@@ -91,7 +94,8 @@ def on_cuda(function: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.set_rng_state(random)
     graph = torch.cuda.CUDAGraph()
+    # On the same stream: what autograd keeps of a parameter belongs to the stream that it was first used on.
     # "thread_local": the thread that pins batches in memory goes on meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result

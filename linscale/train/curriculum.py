@@ -42,6 +42,8 @@ class Curriculum:
     "The learning rate is multiplied by 1 - slow · difficulty / full difficulty."
     follow_loss: bool = True
     "Whether, at full difficulty, it is multiplied by the least 1 - exp(-loss) of all looks there, too."
+    stop_below: PositiveFloat | None = None
+    "Validation loss at full difficulty below which training ends, saved and done, however many tokens are left."
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Stage:
     difficulty: int
     follow: float = 1.0
     """What the losses at full difficulty multiply the rate by."""
+    over: bool = False
+    """Whether training is at its end."""
 
 
 class Course:
@@ -78,7 +82,8 @@ class Course:
         """The stage behind a look that found `loss`."""
         if stage.difficulty == self.full:
             follow = min(stage.follow, 1 - math.exp(-loss)) if self.curriculum.follow_loss else 1.0
-            return replace(stage, follow=follow)
+            stop = self.curriculum.stop_below
+            return replace(stage, follow=follow, over=stage.over or (stop is not None and loss < stop))
         if not loss < self.curriculum.threshold:
             return stage
         return Stage(min(2 * stage.difficulty, self.full))

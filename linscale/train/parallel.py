@@ -76,7 +76,7 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
     parts = [(block, name) for block in recurrent for name in block.PARTS]
     if train.activation_checkpointing != "none":
         for block, name in (*parts, *((block, "forward") for block in others)):
-            setattr(block, name, _recomputed(getattr(block, name), train.activation_checkpointing, device))
+            setattr(block, name, _recomputed(getattr(block, name), train, device))
     if not compiles(train, device):
         return
     torch._dynamo.reset()  # graphs of runs that this process trained before would count against the limit
@@ -109,8 +109,9 @@ def _softmax(block: nn.Module) -> bool:
     return any(isinstance(module, SoftmaxAttention) for module in block.modules())
 
 
-def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], train: TrainConfig, device: str) -> Callable[..., Any]:
     """A pass of a block, or of a part of one, that the backward pass makes again; with "cheap" what costs little."""
+    mode, random = train.activation_checkpointing, train.dropout > 0  # whether it has to drop out the same again
     kept = costly_operators(device) if mode == "cheap" else []
 
     def contexts() -> Any:
@@ -118,8 +119,8 @@ def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable
 
     def run(x: Tensor, *others: Any) -> Any:
         if mode == "full":
-            return checkpoint(forward, x, *others, use_reentrant=False)
-        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts)
+            return checkpoint(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
+        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
 
     return run
 

@@ -33,7 +33,7 @@ from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
 from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
-from linscale.train.curriculum import Course
+from linscale.train.curriculum import Course, Stage
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
@@ -88,8 +88,8 @@ def train(
             ranks.lead(source.verify)
             settings = require_same_config(path, config, source.data)
             status = read_status(path)
-            saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
-            if ranks.share(status.get("state") == "done" and config.train.steps in saved):
+            saved = list(map(checkpoint.step_of, checkpoint.list_checkpoints(path)))
+            if ranks.share(status.get("state") == "done" and status.get("step") in saved):
                 return status
             run = _build(path, config, settings, source, ranks)
             return _train(run, on_step or (lambda status: None), stop or (lambda: False))
@@ -174,20 +174,33 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
     course, rate = run.source.course(run.path, run.train, run.ranks), 1.0
     for steps in course.steps(start + 1, run.train.steps) if course else [range(start + 1, run.train.steps + 1)]:
         if course:
-            rate = _enter(run, course, steps.start - 1)
+            stage, rate = _enter(run, course, steps.start - 1)
+            if stage.over:
+                _end_at(run, log, steps.start - 1, on_step)
+                return True
         if not _steps(run, log, steps, rate, on_step, stop):
             return False
     return True
 
 
-def _enter(run: Run, course: Course, step: int) -> float:
-    """Set the difficulty of the steps behind `step`; returns what their learning rate is multiplied by."""
+def _end_at(run: Run, log: RunLog, step: int, on_step: OnStep) -> None:
+    """Save a step that is the last one though more were planned."""
+    _flush(run, log, everything=True)
+    log.status["step"] = step
+    on_step(dict(log.status))
+    if step not in checkpoint_steps(run.train):
+        _save(run, step)
+        _report(log, step, _validate(run, step))
+
+
+def _enter(run: Run, course: Course, step: int) -> tuple[Stage, float]:
+    """Set the difficulty of the steps behind `step`; returns their stage and its factor of the learning rate."""
     assert isinstance(run.source, Made)
     assert isinstance(run.loader, MadeReader)
     with torch.compiler.set_stance("force_eager"):
         stage = course.stage(step, partial(run.source.loss_at, run.model, run.settings, run.ranks))
     run.loader.noise = stage.difficulty
-    return course.rate(stage)
+    return stage, course.rate(stage)
 
 
 def _steps(

@@ -1,6 +1,7 @@
 """The step as one graph: recorded once for a shape, and replayed on new batches. A stand-in records on a CPU."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,12 @@ from torch import nn
 from linscale.config import UserError
 from linscale.data.loader import Batch
 from linscale.distributed import ALONE
+from linscale.run_folder import latest_records
 from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import TrainConfig
+from linscale.train.trainer import train
+
+from .test_curriculum import run_config
 
 
 class Recorder:
@@ -74,5 +79,28 @@ def test_where_there_is_no_graph_is_said() -> None:
         require_capturable(on, ALONE, "cpu", 1)
     with pytest.raises(UserError, match="a step is 2 passes"):
         require_capturable(on, ALONE, "cuda", 2)
+    recomputed = TrainConfig(**recipe, capture="on", activation_checkpointing="full", dropout=0.1)
+    with pytest.raises(UserError, match="drop out the same again"):
+        require_capturable(recomputed, ALONE, "cuda", 1)
     with pytest.raises(UserError, match=r"train\.documents"):
         require_capturable(TrainConfig(**recipe, capture="on", documents=True), ALONE, "cuda", 1)
+
+
+def test_a_run_with_a_curriculum_is_the_same_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length of it is recorded once; losses, and so weights, are those of a run that is not captured."""
+    recorders: list[Recorder] = []
+
+    def captured(model: nn.Module, loss: Any) -> Captured:
+        recorders.append(Recorder(model))
+        return Captured(model, loss, recorders[-1])
+
+    monkeypatch.setattr("linscale.train.trainer.Captured", captured)
+    monkeypatch.setattr("linscale.train.trainer.require_capturable", lambda *_: None)
+    found = []
+    for capture in ("off", "on"):
+        train(tmp_path / capture, run_config(capture=capture))
+        records = latest_records(tmp_path / capture / "metrics.jsonl", ("step", "metric"))
+        found.append([record["value"] for record in records if record["metric"] in ("loss", "grad_norm")])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2 * recorders[0].replayed == 40
+    assert recorders[0].recorded == 3  # noise of 8, 16 and 32

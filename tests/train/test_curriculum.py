@@ -173,3 +173,18 @@ def test_text_has_no_curriculum() -> None:
     for data in ({}, {"path": "data", "task": {"kind": "copy"}}):
         with pytest.raises(UserError, match=r"data needs one of path, .* task, and labelled"):
             parse(RunConfig, {**values, "data": data, "train": {**recipe, "curriculum": None}})
+
+
+def test_training_ends_where_all_is_mastered(tmp_path: Path) -> None:
+    """Looks at 4, 8 and 12 double 8 to 32 and find full difficulty below 9 at 12; the run is done, and stays so."""
+    course = {"start": 8, "threshold": 10.0, "look_every": 4, "sequences": 8, "stop_below": 9.0}
+    config = run_config(curriculum=course)
+    status = train(tmp_path / "run", config)
+    assert (status["state"], status["step"], status["steps"]) == ("done", 12, 20)
+    records = latest_records(tmp_path / "run" / "evaluations.jsonl", keys=("step", "metric"))
+    assert max(record["step"] for record in records) == 12
+    steps = {record["step"] for record in latest_records(tmp_path / "run" / "metrics.jsonl", ("step", "metric"))}
+    assert steps == set(range(1, 13))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert train(tmp_path / "run", config)["step"] == 12
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
