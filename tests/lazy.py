@@ -13,7 +13,7 @@ import pytest
 
 class Lazy:
     def __init__(self, name: str) -> None:
-        self.__dict__["_name"] = name
+        object.__setattr__(self, "_name", name)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("_"):  # pytest asks whether it is a fixture
@@ -21,11 +21,8 @@ class Lazy:
         return getattr(importlib.import_module(self._name), attribute)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        """As monkeypatch does."""
-        setattr(importlib.import_module(self._name), attribute, value)
-
-    def __delattr__(self, attribute: str) -> None:
-        delattr(importlib.import_module(self._name), attribute)
+        """Not here: monkeypatch.setattr takes "module.attribute", and could not undo what it did to this."""
+        raise AttributeError(f"{self._name}.{attribute}: set it by the module's own name")
 
 
 def lazy_or_skip(name: str) -> Any:

@@ -83,7 +83,7 @@ def hub(tmp_path_factory):
 @pytest.mark.slow
 def test_data_sets_of_the_hub_become_our_files_byte_for_byte(hub, tmp_path, monkeypatch):
     load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *rest, split: load(str(hub / name), *rest, split=split))
+    monkeypatch.setattr("datasets.load_dataset", lambda name, *rest, split: load(str(hub / name), *rest, split=split))
     for source, names in ((str(hub), list(SETS)), ("hub", ["arc_easy_test", "sciq_validation"])):
         out = tmp_path / f"{len(names)} sets"
         assert {each.name: each.state for each in build_sets(out, source, names)} == dict.fromkeys(names, "written")
