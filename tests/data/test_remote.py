@@ -5,6 +5,7 @@ import json
 import lzma
 import re
 import sys
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -29,7 +30,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(remote_file, "WAITS_S", (0.0,) * 3)
     monkeypatch.setattr(remote_file, "BLOCK_BYTES", 30_000)
     monkeypatch.setattr(documents, "READ_BYTES", 20_000)
-    monkeypatch.setattr(faults.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(faults, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture

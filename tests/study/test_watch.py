@@ -1,6 +1,7 @@
 """What a user sees of a study at work: bars on a terminal, lines elsewhere, and a time left that survives a resume."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -21,8 +22,8 @@ class Study:
 
     def __init__(self, folder, runs, monkeypatch, terminal):
         self.now, self.folder, self.text = 1000.0, folder, io.StringIO()
-        monkeypatch.setattr(watch.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(watch.time, "time", lambda: self.now)
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
+        monkeypatch.setattr(watch, "time", clock)  # others in the process keep theirs
         console = Console(file=self.text, width=80, force_terminal=terminal, legacy_windows=False)
         self.watcher, self.runs = watch.StudyWatcher(console), runs
 
