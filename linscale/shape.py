@@ -20,11 +20,29 @@ CHUNK = 32  # steps of a chunk that linear attention is counted with; the operat
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What a recurrent transformer is counted from beside its shape."""
+
+    block: int
+    """Tokens of a block K."""
+    matrices: int
+    """Of an MLP: 3 of a GLU, 2 without a gate."""
+    table: int
+    """Rows of the table of positions, or 0."""
+    left: tuple[int, int, int]
+    """What decides about the left state, elements a layer: a matrix, single numbers, gains of norms."""
+    slots: int
+    """Of a layer's state, each K x D."""
+    closes: bool
+    """Whether the last block of a text goes through its layer once more."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """What parameters and FLOPs are counted from."""
 
     arch: str
-    """One of ARCHS."""
+    """One of ARCHS, or "recurrent_transformer"."""
     d_model: int
     head_dim: int
     d_ff: int
@@ -37,6 +55,8 @@ class Shape:
     """Whether the head is the embedding."""
     n_kv_heads: int | None = None
     """Heads of keys and values in softmax layers; None for all."""
+    windows: Windows | None = None
+    """Of a recurrent transformer; its softmax layers have its MLP."""
 
     @property
     def n_heads(self) -> int:
@@ -60,6 +80,7 @@ class ParameterCount:
     norm: int
     position: int
     lower_bound: int
+    """HGRN2: of its gates; a recurrent transformer: its alphas."""
 
     @property
     def total(self) -> int:
@@ -75,15 +96,17 @@ def count_parameters(shape: Shape) -> ParameterCount:
     d, layers, name = shape.d_model, shape.layers, shape.arch
     gated = sum(layer in ("tnl", "cosformer2") for layer in layers)
     rotated = layers.count("cosformer2") + (layers[0] == "tnl")  # LRPE: every cosFormer2 layer, the first of TNL
+    windows, recurrent = shape.windows, layers.count("recurrent_transformer")
+    matrix, numbers, gains = windows.left if windows else (0, 0, 0)
     return ParameterCount(
         embedding=shape.vocab_size * d,
         head=0 if shape.tied else shape.vocab_size * d,
         mixer=4 * d * d * len(layers) - 2 * d * (d - shape.kv_width) * layers.count("llama"),
-        gate=2 * d * shape.head_dim * gated,
-        mlp=3 * d * shape.d_ff * len(layers),
-        norm=d * (2 * len(layers) + 1) if name == "llama" else 0,
-        position=d * rotated + (d * shape.head_dim if name == "cosformer2" else 0),
-        lower_bound=d * len(layers) if name == "hgrn2" else 0,
+        gate=2 * d * shape.head_dim * gated + matrix * recurrent,
+        mlp=(windows.matrices if windows else 3) * d * shape.d_ff * len(layers),
+        norm=(d * (2 * len(layers) + 1) if name == "llama" or windows else 0) + gains * recurrent,
+        position=d * rotated + d * (shape.head_dim if name == "cosformer2" else windows.table if windows else 0),
+        lower_bound=d * len(layers) if name == "hgrn2" else numbers * recurrent,
     )
 
 
@@ -107,7 +130,11 @@ def paper_flops_per_step(shape: Shape, sequences: int, length: int) -> float:
                                   TNL         1/(2h)  + 5/(18d)
                                   HGRN2       1/(3h)  + 29/(72d)     and 12 d l once
                                   cosFormer2  3/(4h)  + 23/(72d)     and 12 b n d²/h once, for the TPE
+
+    Of a recurrent transformer, which has no closed form there, every matrix product but the head.
     """
+    if shape.windows is not None:
+        return flops_per_token(shape, "train", length, head=False) * sequences * length
     d, h, tokens = shape.d_model, shape.n_heads, sequences * length
     bracket = {
         "llama": length / (6 * d) + 5 / (18 * d),
@@ -134,11 +161,38 @@ def flops_per_token(shape: Shape, mode: Mode, length: float, *, head: bool = Tru
     """
     count = count_parameters(shape)
     toeplitz = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
-    dense = 2 * (count.mixer + count.gate + count.mlp + (shape.vocab_size * shape.d_model if head else 0))
+    dense: float = 2 * (count.mixer + count.gate + count.mlp + (shape.vocab_size * shape.d_model if head else 0))
     mixing = sum(_mixing_flops(shape, layer, name, mode, length) for layer, name in enumerate(shape.layers))
+    if shape.windows is not None:
+        dense += _second_pass(shape, count, mode, length)
     # TPE by the recurrence: up 2de, recurrence de, down 2de.
     forward = dense + mixing + 5 * toeplitz
     return 3 * forward if mode == "train" else forward
+
+
+def _second_pass(shape: Shape, count: ParameterCount, mode: Mode, length: float) -> float:
+    """FLOPs a token of the products that a recurrent transformer makes again: each token goes through a layer twice,
+    and where texts are closed as published the last block a third time. Its gate reads twice as well."""
+    assert shape.windows is not None
+    layers = shape.layers.count("recurrent_transformer")
+    share = layers / len(shape.layers)
+    closing = 0.0
+    if shape.windows.closes and layers:
+        closing = 1.0 if mode == "step" else ((length - 1) % shape.windows.block + 1) / length
+    mixer = 4 * shape.d_model**2 * layers
+    return 2 * ((1 + closing) * (mixer + count.mlp * share) + count.gate)
+
+
+def _window_flops(shape: Shape, windows: Windows, mode: Mode, length: float) -> float:
+    """FLOPs a token of attention in one layer: on the right over the block before and its own so far, on the left over
+    its own so far; a step reads whole caches under a mask."""
+    block, last = windows.block, (length - 1) % windows.block + 1
+    if mode == "step":
+        return 4 * shape.d_model * block * (4 if windows.closes else 3)
+    whole = length - last
+    seen = (block + 1) * whole + (last + 1) * last  # own block, both passes
+    seen += block * max(0.0, length - block)  # the block before
+    return 4 * shape.d_model * (seen + windows.closes * last * (last + 1) / 2) / length
 
 
 def _mixing_flops(shape: Shape, layer: int, name: str, mode: Mode, length: float) -> float:
@@ -146,6 +200,8 @@ def _mixing_flops(shape: Shape, layer: int, name: str, mode: Mode, length: float
     if name == "llama":
         seen = length if mode == "step" else (length + 1) / 2
         return 4 * shape.d_model * seen  # q·k and weights·v: 2 d each for every position seen
+    if shape.windows is not None:
+        return _window_flops(shape, shape.windows, mode, length)
     k, v = key_width(shape, layer), shape.head_dim
     state = 5 * k * v if mode == "step" else 4 * k * v  # read 2KV, write 2KV; a step also decays the state, KV
     chunk = 0 if mode == "step" else 2 * min(CHUNK, length) * (k + v)  # scores and their product with v
@@ -162,6 +218,10 @@ def state_elements(shape: Shape, length: int) -> int:
     """Elements of one sequence's decoding state after `length` tokens; only softmax layers depend on it."""
     elements = shape.d_model * shape.head_dim if shape.arch == "cosformer2" else 0
     for layer, name in enumerate(shape.layers):
-        softmax = name == "llama"
-        elements += 2 * shape.kv_width * length if softmax else shape.d_model * key_width(shape, layer)
+        if name == "llama":
+            elements += 2 * shape.kv_width * length
+        elif shape.windows is not None:
+            elements += shape.windows.slots * shape.windows.block * shape.d_model
+        else:
+            elements += shape.d_model * key_width(shape, layer)
     return elements

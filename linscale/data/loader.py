@@ -24,6 +24,7 @@ from linscale.config import UserError
 from linscale.data.shards import TokenDataset
 
 ROUNDS = 6
+DRAWN = -1  # in place of an epoch: the order in which windows are drawn where not all are read
 AHEAD = 2  # batches read before they are asked for
 
 
@@ -44,7 +45,8 @@ class Loader:
     """Batches of `sequences` windows of `length` tokens, in shuffled order, for ever.
 
     Rank r of `world` gets rows [r, r + 1) * sequences / world of the batch that world = 1 gets whole.
-    With `documents` the rows are packed end to end with the boundaries of rows and documents.
+    With `documents` the rows are packed end to end with the boundaries of rows and documents. With `unique` only so
+    many tokens are read, in windows drawn by the seed, those of a smaller number among those of a larger one.
     Raises UserError when a size is not positive, `world` does not divide `sequences`, or the split is too short.
     """
 
@@ -59,8 +61,10 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         documents: bool = False,
+        unique: int | None = None,
     ) -> None:
-        self.windows = count_windows(dataset, split, length, sequences)
+        self.all_windows = count_windows(dataset, split, length, sequences)
+        self.windows = self.all_windows if unique is None else min(self.all_windows, unique // length)
         if world < 1 or sequences % world:
             raise UserError(f"sequences = {sequences}: must be a multiple of the number of ranks, {world}")
         if not 0 <= rank < world:
@@ -77,12 +81,10 @@ class Loader:
         """The numbers of the windows that make up the batch of `step`."""
         if step < 0:
             raise UserError(f"step = {step}: must be at least 0")
-        epochs, places = np.divmod(step * self.sequences + self._rows, self.windows)
-        windows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            windows[rows] = permute(places[rows], self.windows, self.seed, int(epoch))
-        return windows
+        windows = shuffled(step * self.sequences + self._rows, self.windows, self.seed)
+        if self.windows == self.all_windows:
+            return windows
+        return permute(windows, self.all_windows, self.seed, DRAWN)
 
 
 class Prefetcher:
@@ -172,6 +174,16 @@ def read_batch(dataset: TokenDataset, split: str, windows: np.ndarray, length: i
     starts[::length] = True
     ends = torch.tensor([tokens.shape[1]])
     return Batch(tokens, targets, torch.cat([starts.nonzero()[:, 0], ends]).to(torch.int32))
+
+
+def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """What is read `numbers`-th, from 0, where epochs of range(size) follow each other, each in an order of its own."""
+    epochs, places = np.divmod(numbers, size)
+    found = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        rows = epochs == epoch
+        found[rows] = permute(places[rows], size, seed, int(epoch))
+    return found
 
 
 def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:

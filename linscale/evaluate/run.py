@@ -168,6 +168,8 @@ def evaluate_validation(run: Path, dataset: TokenDataset | None = None) -> int:
     Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
     """
     settings = read_json(run / CONFIG)
+    if "task" in settings["data"]:
+        raise UserError(f"{run}: was trained on a task, not on text; its validation is recorded while it trains")
     dataset = dataset or TokenDataset.open(Path(settings["data"]["path"]))
     if dataset.fingerprint != settings["data"]["fingerprint"]:
         raise UserError(

@@ -9,6 +9,7 @@ import torch
 from pydantic import PositiveInt
 
 from linscale.config import UserError, config
+from linscale.generate.packing import can_pack
 from linscale.layers import SoftmaxAttention
 from linscale.models import LanguageModel
 from linscale.models.cosformer2 import CosFormer2Mixer
@@ -61,6 +62,8 @@ class Setup:
         dtype = DTYPES[config.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
         if dtype == torch.float16 and (device.type != "cpu" or not can_halve()):
             raise UserError("dtype = float16: this device has no products for it; expected float32 or bfloat16")
+        if dtype == torch.float16 and not can_pack(model):
+            raise UserError(f"dtype = float16: {type(model).__name__} has no such steps; expected float32")
         lasting = any(isinstance(block.mixer, CosFormer2Mixer) for block in model.blocks)
         if config.state_dtype == "bfloat16" and lasting:
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
 from linscale.layers.rope import attention_factor, rope_frequencies
-from linscale.models import LanguageModel
+from linscale.models import LanguageModel, RecurrentTransformer
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
 from linscale.models.tnl import TNLMixer
@@ -57,13 +57,17 @@ KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, SoftmaxAttention)
 
 
 def can_pack(model: LanguageModel) -> bool:
-    """Whether decoding steps know all mixers of the model."""
+    """Whether decoding steps know all mixers of the model, and what is between them."""
+    if isinstance(model, RecurrentTransformer):
+        return False  # norms, MLPs and positions of its own, also where all its layers are softmax attention
     return len(model.blocks) > 0 and all(isinstance(block.mixer, KNOWN) for block in model.blocks)
 
 
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
     """The model's matrices in `dtype`. On a CPU that has products for it, float16 is of large matrices alone, and all
-    else is float32. Raises TypeError for a mixer that decoding steps do not know."""
+    else is float32. Raises TypeError for a mixer, or a model, that decoding steps do not know."""
+    if isinstance(model, RecurrentTransformer):
+        raise TypeError("RecurrentTransformer has no decoding step of its own: read_step.ReadStep reads token by token")
     if dtype == torch.float16 and not model.embedding.weight.is_cuda and can_halve():
         return _halved(pack(model, torch.float32))
     head = model.embedding.weight if model.head is None else model.head.weight
@@ -129,6 +133,7 @@ def _mixer(
             Mix("gated", *shape, bounds),
         )
     if isinstance(mixer, SoftmaxAttention):
+        assert mixer.rope_base is not None
         device = mixer.q_proj.weight.device
         frequencies = rope_frequencies(config.head_dim, mixer.rope_base, mixer.rope_scaling, device)
         factor = attention_factor(mixer.rope_scaling)  # of q and k, whose rotation is linear

@@ -1,7 +1,7 @@
 """A snapshot as a file: safetensors, whole or not there, bound to its model and tokenizer.
 
     embedding              state of the position encoder (cosFormer2's TPE), (D, e)
-    layers.N               state of linear layer N, (H, K, V)
+    layers.N               state of linear layer N, (H, K, V); of a recurrent transformer (S, K, D)
     layers.N.k, .v         keys and values of softmax layer N, (position, H, K)
     logits                 (V,) behind the last token read, unless tokens are left to read
     seen                   (tokens of the tokenizer,) whether the text has each, where that is known
@@ -33,7 +33,7 @@ from linscale.generate.states import fork
 from linscale.layers import SoftmaxAttention
 from linscale.layers.softmax_attention import KeyValues
 from linscale.models import LanguageModel, State
-from linscale.models.count import key_width
+from linscale.models.count import state_shape
 from linscale.run_folder import code_version
 
 FORMAT, METADATA = 1, "linscale_state"
@@ -237,5 +237,5 @@ def _shapes(model: LanguageModel, position: int) -> dict[str, tuple[int, ...]]:
             heads = block.mixer.k_proj.out_features // shape.head_dim
             shapes |= {f"layers.{number}.{part}": (position, heads, shape.head_dim) for part in "kv"}
         else:
-            shapes[f"layers.{number}"] = (shape.n_heads, key_width(shape, number), shape.head_dim)
+            shapes[f"layers.{number}"] = state_shape(shape, number)
     return shapes

@@ -18,9 +18,8 @@ from linscale.data.tokenizer import Tokenizer
 from linscale.generate.choice import Choice, Needs, Rows, choose, logprobs
 from linscale.generate.reading import Part, Reading
 from linscale.generate.sampling import MOST_LOGPROBS, Sampling
-from linscale.generate.step import DecodingStep
+from linscale.generate.steps import decoding_step
 from linscale.models import LanguageModel, State
-from linscale.ops.decode import plain
 
 READ_ROWS = 64  # tokens of prompts that are read at once
 WARM = 2  # runs before a graph is captured: kernels are compiled and libraries have their workspaces
@@ -56,14 +55,14 @@ class Slots:
         self, model: LanguageModel, tokenizer: Tokenizer, count: int, capacity: int, *,
         dtype: torch.dtype, state_dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.step = DecodingStep(model, count, capacity, dtype=dtype, state_dtype=state_dtype)
+        self.step = decoding_step(model, count, capacity, dtype=dtype, state_dtype=state_dtype)
         self.count, self.device = count, self.step.tokens.device
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
         self._rows = Rows.empty(count, tokenizer.vocab_size, self.device)
         self._eos = tokenizer.eos_id
         self._ends = torch.ones(count, dtype=torch.bool, device=self.device)  # where that token ends a text
         self._kept = torch.zeros_like(self.step.logits)  # logits of the last step in which a row was active
-        graphs = self.device.type == "cuda" and self.step.ops is not plain
+        graphs = self.device.type == "cuda" and self.step.captures
         self.lag = 1 if graphs else 0
         self._graphs = Graphs(self) if graphs else None
         self._reading = Reading(self.step, READ_ROWS) if Reading.possible(self.step) else None

@@ -68,6 +68,11 @@ class DecodingStep:
         self._turns = Turning(self.packed.layers)
         self._ahead = [self._part_ahead(layer) for layer in range(config.n_layers)]
 
+    @property
+    def captures(self) -> bool:
+        """Whether a CUDA graph can hold it: nothing of it waits for the device."""
+        return self.ops is not plain
+
     def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
         mixer, device = layer.mixer, self.tokens.device
         if isinstance(mixer, Attention):

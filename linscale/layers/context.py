@@ -24,3 +24,5 @@ class Context:
     """Where the T tokens stand in sequences that several ranks share, or None: they are the whole sequences."""
     rows: PackedRows | None = None
     """The packed documents as padded rows, for softmax layers; None where there are none."""
+    fresh: bool = False
+    """Whether no sequence has anything behind it, as far as is known without waiting for the device."""

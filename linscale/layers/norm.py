@@ -30,3 +30,11 @@ class RMSNorm(SRMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.weight.to(x.dtype)
+
+
+class LayerNorm(RMSNorm):
+    """RMSNorm of what is left when the mean is taken off (arXiv 1607.06450), without a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return super().forward(wide - wide.mean(-1, keepdim=True)).to(x.dtype)

@@ -31,14 +31,15 @@ class KeyValues(NamedTuple):
 class SoftmaxAttention(nn.Module):
     """o_proj(softmax(q kᵀ / sqrt(K) + causal) v) with RoPE on q and k; q (B, T, H, K), k and v (B, T, G, K) are
     projections of x. Each of the G = n_kv_heads heads of keys and values serves H/G heads of queries, in order
-    (grouped-query attention, arXiv 2305.13245); G = H unless told otherwise."""
+    (grouped-query attention, arXiv 2305.13245); G = H unless told otherwise. Without a rope_base nothing is turned."""
 
     def __init__(
-        self, d_model: int, n_heads: int, rope_base: float, n_kv_heads: int | None = None,
+        self, d_model: int, n_heads: int, rope_base: float | None, n_kv_heads: int | None = None,
         rope_scaling: RopeScaling | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.n_heads, self.rope_base, self.rope_scaling = n_heads, rope_base, rope_scaling
+        self.dropout = 0.0  # of weights, in training, where ranks do not share texts: see train/parallel.py
         self.n_kv_heads = n_kv_heads or n_heads
         kv_width = d_model // n_heads * self.n_kv_heads
         self.q_proj = nn.Linear(d_model, d_model, bias=False)
@@ -50,25 +51,28 @@ class SoftmaxAttention(nn.Module):
         """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
         q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))  # (B, T, H, K)
         k, v = (proj(x).unflatten(-1, (self.n_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))  # (B, T, G, K)
-        frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, x.device)  # (K/2,)
-        cos, sin = angles(context.positions, frequencies, q.dtype)
-        if (factor := attention_factor(self.rope_scaling)) != 1:
-            cos, sin = cos * factor, sin * factor
-        q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+        if self.rope_base is not None:
+            frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, x.device)  # (K/2,)
+            cos, sin = angles(context.positions, frequencies, q.dtype)
+            if (factor := attention_factor(self.rope_scaling)) != 1:
+                cos, sin = cos * factor, sin * factor
+            q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
         if context.piece is not None:
             o, state = _attend_in_pieces(q, k, v, context.piece)
         elif context.cu_seqlens is None:
-            o, state = _attend(q, k, v, state, context.start)
+            o, state = _attend(q, k, v, state, context.start, self.dropout if self.training else 0.0)
         else:
-            o, state = _attend_packed(q, k, v, state, context)
+            o, state = _attend_packed(q, k, v, state, context, self.dropout if self.training else 0.0)
         return self.o_proj(o.flatten(2)), state
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor) -> tuple[Tensor, KeyValues]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tensor, dropout: float = 0.0
+) -> tuple[Tensor, KeyValues]:
     """Causal attention of T new steps, q (B, T, H, K), k and v (B, T, G, K), over `past` and themselves; start (B,)
     says how long the past is."""
     if past is None:
-        return _attention(q, k, v, None).transpose(1, 2), KeyValues(k, v)
+        return _attention(q, k, v, None, dropout).transpose(1, 2), KeyValues(k, v)
     steps = start[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, T) the places of the new steps
     places = steps[:, :, None, None].expand_as(k)
     k, v = (
@@ -76,10 +80,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, start: Tens
         for old, new in zip(past, (k, v), strict=True)
     )
     visible = torch.arange(k.shape[1], device=q.device) <= steps[:, None, :, None]  # (B, 1, T, S)
-    return _attention(q, k, v, visible).transpose(1, 2), KeyValues(k, v)
+    return _attention(q, k, v, visible, dropout).transpose(1, 2), KeyValues(k, v)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
     """(B, H, T, K) from q (B, T, H, K) and k, v (B, S, G, K); causal without `visible` (B, 1, T, S).
 
     Without gradients shapes differ from call to call, and cuDNN, the fastest in training, makes a plan for each: 0.1 s.
@@ -87,7 +91,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tenso
     q, k, v = (x.transpose(1, 2) for x in (q, *_for_every_head(q, k, v)))
     kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with contextlib.nullcontext() if torch.is_grad_enabled() else sdpa_kernel(kinds):
-        return scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout)
 
 
 def _for_every_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +118,7 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> tuple[Te
 
 
 def _attend_packed(
-    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context
+    q: Tensor, k: Tensor, v: Tensor, past: KeyValues | None, context: Context, dropout: float = 0.0
 ) -> tuple[Tensor, KeyValues]:
     """Documents that are alike are rows of one call, padded on the right; the states (N, S, G, K) are padded to the
     longest."""
@@ -125,7 +129,7 @@ def _attend_packed(
         own = [y.index_copy(0, rows.slots, x[0, rows.places]) for x, y in zip((q, k, v), wide, strict=True)]
         new = [y.unflatten(0, (len(rows.documents), rows.width)) for y in own]
         before = None if past is None else KeyValues(*(x[rows.documents, : rows.past] for x in past))
-        o, state = _attend(new[0], new[1], new[2], before, context.start[rows.documents])
+        o, state = _attend(new[0], new[1], new[2], before, context.start[rows.documents], dropout)
         outputs.append(o.flatten(0, 1)[rows.slots])
         states.append(KeyValues(*(x[:, : rows.longest] for x in state)))
     if len(states) == 1:

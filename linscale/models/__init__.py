@@ -10,10 +10,13 @@ from linscale.models.cosformer2 import CosFormer2, CosFormer2Config
 from linscale.models.hgrn2 import HGRN2, HGRN2Config
 from linscale.models.language_model import LanguageModel, LanguageModelConfig, Output, State
 from linscale.models.llama import Llama, LlamaConfig
+from linscale.models.recurrent_transformer import Recurrence, RecurrentTransformer, RecurrentTransformerConfig
 from linscale.models.sizes import CONFIGS, SIZES, preset
 from linscale.models.tnl import TNL, TNLConfig
 
-ModelConfig = Annotated[LlamaConfig | TNLConfig | HGRN2Config | CosFormer2Config, Field(discriminator="arch")]
+ModelConfig = Annotated[
+    LlamaConfig | TNLConfig | HGRN2Config | CosFormer2Config | RecurrentTransformerConfig, Field(discriminator="arch")
+]
 """The config of any architecture, told apart by its field `arch`."""
 
 
@@ -32,6 +35,8 @@ def _construct(config: LanguageModelConfig) -> LanguageModel:
         return HGRN2(config)
     if isinstance(config, CosFormer2Config):
         return CosFormer2(config)
+    if isinstance(config, RecurrentTransformerConfig):
+        return RecurrentTransformer(config)
     raise TypeError(f"no architecture has the config {type(config).__name__}")
 
 
@@ -49,6 +54,9 @@ __all__ = [
     "LlamaConfig",
     "ModelConfig",
     "Output",
+    "Recurrence",
+    "RecurrentTransformer",
+    "RecurrentTransformerConfig",
     "State",
     "TNLConfig",
     "build_model",

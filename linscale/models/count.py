@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from linscale import shape
 from linscale.models.language_model import LanguageModelConfig
-from linscale.shape import Mode, ParameterCount, Shape
+from linscale.models.recurrent_state import CLOSES
+from linscale.models.recurrent_transformer import RecurrentTransformerConfig
+from linscale.shape import Mode, ParameterCount, Shape, Windows
 
 
 def architectures(config: LanguageModelConfig) -> list[str]:
@@ -17,7 +19,7 @@ def architectures(config: LanguageModelConfig) -> list[str]:
 
 
 def arch(config: LanguageModelConfig) -> str:
-    """The architecture a config belongs to: "llama", "tnl", "hgrn2" or "cosformer2"."""
+    """The architecture a config belongs to: a key of sizes.CONFIGS."""
     return str(config.arch)  # type: ignore[attr-defined]
 
 
@@ -32,6 +34,21 @@ def shape_of(config: LanguageModelConfig) -> Shape:
         layers=tuple(architectures(config)),
         tied=config.tie_embeddings,
         n_kv_heads=config.n_kv_heads,
+        windows=_windows(config) if isinstance(config, RecurrentTransformerConfig) else None,
+    )
+
+
+def _windows(config: RecurrentTransformerConfig) -> Windows:
+    r, d, heads = config.recurrence, config.d_model, config.n_heads
+    numbers = 0 if r.forgets else {"fixed": 0, "learned": 1, "channel": d, "gated": heads}[r.alpha_form]
+    gains = 0 if r.forgets else d * (r.normed + (r.alpha_form == "gated"))
+    return Windows(
+        block=r.block,
+        matrices=3 if r.mlp == "swiglu" else 2,
+        table=r.table or 0,
+        left=(d * heads if r.alpha_form == "gated" else 0, numbers, gains),
+        slots=r.slots,
+        closes=r.slots == CLOSES,
     )
 
 
@@ -63,6 +80,13 @@ def flops_per_token(config: LanguageModelConfig, mode: Mode, length: int = 8192)
 def key_width(config: LanguageModelConfig, layer: int) -> int:
     """K of a linear layer's state: head_dim, or twice that where LRPE doubles it."""
     return shape.key_width(shape_of(config), layer)
+
+
+def state_shape(config: LanguageModelConfig, layer: int) -> tuple[int, ...]:
+    """Of one sequence's state of a layer that is not softmax attention."""
+    if isinstance(config, RecurrentTransformerConfig):
+        return config.recurrence.slots, config.recurrence.block, config.d_model
+    return config.n_heads, key_width(config, layer), config.head_dim
 
 
 def state_elements(config: LanguageModelConfig, length: int = 8192) -> int:

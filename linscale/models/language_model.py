@@ -11,17 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 from linscale.config import config
 from linscale.distributed import copy_into
-from linscale.layers import GLU, LRPE, Context, RMSNorm, RopeScaling, SoftmaxAttention, SRMSNorm, ToeplitzEncoding
+from linscale.layers import (
+    GLU,
+    LRPE,
+    Context,
+    RMSNorm,
+    RopeScaling,
+    SoftmaxAttention,
+    SRMSNorm,
+    ToeplitzEncoding,
+    WindowAttention,
+)
 from linscale.layers.rows import packed_rows
+from linscale.models.block import Block
 from linscale.ops import linear_cross_entropy
 from linscale.ops.backend import autocast_dtype
 from linscale.ops.packing import document_lengths, document_positions
@@ -81,6 +92,11 @@ class LanguageModelConfig:
         """d_ff, or 8/3 · d_model rounded up to a multiple of 256."""
         return self.d_ff if self.d_ff is not None else 256 * -(-8 * self.d_model // (3 * 256))
 
+    @property
+    def softmax_base(self) -> float | None:
+        """Base of RoPE in softmax layers; None: they do not rotate."""
+        return self.rope_base
+
     def is_softmax(self, layer: int) -> bool:
         """Whether layer `layer`, counted from 0, is a softmax layer of a hybrid."""
         return self.softmax_every > 0 and (layer + 1) % self.softmax_every == 0
@@ -105,30 +121,10 @@ class Output(NamedTuple):
     state: State
 
 
-class Mixer(Protocol):
-    """How a layer moves information through time: x (B, T, D) and its state in, y (B, T, D) and its new state out."""
-
-    def __call__(self, x: Tensor, state: Any, context: Context) -> tuple[Tensor, Any]: ...
-
-
-class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x). x (B, T, D)."""
-
-    def __init__(self, config: LanguageModelConfig, mixer: nn.Module, norm: type[SRMSNorm], mlp: GLU) -> None:
-        super().__init__()
-        self.mixer_norm, self.mixer = norm(config.d_model, config.norm_eps), mixer
-        self.mlp_norm, self.mlp = norm(config.d_model, config.norm_eps), mlp
-
-    def forward(self, x: Tensor, state: Any, context: Context) -> tuple[Tensor, Any]:
-        y, state = self.mixer(self.mixer_norm(x), state, context)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
-
-
 def softmax_mixer(config: LanguageModelConfig, layer: int) -> SoftmaxAttention:
     """A softmax layer: LLaMA's, and those of a hybrid."""
     return SoftmaxAttention(
-        config.d_model, config.n_heads, config.rope_base, config.kv_heads, rope_scaling=config.rope_scaling
+        config.d_model, config.n_heads, config.softmax_base, config.kv_heads, rope_scaling=config.rope_scaling
     )
 
 
@@ -152,10 +148,21 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in range(config.n_layers):
             chosen = softmax_mixer(config, layer) if config.is_softmax(layer) else mixer(config, layer)
-            self.blocks.append(Block(config, chosen, norm, GLU(config.d_model, config.glu_width, activation)))
+            self.blocks.append(self.make_block(chosen, norm, activation))
         self.norm = norm(config.d_model, config.norm_eps)
+        self.dropout = 0.0  # of what embeddings give, in training: see train/parallel.py
         self.piece: Piece | None = None  # set where ranks share sequences: see train/parallel.py
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def make_block(self, mixer: nn.Module, norm: type[SRMSNorm], activation: Literal["silu"] | None) -> Block:
+        """A layer around its mixer."""
+        width, d_model = self.config.glu_width, self.config.d_model
+        return Block(d_model, self.config.norm_eps, mixer, norm, GLU(d_model, width, activation))
+
+    def embed(self, tokens: Tensor, context: Context) -> Tensor:
+        """What the first layer reads, before a position encoder: (B, T, D)."""
+        x: Tensor = self.embedding(tokens)
+        return x
 
     def shared(self) -> Tensor | None:
         """What is computed once a pass for all layers, first axis the layer; each gets its own in Context.shared."""
@@ -188,11 +195,13 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """`forward` up to the head: what `logits` takes, (B, T, D), and the new state."""
         context, shared = self._context(tokens, state, cu_seqlens), self.shared()
-        x = self.embedding(tokens)
+        x = self.embed(tokens, context)
         encoder_state = None
         if self.position_encoder is not None:
             x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens, self.piece)
         x = x.to(autocast_dtype(x.device) or x.dtype)
+        if self.dropout and self.training:
+            x = dropout(x, self.dropout)
         states = []
         for layer, block in enumerate(self.blocks):
             own = context if shared is None else replace(context, shared=shared[layer])
@@ -227,9 +236,9 @@ class LanguageModel(nn.Module):
         else:
             documents, places = document_positions(cu_seqlens, tokens.shape[1])
             positions = (start[documents] + places)[None]
-            if any(isinstance(block.mixer, SoftmaxAttention) for block in self.blocks):
+            if any(isinstance(block.mixer, SoftmaxAttention | WindowAttention) for block in self.blocks):
                 rows = packed_rows(cu_seqlens, start)
-        return Context(start, positions, cu_seqlens, None, self.piece, rows)
+        return Context(start, positions, cu_seqlens, None, self.piece, rows, fresh=state is None)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Self:

@@ -13,6 +13,7 @@ from linscale.models.cosformer2 import CosFormer2Config
 from linscale.models.hgrn2 import HGRN2Config
 from linscale.models.language_model import LanguageModelConfig
 from linscale.models.llama import LlamaConfig
+from linscale.models.recurrent_transformer import RecurrentTransformerConfig
 from linscale.models.tnl import TNLConfig
 
 CONFIGS: dict[str, type[LanguageModelConfig]] = {
@@ -20,6 +21,7 @@ CONFIGS: dict[str, type[LanguageModelConfig]] = {
     "tnl": TNLConfig,
     "hgrn2": HGRN2Config,
     "cosformer2": CosFormer2Config,
+    "recurrent_transformer": RecurrentTransformerConfig,
 }
 
 SIZES: dict[str, tuple[int, int]] = {  # (d_model, n_layers)

@@ -13,15 +13,17 @@ from linscale.models.language_model import LanguageModelConfig
 from linscale.ops.cross_entropy import KEPT_BYTES
 from linscale.train.config import TrainConfig
 
+RECURRENT = "recurrent_transformer"
 RANKS = tuple(1 << n for n in range(11))  # 1 to 1024
 STATE_BYTES = 16  # fp32 weights, gradients and two moments
 
 # What compiled blocks keep of a token, in bf16: tensors of the model's width, and of the GLU's. Counted in what
-# torch.compile saves; LRPE's wider q and k are added below.
+# torch.compile saves; LRPE's wider q and k are added below. A recurrent transformer's two passes, with fp32 between its
+# windows, are estimated.
 KEPT = {
-    "none": {"llama": (9.0, 3), "tnl": (12.0, 3), "hgrn2": (13.5, 3), "cosformer2": (12.0, 3)},
-    "cheap": {"llama": (6.0, 2), "tnl": (7.0, 2), "hgrn2": (6.5, 2), "cosformer2": (7.0, 2)},
-    "full": {"llama": (1.0, 0), "tnl": (1.0, 0), "hgrn2": (1.0, 0), "cosformer2": (1.0, 0)},
+    "none": {"llama": (9.0, 3), "tnl": (12.0, 3), "hgrn2": (13.5, 3), "cosformer2": (12.0, 3), RECURRENT: (32.0, 6)},
+    "cheap": {"llama": (6.0, 2), "tnl": (7.0, 2), "hgrn2": (6.5, 2), "cosformer2": (7.0, 2), RECURRENT: (22.0, 4)},
+    "full": {"llama": (1.0, 0), "tnl": (1.0, 0), "hgrn2": (1.0, 0), "cosformer2": (1.0, 0), RECURRENT: (14.0, 0)},
 }
 
 
@@ -62,7 +64,7 @@ def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> fl
     """Bytes a token of one block."""
     arch = architectures(config)[layer]
     narrow, wide = KEPT[mode][arch]
-    if mode == "none" and arch != "llama":
+    if mode == "none" and arch not in ("llama", RECURRENT):
         narrow += 2 * (key_width(config, layer) // config.head_dim - 1)  # q and k after LRPE
     if mode != "full" and arch == "llama":
         narrow += 2 * (pieces - 1)  # the keys and values of the other pieces

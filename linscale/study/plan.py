@@ -10,13 +10,13 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from linscale.config import config, load_toml, parse, to_dict
 from linscale.data.prepare import PrepareOptions
-from linscale.models import SIZES, ModelConfig, preset
+from linscale.models import SIZES, ModelConfig, Recurrence, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.study.envelope_fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
 from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 
-Arch = Literal["llama", "tnl", "hgrn2", "cosformer2"]
+Arch = Literal["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer"]
 
 MASTER_BYTES = 4  # weights are kept in fp32
 OVERHEAD_FLOPS = 300_000  # a token's calls and elementwise work, some 5 us of a core of 60 GFLOP/s
@@ -43,6 +43,8 @@ class SizeConfig:
     "The architectures that have this rung; by default all of the study."
     tokens: PositiveInt | None = None
     "Tokens for this rung, instead of train.tokens."
+    unique_tokens: PositiveInt | None = None
+    "Tokens of text for this rung, instead of train.unique_tokens."
     length: PositiveInt | None = None
     "Tokens per sequence for this rung, instead of train.length; batch_tokens stays."
     batch_tokens: PositiveInt | None = None
@@ -79,6 +81,8 @@ class ModelOptions:
     "A hybrid: one layer in this many is softmax attention."
     init_std: PositiveFloat = 0.02
     "Standard deviation of fresh matrices."
+    recurrence: Recurrence = Recurrence()
+    "The windows of recurrent transformers."
 
 
 @config
@@ -205,13 +209,15 @@ def _planned_run(
     study: StudyConfig, arch: str, size: SizeConfig, seed: int, vocab_size: int, data_path: str
 ) -> PlannedRun:
     model = _model_config(study.model, arch, size, vocab_size)
-    own = ("tokens", "length", "batch_tokens", "micro_batch", "lr", "warmup_tokens")
+    own = ("tokens", "unique_tokens", "length", "batch_tokens", "micro_batch", "lr", "warmup_tokens")
     changes = {name: getattr(size, name) for name in own if getattr(size, name) is not None}
     recipe = {**to_dict(study.train), "seed": seed, **changes}
     train: TrainConfig = parse(TrainConfig, recipe, source=f"size {size.name!r}: train")
     name = f"{arch}-{size.name}" + (f"-s{seed}" if len(size.seeds or study.seeds) > 1 else "")
     data = DataConfig(path=data_path)
-    run = RunConfig(name=name, study=study.name, size=size.name, model=model, data=data, train=train)
+    parts = {"name": name, "study": study.name, "size": size.name, "data": to_dict(data)}
+    whole = {**parts, "model": to_dict(model), "train": to_dict(train)}
+    run: RunConfig = parse(RunConfig, whole, source=f"size {size.name!r}")
     total, tokens = count_parameters(model).total, train.steps * train.batch_tokens
     optimizers = len(checkpoint_steps(train)) if train.keep_optimizer == "all" else 2
     return PlannedRun(
@@ -231,5 +237,7 @@ def _model_config(options: ModelOptions, arch: str, size: SizeConfig, vocab_size
         names = ("d_model", "n_layers", "head_dim", "d_ff")
         shape = {"arch": arch, **{name: getattr(size, name) for name in names}}
     shared = {**to_dict(options), "vocab_size": options.vocab_size or vocab_size}
+    if arch != "recurrent_transformer":
+        del shared["recurrence"]
     model: ModelConfig = parse(ModelConfig, {**shape, **shared}, source=f"size {size.name!r}")
     return model

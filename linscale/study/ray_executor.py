@@ -104,6 +104,7 @@ class RayExecutor:
         if not self._cluster.with_room(self.cpus, self.gpus):
             logger.warning("%s: waits for a node with %d CPUs and %g GPUs", item.path.name, self.cpus, self.gpus)
         config = to_dict(item.config)
+        assert item.config.data.path is not None
         config["data"]["path"] = str(Path(item.config.data.path).absolute())
         config["train"]["device"] = self.device(item.config.train.device)
         named = self._task.options(name=item.path.name)
@@ -147,7 +148,7 @@ def _tokens(runs: Mapping[Path, RunConfig]) -> Iterator[list[str]]:
                     left.unlink(missing_ok=True)
                 tokens.append(folder / f"{TOKEN}{uuid.uuid4().hex}")
                 tokens[-1].touch()
-        data = {Path(config.data.path).absolute() / MANIFEST for config in runs.values()}
+        data = {Path(config.data.path).absolute() / MANIFEST for config in runs.values() if config.data.path}
         yield [str(path) for path in (*tokens, *data) if path.exists()]
     finally:
         for token in tokens:

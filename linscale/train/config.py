@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import pydantic
 
 from linscale.config import config, human
-from linscale.models import ModelConfig
+from linscale.data.copying import CopyingConfig
+from linscale.models import ModelConfig, RecurrentTransformerConfig
+from linscale.train.curriculum import Curriculum
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, pydantic.Field(gt=0)]
@@ -38,6 +40,9 @@ class TrainConfig:
     batch: all of its share at once."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights and of the order of the data."""
+    unique_tokens: Positive | None = None
+    """Tokens of text that there are to train on, drawn from the training split by the seed and read again and again;
+    the first of a larger number are those of a smaller one. By default all of the split."""
     lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
     """Peak learning rate."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
@@ -48,6 +53,8 @@ class TrainConfig:
     """Decoupled weight decay, on the matrices of linear maps and embeddings only."""
     grad_clip: Annotated[float, pydantic.Field(ge=0.0)] = 1.0
     """Largest norm of the gradient, longer ones are scaled down; 0 turns clipping off."""
+    dropout: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of what mixers and MLPs add, of embeddings and of softmax weights that is left out, while training."""
     max_skipped: Natural = 10
     """Steps in a row that may leave the weights as they are because the loss or the gradient is not finite; the next
     one stops the run."""
@@ -66,6 +73,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile every block with torch.compile, which fuses what stands between matrix products. auto: where the Triton
     kernels run."""
+    capture: Literal["on", "off"] = "off"
+    """Forward and backward pass as one CUDA graph, for small models, whose kernels a host launches slower than a GPU
+    runs them. One GPU, and one pass a step."""
     activation_checkpointing: Literal["none", "cheap", "full"] = "none"
     """What the backward pass computes again instead of keeping it. cheap: all but matrix products and attention, for a
     third of the memory at a few percent of the time where blocks are compiled. full: all but what enters each block, a
@@ -85,6 +95,8 @@ class TrainConfig:
     """Checkpoints that keep their optimizer state. last: the two newest while training, the last one afterwards."""
     log_every: Positive = 10
     """Steps between two readings of the device (sooner when a second has passed); every step is recorded."""
+    curriculum: Curriculum | None = None
+    """How the difficulty of a generated task grows; by default all of the training is at its own."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Tools that get a copy of the metrics as they come, each of them a package to install."""
 
@@ -103,6 +115,8 @@ class TrainConfig:
                 f"sequence_parallel = {self.sequence_parallel} with documents = true: packed documents are not cut "
                 "between ranks; set documents = false, or sequence_parallel = 1 (FSDP alone takes any number of ranks)"
             )
+        if self.unique_tokens is not None and self.unique_tokens < self.length:
+            raise ValueError(f"unique_tokens = {self.unique_tokens} must be at least length = {self.length}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens = {self.tokens} must be at least batch_tokens = {self.batch_tokens}")
         if self.validation_tokens < self.length:
@@ -151,8 +165,20 @@ class TrainConfig:
 class DataConfig:
     """The data of a run."""
 
-    path: Annotated[str, pydantic.Field(min_length=1)]
+    path: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Folder prepared by `linscale data prepare`."""
+    task: CopyingConfig | None = None
+    """Instead of a folder: sequences that are made."""
+    labelled: Annotated[str, pydantic.Field(min_length=1)] | None = None
+    """Instead of a folder: an .npz file of sequences with classes."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if [self.path, self.task, self.labelled].count(None) != 2:
+            raise ValueError(
+                "data needs one of path, a folder made by `linscale data prepare`, task, and labelled, an .npz file"
+            )
+        return self
 
 
 @config
@@ -171,6 +197,56 @@ class RunConfig:
     """Where the tokens come from."""
     train: TrainConfig
     """The recipe."""
+
+    @pydantic.model_validator(mode="after")
+    def _made(self) -> RunConfig:
+        """A task, its curriculum and its recipe."""
+        task, curriculum, train = self.data.task, self.train.curriculum, self.train
+        if self.data.path is None and train.unique_tokens is not None:
+            raise ValueError(
+                f"train.unique_tokens = {train.unique_tokens}: expected data.path, a text to draw them from"
+            )
+        if self.data.path is None and (train.documents or train.sequence_parallel > 1):
+            name = "task" if task else "labelled"
+            raise ValueError(f"data.{name}: its sequences are no documents, and ranks do not share them; expected "
+                             "train.documents = false and train.sequence_parallel = 1")  # fmt: skip
+        if task is None:
+            if curriculum is not None:
+                raise ValueError("train.curriculum: text has no difficulty; expected data.task, or no curriculum")
+            return self
+        if train.length != task.length():
+            raise ValueError(
+                f"train.length = {train.length}: expected the {task.length()} tokens of a sequence of data.task, "
+                f"{task.noise} of noise and twice {task.payload} of payload"
+            )
+        if self.model.vocab_size < task.symbols:
+            raise ValueError(f"model.vocab_size = {self.model.vocab_size}: the task has {task.symbols} symbols")
+        if curriculum is not None and task.noise < curriculum.start:
+            raise ValueError(
+                f"data.task.noise = {task.noise}: less than train.curriculum.start = {curriculum.start}, with which "
+                "training begins; choose a lower start or more noise"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _windows(self) -> RunConfig:
+        """A recurrent transformer and the texts it is trained on."""
+        if not isinstance(self.model, RecurrentTransformerConfig):
+            return self
+        block, rows, length = self.model.recurrence.block, self.model.recurrence.table, self.train.length
+        if block and block >= length:
+            raise ValueError(
+                f"model.recurrence.block = {block}: train.length = {length} tokens are one block, and nothing recurs; "
+                f"choose a block below {length} (0: no windows, softmax over the whole text) or longer texts"
+            )
+        if rows is not None and rows < length:
+            raise ValueError(f"model.recurrence.table = {rows}: expected a row for each of train.length = {length}")
+        if block and self.train.sequence_parallel > 1:
+            raise ValueError(
+                f"train.sequence_parallel = {self.train.sequence_parallel}: a recurrent transformer reads its windows "
+                "one after another; set it to 1 (FSDP alone takes any number of ranks)"
+            )
+        return self
 
 
 def checkpoint_steps(train: TrainConfig) -> list[int]:

@@ -22,9 +22,13 @@ from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE, SoftmaxAttention
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
+from linscale.models.block import Block
+from linscale.models.recurrent_block import RecurrentBlock
 from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
+
+GRAPHS = 32  # of one part of a model, at most: a curriculum has it compiled for every length
 
 
 def build_for_training(
@@ -65,17 +69,33 @@ def compiles(train: TrainConfig, device: str) -> bool:
 
 
 def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
-    for block in model.blocks:
-        if train.activation_checkpointing != "none":
-            block.forward = _recomputed(block.forward, train.activation_checkpointing, device)
+    _drop_out(model, train.dropout)
+    recurrent: list[Any] = [block for block in model.blocks if isinstance(block, RecurrentBlock)]
+    others: list[Any] = [block for block in model.blocks if not isinstance(block, RecurrentBlock)]
+    # Of a block that goes over windows each window by itself: what one makes is gone before the next.
+    parts = [(block, name) for block in recurrent for name in block.PARTS]
+    if train.activation_checkpointing != "none":
+        for block, name in (*parts, *((block, "forward") for block in others)):
+            setattr(block, name, _recomputed(getattr(block, name), train, device))
     if not compiles(train, device):
         return
+    torch._dynamo.reset()  # graphs of runs that this process trained before would count against the limit
+    torch._dynamo.config.recompile_limit = GRAPHS
+    for block, name in () if train.documents else parts:
+        setattr(block, name, torch.compile(getattr(block, name), fullgraph=True, dynamic=False))
     unlike = train.documents or train.sequence_parallel > 1
-    blocks = [block for block in model.blocks if not (unlike and _softmax(block))]
+    blocks = [block for block in others if not (unlike and _softmax(block))]
     for module in (*blocks, None if train.documents else model.position_encoder):
         if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
             module.compile(fullgraph=True, dynamic=False)
+
+
+def _drop_out(model: LanguageModel, share: float) -> None:
+    model.dropout = share
+    for module in model.modules():
+        if isinstance(module, Block | SoftmaxAttention):
+            module.dropout = share
 
 
 def mark_documents(cu_seqlens: Tensor) -> None:
@@ -89,17 +109,18 @@ def _softmax(block: nn.Module) -> bool:
     return any(isinstance(module, SoftmaxAttention) for module in block.modules())
 
 
-def _recomputed(forward: Callable[..., Any], mode: str, device: str) -> Callable[..., Any]:
-    """A block's pass of which the backward pass does again what it needs, or with "cheap" what costs little."""
+def _recomputed(forward: Callable[..., Any], train: TrainConfig, device: str) -> Callable[..., Any]:
+    """A pass of a block, or of a part of one, that the backward pass makes again; with "cheap" what costs little."""
+    mode, random = train.activation_checkpointing, train.dropout > 0  # whether it has to drop out the same again
     kept = costly_operators(device) if mode == "cheap" else []
 
     def contexts() -> Any:
         return create_selective_checkpoint_contexts(kept)
 
-    def run(x: Tensor, state: Any, context: Any) -> Any:
+    def run(x: Tensor, *others: Any) -> Any:
         if mode == "full":
-            return checkpoint(forward, x, state, context, use_reentrant=False)
-        return checkpoint(forward, x, state, context, use_reentrant=False, context_fn=contexts)
+            return checkpoint(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
+        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
 
     return run
 

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 
 from linscale.config import UserError, fingerprint, parse, to_dict
+from linscale.data.copying import Copying
+from linscale.data.labelled import Labelled
 from linscale.data.shards import TokenDataset
 from linscale.models import ModelConfig
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, read_json, write_json
-from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.config import DataConfig, RunConfig, TrainConfig
 
 
-def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = None) -> dict[str, Any]:
+def run_settings(
+    config: RunConfig, dataset: TokenDataset | Copying | Labelled, device: str | None = None
+) -> dict[str, Any]:
     """The content of config.json: the resolved config with what was derived from it and from the machine.
 
     Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
@@ -25,7 +29,7 @@ def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = 
     vocabulary = dataset.vocab_size
     if config.model.vocab_size < vocabulary:
         raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the tokenizer of {config.data.path} has {vocabulary} "
+            f"model.vocab_size = {config.model.vocab_size}: {_vocabulary_of(config.data)} has {vocabulary} "
             f"tokens; expected at least {vocabulary}"
         )
     device = device or resolve_device(config.train.device)
@@ -34,7 +38,7 @@ def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = 
         "study": config.study,
         "size": config.size,
         "model": to_dict(config.model),
-        "data": {"path": Path(config.data.path).resolve().as_posix(), "fingerprint": dataset.fingerprint},
+        "data": {**_place(config.data), "fingerprint": dataset.fingerprint},
         "train": to_dict(config.train),
         "params": {
             "non_embedding": paper_parameters(config.model),
@@ -48,8 +52,19 @@ def run_settings(config: RunConfig, dataset: TokenDataset, device: str | None = 
     return {**settings, "fingerprint": fingerprint(_identity(settings)), "code": code_version()}
 
 
+def _place(data: DataConfig) -> dict[str, Any]:
+    if data.task is not None:
+        return {"task": to_dict(data.task)}
+    kind, path = ("path", data.path) if data.labelled is None else ("labelled", data.labelled)
+    return {kind: Path(path or "").resolve().as_posix()}
+
+
+def _vocabulary_of(data: DataConfig) -> str:
+    return f"the tokenizer of {data.path}" if data.labelled is None else str(data.labelled)
+
+
 def require_same_config(
-    path: Path, config: RunConfig, dataset: TokenDataset, device: str | None = None
+    path: Path, config: RunConfig, dataset: TokenDataset | Copying | Labelled, device: str | None = None
 ) -> dict[str, Any]:
     """The settings of a run, see run_settings. Raises UserError for a folder `path` that another config made."""
     settings = run_settings(config, dataset, device)
@@ -96,7 +111,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The precision that was used counts, not the one that was asked for.
     free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
-    free |= {"compile", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
+    free |= {"compile", "capture", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
     same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
     same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
     same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}

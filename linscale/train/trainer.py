@@ -24,21 +24,22 @@ import torch
 
 from linscale import checkpoint
 from linscale.config import UserError, human
-from linscale.data.loader import Batch, Loader, Prefetcher, count_windows
-from linscale.data.shards import QUICK_BYTES, TokenDataset
+from linscale.data.loader import Batch, Prefetcher
 from linscale.distributed import ALONE, Ranks, piece_of
-from linscale.evaluate.perplexity import Validation
 from linscale.evaluate.records import Evaluations
 from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
+from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
+from linscale.train.curriculum import Course, Stage
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
 from linscale.train.parallel import build_for_training, mark_documents, split_batch
 from linscale.train.settings import require_same_config, write_settings
+from linscale.train.source import Made, MadeReader, Reader, Source, open_source
 from linscale.train.tracking import open_trackers
 from linscale.train.utilisation import matrix_rate
 
@@ -54,13 +55,15 @@ class Run:
     path: Path
     settings: dict[str, Any]
     train: TrainConfig
-    dataset: TokenDataset
-    loader: Loader
+    source: Source
+    loader: Reader
     passes: int
     "Forward passes a step."
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     ranks: Ranks
+    captured: Captured | None = None
+    "How its passes are made, where train.capture is on."
 
 
 def train(
@@ -81,14 +84,14 @@ def train(
     try:
         with disk_errors(path), contextlib.ExitStack() as held:
             ranks.lead(lambda: _take(path, held))
-            dataset = TokenDataset.open(Path(config.data.path))
-            ranks.lead(lambda: dataset.verify(at_most=QUICK_BYTES))
-            settings = require_same_config(path, config, dataset)
+            source = open_source(config.data, config.train)
+            ranks.lead(source.verify)
+            settings = require_same_config(path, config, source.data)
             status = read_status(path)
-            saved = map(checkpoint.step_of, checkpoint.list_checkpoints(path))
-            if ranks.share(status.get("state") == "done" and config.train.steps in saved):
+            saved = list(map(checkpoint.step_of, checkpoint.list_checkpoints(path)))
+            if ranks.share(status.get("state") == "done" and status.get("step") in saved):
                 return status
-            run = _build(path, config, settings, dataset, ranks)
+            run = _build(path, config, settings, source, ranks)
             return _train(run, on_step or (lambda status: None), stop or (lambda: False))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
@@ -133,23 +136,25 @@ def _take(path: Path, held: contextlib.ExitStack) -> None:
 def _write_head(run: Run) -> Path | None:
     """Write what a run folder has from its first step on; gives the checkpoint to go on from, if there is one."""
     write_settings(run.path, run.settings)
-    run.dataset.tokenizer.save(run.path)
+    run.source.save(run.path)
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
 
-def _build(path: Path, config: RunConfig, settings: dict[str, Any], dataset: TokenDataset, ranks: Ranks) -> Run:
+def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Source, ranks: Ranks) -> Run:
     recipe = config.train
-    count_windows(dataset, "val", recipe.length, 1)  # refuses a split that is too short before training starts
     if recipe.sequence_parallel != ranks.pieces:
         raise UserError(
             f"train.sequence_parallel = {recipe.sequence_parallel}: expected {ranks.pieces}, for this process trains "
             "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
         )
     sequences, passes = split_batch(recipe, ranks)
-    windows = {"length": recipe.length, "sequences": sequences, "rank": ranks.replica, "world": ranks.replicas}
-    loader = Loader(dataset, "train", **windows, seed=recipe.seed, documents=recipe.documents)
+    require_capturable(recipe, ranks, settings["device"], passes)
+    loader = source.reader(recipe, ranks, sequences)  # refuses a split that is too short before training starts
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
-    return Run(path, settings, recipe, dataset, loader, passes, model, build_optimizer(model, recipe), ranks)
+    run = Run(path, settings, recipe, source, loader, passes, model, build_optimizer(model, recipe), ranks)
+    if recipe.capture == "on":
+        run.captured = Captured(model, partial(_loss_of, run))
+    return run
 
 
 def _open_log(run: Run, start: int) -> RunLog:
@@ -166,11 +171,49 @@ def _open_log(run: Run, start: int) -> RunLog:
 
 def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[], bool]) -> bool:
     """Whether it came to the end of the run; else it was stopped, and what it has done is saved."""
+    course, rate = run.source.course(run.path, run.train, run.ranks), 1.0
+    for steps in course.steps(start + 1, run.train.steps) if course else [range(start + 1, run.train.steps + 1)]:
+        if course:
+            stage, rate = _enter(run, course, steps.start - 1)
+            if stage.over:
+                _end_at(run, log, steps.start - 1, on_step)
+                return True
+        if not _steps(run, log, steps, rate, on_step, stop):
+            return False
+    return True
+
+
+def _end_at(run: Run, log: RunLog, step: int, on_step: OnStep) -> None:
+    """Save a step that is the last one though more were planned."""
+    _flush(run, log, everything=True)
+    log.status["step"] = step
+    on_step(dict(log.status))
+    if step not in checkpoint_steps(run.train):
+        _save(run, step)
+        _report(log, step, _validate(run, step))
+
+
+def _enter(run: Run, course: Course, step: int) -> tuple[Stage, float]:
+    """Set the difficulty of the steps behind `step`; returns their stage and its factor of the learning rate."""
+    assert isinstance(run.source, Made)
+    assert isinstance(run.loader, MadeReader)
+    with torch.compiler.set_stance("force_eager"):
+        stage = course.stage(step, partial(run.source.loss_at, run.model, run.settings, run.ranks))
+    run.loader.noise = stage.difficulty
+    return stage, course.rate(stage)
+
+
+def _steps(
+    run: Run, log: RunLog, steps: range, rate: float, on_step: OnStep, stop: Callable[[], bool]
+) -> bool:  # fmt: skip
+    """Whether it came to the end of `steps`, with `rate` times the learning rate; else as for `_loop`."""
     checkpoints = set(checkpoint_steps(run.train))
-    first, last = _micro_steps(run, start + 1).start, _micro_steps(run, run.train.steps).stop
+    first, last = _micro_steps(run, steps.start).start, _micro_steps(run, steps.stop - 1).stop
     with Prefetcher(run.loader.batch, range(first, last), pin=run.settings["device"] == "cuda") as batches:
-        for step in range(start + 1, run.train.steps + 1):
-            lr = learning_rate(run.train, step)
+        for step in steps:
+            if run.train.dropout:  # what is left out is a function of (seed, step) too, and each rank's own
+                torch.manual_seed(((run.train.seed << 32) + step * run.ranks.size + run.ranks.rank) % 2**63)
+            lr = rate * learning_rate(run.train, step)
             set_learning_rate(run.optimizer, lr)
             loss = _accumulate(run, batches)
             grad_norm = clip_gradient(run.model, run.optimizer, run.train.grad_clip)
@@ -193,13 +236,13 @@ def _loop(run: Run, log: RunLog, start: int, on_step: OnStep, stop: Callable[[],
 
 
 def _unscored(run: Run, step: int) -> list[int]:
-    task = Validation(run.dataset, run.settings)
-    return Evaluations(run.path, run.settings).missing([step], task, run.dataset.tokenizer)
+    task, records = run.source.validation(run.settings, ALONE), Evaluations(run.path, run.settings)
+    return [] if records.has(step, task, task.version(run.source.tokenizer)) else [step]
 
 
 def _validate(run: Run, step: int) -> list[Result]:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
-    task, tokenizer = Validation(run.dataset, run.settings, run.ranks), run.dataset.tokenizer
+    task, tokenizer = run.source.validation(run.settings, run.ranks), run.source.tokenizer
     with torch.compiler.set_stance("force_eager"):
         results = task.run(run.model, tokenizer)
     if run.ranks.first:
@@ -233,13 +276,15 @@ def _explain(run: Run, step: int) -> str:
     shown = ", ".join(map(str, windows[:SHOWN])) + (", ..." if len(windows) > SHOWN else "")
     return (
         f"first not finite: {place or 'nothing, when the step is repeated'}; its batch has windows {shown} of "
-        f"{run.train.length} tokens of {run.dataset.folder}; lower train.lr, lengthen train.warmup_tokens, or raise "
+        f"{run.train.length} tokens of {run.source.place}; lower train.lr, lengthen train.warmup_tokens, or raise "
         f"train.max_skipped = {run.train.max_skipped}"
     )
 
 
 def _accumulate(run: Run, batches: Prefetcher) -> torch.Tensor:
     """Add up the gradient of the mean loss over the batch of a step, micro-batch by micro-batch; returns that mean."""
+    if run.captured:
+        return run.captured(next(batches)).clone()
     total = torch.zeros((), device=run.settings["device"])
     for _ in range(run.passes):
         loss = _loss(run, next(batches))
@@ -262,14 +307,22 @@ def _loss(run: Run, batch: Batch) -> torch.Tensor:
     )
     if bounds is not None and device.type == "cuda":
         mark_documents(bounds)
-    with autocast(run.settings["precision"], device):
+    assert tokens is not None
+    assert targets is not None
+    return _loss_of(run, tokens, targets, bounds)
+
+
+def _loss_of(run: Run, tokens: torch.Tensor, targets: torch.Tensor, bounds: torch.Tensor | None = None) -> torch.Tensor:
+    """The same, of what is on the device."""
+    with autocast(run.settings["precision"], tokens.device):
         output = run.model(tokens, targets=targets, cu_seqlens=bounds)
-    return output.loss.sum() / run.train.batch_tokens
+    return output.loss.sum() / run.source.scored(run.train)
 
 
 def _save(run: Run, step: int) -> None:
     """Write the checkpoint of a step. Its validation record comes after it: it never speaks of lost weights."""
-    extra = {"tokens": step * run.train.batch_tokens, "tokenizer": run.dataset.tokenizer.fingerprint}
+    tokenizer = run.source.tokenizer
+    extra = {"tokens": step * run.train.batch_tokens, "tokenizer": tokenizer.fingerprint if tokenizer else None}
     checkpoint.save(run.path, step, run.model, run.optimizer, extra, run.ranks)
     if run.train.keep_optimizer == "last" and run.ranks.first:
         checkpoint.prune_optimizers(run.path, keep=2)  # two, so that training survives damage to the newest

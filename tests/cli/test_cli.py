@@ -140,7 +140,11 @@ def test_bad_input_is_one_line_that_names_it(call, words, problem):
     [
         ("d_model = 16", "d_model = -16", "model.d_model = -16: input should be greater than 0"),
         ("head_dim = 8", "head_dim = 7", "model: d_model = 16 is not a multiple of head_dim = 7"),
-        ('"hgrn2"', '"mamba"', "model.arch = 'mamba': expected one of 'llama', 'tnl', 'hgrn2', 'cosformer2'"),
+        (
+            '"hgrn2"',
+            '"mamba"',
+            "model.arch = 'mamba': expected one of 'llama', 'tnl', 'hgrn2', 'cosformer2', 'recurrent_transformer'",
+        ),
         ("vocab_size = 257", "vocab_size = 256", "model.vocab_size = 256: the tokenizer of corpus has 257 tokens"),
         ("length = 32", "lenght = 32", "unknown key 'train.lenght' (expected one of tokens, batch_tokens, length,"),
         ("tokens = 2048", "tokens = 0", "train.tokens = 0: input should be greater than 0"),

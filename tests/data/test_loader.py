@@ -172,3 +172,20 @@ def test_the_shortest_split_that_works(tmp_path):
     assert batch.tokens[0, 0] == batch.targets[0, -1] == dataset.eos_id
     with pytest.raises(UserError, match="a window takes length"):
         loader(dataset, length=tokens)
+
+
+def test_a_part_of_the_text_is_drawn_and_read_again(dataset):
+    def windows(unique, seed=7, steps=40):
+        loader = Loader(dataset, "train", length=8, sequences=4, seed=seed, unique=unique)
+        return loader, np.concatenate([loader.windows_of(step) for step in range(steps)])
+
+    small, few = windows(8 * 12 + 5)
+    assert small.windows == 12
+    assert len(set(few[:12])) == 12
+    assert set(few[12:24]) == set(few)
+    _, more = windows(8 * 20)
+    assert set(few) < set(more)
+    assert few.max() > 12  # drawn, not the first ones
+    assert set(windows(8 * 12, seed=8)[1]) != set(few)
+    everything, _ = windows(10**9)
+    assert everything.windows == everything.all_windows

@@ -16,7 +16,7 @@ from linscale.generate.states import fork, join
 from linscale.models import CONFIGS, build_model
 
 BYTES = load_tokenizer("byte")
-CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2}
+CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "recurrent_transformer": 0}
 MOST = 12
 
 

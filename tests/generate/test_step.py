@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from linscale.generate.read_step import ReadStep
 from linscale.generate.step import DecodingStep
+from linscale.generate.steps import decoding_step
+from linscale.generate.window_step import WindowStep
 from linscale.layers.rope import RopeScaling
-from linscale.models import CONFIGS, LanguageModel, build_model
+from linscale.models import CONFIGS, LanguageModel, Recurrence, build_model
 from linscale.ops.decode import plain
 
 VOCABULARY, LENGTH, PROMPT = 61, 9, 4
@@ -17,6 +20,8 @@ def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
     """Softmax layers share keys and values between heads, and turn them as texts longer than the training need."""
     shape = {"vocab_size": VOCABULARY, "d_model": 64 if head_dim == 16 else 48, "head_dim": head_dim, "d_ff": 40}
     heads = {"n_kv_heads": 2, "rope_scaling": YARN} if every or arch == "llama" else {}
+    if arch == "recurrent_transformer":
+        heads["recurrence"] = Recurrence(block=4)  # a prompt fills one, and steps go over the next one's end
     model = build_model(CONFIGS[arch](**shape, **heads, n_layers=3, softmax_every=every)).eval()
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -27,8 +32,8 @@ def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
     return model
 
 
-def step_of(model: LanguageModel, slots: int) -> DecodingStep:
-    return DecodingStep(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
+def step_of(model: LanguageModel, slots: int) -> DecodingStep | ReadStep:
+    return decoding_step(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
 
 
 def steps(step: DecodingStep, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,7 +87,7 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch_and_rests_where_it_is_n
 
 
 @pytest.mark.skipif(not plain.can_halve(), reason="this CPU has no products of float32 and float16")
-@pytest.mark.parametrize("arch", CONFIGS)
+@pytest.mark.parametrize("arch", [arch for arch in CONFIGS if arch != "recurrent_transformer"])
 def test_matrices_in_float16_change_logits_by_their_rounding_alone(arch):
     torch.manual_seed(0)
     model = model_of(arch)
@@ -112,3 +117,56 @@ def test_a_mixer_that_steps_do_not_know_is_named():
     model.blocks[0].mixer = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match="Linear has no decoding step"):
         step_of(model, 1)
+
+
+def test_models_are_stepped_by_what_they_have():
+    with pytest.raises(TypeError, match="RecurrentTransformer has no decoding step of its own"):
+        DecodingStep(model_of("recurrent_transformer"), 1, 8, dtype=torch.float32, state_dtype=torch.float32)
+    with pytest.raises(TypeError, match="CosFormer2 has a decoding step of its own"):
+        ReadStep(model_of("cosformer2"), 1, 8, dtype=torch.float32)
+    assert isinstance(step_of(model_of("hgrn2"), 1), DecodingStep)
+
+
+FORMS = {
+    "channel": {},
+    "gated": {"alpha_form": "gated"},
+    "forgets": {"alpha": 0.0, "alpha_form": "fixed"},
+    "closes": {"closing": "published", "normed": False, "positions": "none"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_windows_are_stepped_in_place_to_the_bits_of_the_forward_pass(form):
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "d_model": 64, "head_dim": 16, "d_ff": 40, "n_layers": 2}
+    recurrence = Recurrence(block=4, **FORMS[form])
+    model = build_model(CONFIGS["recurrent_transformer"](**shape, recurrence=recurrence)).eval()
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(0.2 * torch.randn_like(x))
+    found = [step_of(model, 3), ReadStep(model, 3, 32, dtype=torch.float32)]
+    assert type(found[0]) is WindowStep
+    for step in found:
+        with torch.no_grad():  # rows stand at different places of their blocks, and one rests for a while
+            for slot, length in enumerate((0, 4, 7)):
+                tokens = torch.arange(length)[None] % VOCABULARY
+                step.put(slot, model.read(tokens)[1] if length else None, length)
+    for number in range(14):
+        tokens = torch.randint(VOCABULARY, (3,))
+        for step in found:
+            step.active.copy_(torch.tensor([1, number not in (2, 3), 1]))
+            step.tokens.copy_(tokens)
+            step.run()
+        alive = found[0].active > 0
+        assert torch.equal(found[0].logits[alive], found[1].logits[alive]), number
+        assert found[0].positions.tolist() == found[1].positions.tolist()
+        for one, other in zip(found[0].states, found[1].states, strict=True):
+            assert torch.equal(one[0], other[0]), number
+
+
+def test_texts_with_a_longest_length_are_stepped_by_the_forward_pass():
+    shape = {"vocab_size": VOCABULARY, "d_model": 32, "head_dim": 16, "d_ff": 40, "n_layers": 2}
+    arch = CONFIGS["recurrent_transformer"]
+    table = build_model(arch(**shape, recurrence=Recurrence(block=4, positions="table", table=9)))
+    for model in (table, build_model(arch(**shape, softmax_every=2))):
+        assert type(step_of(model, 1)) is ReadStep

@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from linscale.layers import RopeScaling
-from linscale.models import CONFIGS, build_model
+from linscale.models import CONFIGS, Recurrence, build_model
 from linscale.models.count import count_parameters, state_elements
 from linscale.ops import decay_attention
 
-MODELS = [pytest.param(arch, every, id=f"{arch}-{every}") for arch in CONFIGS for every in (0, 2)]
+RECURRENCES = {  # of recurrent transformers; blocks that texts here end inside of
+    "recurrent_transformer": Recurrence(block=8),
+    "forgetting": Recurrence(block=7, alpha=0.0, alpha_form="fixed"),
+    "accumulating": Recurrence(
+        block=6, alpha=0.5, alpha_form="learned", normed=False, positions="table", table=200, mlp="gelu", norm="layer"
+    ),
+}
+ARCHS = [*CONFIGS, "forgetting", "accumulating"]
+MODELS = [pytest.param(arch, every, id=f"{arch}-{every}") for arch in ARCHS for every in (0, 2)]
 VOCABULARY = 50
 
 
@@ -21,9 +29,10 @@ def make(arch, softmax_every=0, dtype=torch.float64):
     Softmax layers share keys and values between heads and scale RoPE, but for those of a plain LLaMA.
     """
     shared = {"n_kv_heads": 2, "rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_length=16)}
-    config = CONFIGS[arch](
+    windows = {"recurrence": RECURRENCES[arch]} if arch in RECURRENCES else {}
+    config = CONFIGS["recurrent_transformer" if windows else arch](
         vocab_size=VOCABULARY, d_model=32, n_layers=4, head_dim=8, d_ff=48, softmax_every=softmax_every, init_std=0.3,
-        **(shared if softmax_every else {}),
+        **(shared if softmax_every else {}), **windows,
     )  # fmt: skip
     return build_model(config, seed=1).to(dtype)
 
@@ -90,7 +99,8 @@ def test_a_state_goes_on_in_another_precision(arch, every):
             state = model(text[:, :12]).state
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=second):
             logits = model(text[:, 12:], state=state).logits
-        assert (logits - exact).norm() < 0.1 * exact.norm()
+        # Through three windows of four layers, bf16 alone makes more of a difference than any state.
+        assert (logits - exact).norm() < (0.2 if arch in RECURRENCES else 0.1) * exact.norm()
 
 
 @pytest.mark.parametrize(("arch", "every"), MODELS)

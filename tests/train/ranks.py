@@ -20,15 +20,17 @@ import torch
 
 from linscale.config import load_toml
 from linscale.distributed import Ranks, join_ranks, piece_of
-from linscale.models import CONFIGS
+from linscale.models import CONFIGS, Recurrence
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.optim import build_optimizer, clip_gradient
 from linscale.train.parallel import build_for_training, split_batch
 from linscale.train.trainer import train
 
 # Architecture, softmax_every, pieces (0: as many as ranks), activation checkpointing, precision
-CASES = [(arch, 2, pieces, "none", "fp32") for arch in CONFIGS for pieces in (1, 0)]  # a llama is all softmax
-CASES += [(arch, 0, 0, "none", "fp32") for arch in CONFIGS if arch != "llama"]
+SHARING = [arch for arch in CONFIGS if arch != "recurrent_transformer"]  # whose ranks can share a sequence
+CASES = [(arch, 2, pieces, "none", "fp32") for arch in SHARING for pieces in (1, 0)]  # a llama is all softmax
+CASES += [(arch, 0, 0, "none", "fp32") for arch in SHARING if arch != "llama"]
+CASES += [("recurrent_transformer", 2, 1, again, "fp32") for again in ("none", "full")]
 CASES += [("tnl", 2, 2, "full", "fp32"), ("hgrn2", 0, 1, "cheap", "fp32"), ("tnl", 0, 0, "none", "bf16")]
 CASES += [("tnl", 2, 2, "cheap", "fp32")]
 SEQUENCES, LENGTH, VOCABULARY = 4, 32, 50
@@ -39,6 +41,8 @@ def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
     arch, every, _, again, precision = case
     # Few channels over 4 ranks: some ranks hold no row of a tensor, others more than one.
     shape = {"vocab_size": VOCABULARY, "d_model": 24, "n_layers": 3, "head_dim": 12, "d_ff": 20, "init_std": 0.2}
+    if arch == "recurrent_transformer":
+        shape["recurrence"] = Recurrence(block=8, alpha_form="gated")
     config = CONFIGS[arch](**shape, softmax_every=every, n_kv_heads=1 if arch == "tnl" else None)
     tokens = SEQUENCES * LENGTH
     recipe = TrainConfig(

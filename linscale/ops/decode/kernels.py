@@ -390,3 +390,33 @@ def _together(partial, weights, used, K: tl.constexpr):
         total += tl.sum(weight, axis=0)
         o += tl.sum(average * weight[:, None], axis=0)
     return o / total
+
+
+@triton.jit
+def turn_kernel(
+    state, positions, active,
+    BLOCK: tl.constexpr, ELEMENTS: tl.constexpr, PLACES: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program: (sequence, CHUNK elements of every place). state (S, PLACES, ELEMENTS) float32; positions (S,) are
+    those of the tokens just read. Other rows are left as they are, and cost a program two numbers."""
+    parts: tl.constexpr = (ELEMENTS + CHUNK - 1) // CHUNK
+    row = tl.cast(tl.program_id(0) // parts, tl.int64)
+    full = (tl.load(positions + row) % BLOCK == BLOCK - 1) & (tl.load(active + row) != 0)
+    if full:
+        at = (tl.program_id(0) % parts) * CHUNK + tl.arange(0, CHUNK)
+        inside = at < ELEMENTS
+        here = state + row * PLACES * ELEMENTS + at
+        nothing = tl.zeros([CHUNK], state.dtype.element_ty)
+        keys = tl.load(here + 4 * ELEMENTS, mask=inside)
+        values = tl.load(here + 5 * ELEMENTS, mask=inside)
+        tl.store(here, keys, mask=inside)
+        tl.store(here + ELEMENTS, values, mask=inside)
+        for place in tl.static_range(2, 6):
+            tl.store(here + place * ELEMENTS, nothing, mask=inside)
+        if PLACES >= 8:
+            older = tl.load(here + 6 * ELEMENTS, mask=inside)
+            newer = tl.load(here + 7 * ELEMENTS, mask=inside)
+            tl.store(here + 6 * ELEMENTS, newer, mask=inside)
+            tl.store(here + 7 * ELEMENTS, older, mask=inside)
+        for place in tl.static_range(8, PLACES):
+            tl.store(here + place * ELEMENTS, nothing, mask=inside)

@@ -20,7 +20,13 @@ from linscale.study.results import RunSummary, read_provenance, read_summaries
 FITS, SAMPLES = "fits.json", "samples.json"
 ENDS = ("low", "high")
 LAWS = (("l", "loss"), ("n_opt", "params"), ("d_opt", "tokens"))  # names in fits.json of parameters and of values
-NAMES = {"llama": "LLaMA", "tnl": "TNL", "hgrn2": "HGRN2", "cosformer2": "cosFormer2"}
+NAMES = {
+    "llama": "LLaMA",
+    "tnl": "TNL",
+    "hgrn2": "HGRN2",
+    "cosformer2": "cosFormer2",
+    "recurrent_transformer": "Recurrent",
+}
 
 
 def display_name(arch: str) -> str:

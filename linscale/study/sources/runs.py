@@ -72,4 +72,5 @@ def _row(run: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict
         "bits_per_byte": None,
         **{name: model.get(name) for name in MODEL},
         "length": train.get("length"),
+        "unique_tokens": train.get("unique_tokens"),
     }

@@ -1,0 +1,215 @@
+"""Tables of experiments, in Markdown, put where a page asks for them.
+
+    python experiments/tables.py docs/results/recurrent-transformer.md [--results experiments/results]
+
+Between `<!-- table NAME KIND -->` and `<!-- end -->` of the page stands the table of that KIND from NAME.json, written
+anew at each call; all other text stays. Where there is no such file, or no row in it, the page says so.
+
+    loss, accuracy   by arm, over seeds: the best checkpoint and the last one
+    copying          accuracy at the end, and sequences until the whole length and until 99% of looks' loss
+    lengths          accuracy by tokens of noise
+    alpha            what was learned
+    speed            of training
+    law              of NAME.json as `linscale fit --law pac --json` writes it: exponents, and where they lie
+    smallest         of the same: the smallest size that is good enough for each amount of text
+
+Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+Table = list[Sequence[str]]
+MASTERED = 0.02  # nats of a payload token: where 99% and more are right
+
+
+def mean(values: Iterable[float | None], form: str = ".4f") -> str:
+    """Mean ± half width of the 95% interval of the mean, over seeds."""
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    if not found:
+        return "-"
+    text = format(statistics.mean(found), form)
+    if len(found) == 1:
+        return text
+    half = stats.t.ppf(0.975, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
+    return f"{text} ± {half:{form}}"
+
+
+def by_arm(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of each arm, finished ones alone."""
+    arms: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["state"] == "done":
+            arms.setdefault(row["arm"], []).append(row)
+    return arms
+
+
+def best(row: Row, metric: str) -> float:
+    """Of all checkpoints."""
+    values = [point[metric] for point in row["validation"]]
+    return max(values) if metric == "accuracy" else min(values)
+
+
+def loss(rows: list[Row]) -> Table:
+    head = ("arm", "parameters", "MFLOPs a token", "seeds", "best validation loss", "last")
+    return [head, *(
+        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.1f}", str(len(each)),
+         mean(best(row, "loss") for row in each), mean(row["validation"][-1]["loss"] for row in each))
+        for arm, each in by_arm(rows).items()
+    )]  # fmt: skip
+
+
+def accuracy(rows: list[Row]) -> Table:
+    head = ("arm", "parameters", "MFLOPs a token", "seeds", "best accuracy", "last", "best validation loss")
+    return [head, *(
+        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.2f}", str(len(each)),
+         mean((best(row, "accuracy") for row in each), ".2%"),
+         mean((row["validation"][-1]["accuracy"] for row in each), ".2%"), mean(best(row, "loss") for row in each))
+        for arm, each in by_arm(rows).items()
+    )]  # fmt: skip
+
+
+def copying(rows: list[Row]) -> Table:
+    head = (
+        "arm",
+        "parameters",
+        "seeds",
+        "accuracy at the end",
+        "best",
+        "sequences",
+        "until full length",
+        "until mastered",
+    )
+    return [head, *(
+        (arm, f"{each[0]['params']:,}", str(len(each)),
+         mean((row["validation"][-1]["accuracy"] for row in each), ".2%"),
+         mean((best(row, "accuracy") for row in each), ".2%"),
+         mean((row["step"] * row["sequences"] for row in each), ",.0f"),
+         _reached(each, math.inf), _reached(each, MASTERED))
+        for arm, each in by_arm(rows).items()
+    )]  # fmt: skip
+
+
+def _reached(rows: list[Row], below: float) -> str:
+    """Sequences before a look at the whole length found a loss below this one, and in how many of the runs."""
+    counts = []
+    for row in rows:
+        looks = row.get("looks", ())
+        steps = [step for step, difficulty, loss in looks if difficulty >= row["noise"] and loss < below]
+        counts += [steps[0] * row["sequences"]] if steps else []
+    return mean(counts, ",.0f") + (f" ({len(counts)} of {len(rows)})" if len(counts) < len(rows) else "")
+
+
+def lengths(rows: list[Row]) -> Table:
+    arms = by_arm(rows)
+    noises = sorted({int(noise) for each in arms.values() for row in each for noise in row.get("lengths", ())})
+    table: Table = [("arm", "as trained", *(f"{noise:,}" for noise in noises))]
+    for arm, each in arms.items():
+        cells = [mean((row["validation"][-1]["accuracy"] for row in each), ".2%")]
+        for noise in noises:
+            found = [row["lengths"].get(str(noise), {}) for row in each if "lengths" in row]
+            right = [one["accuracy"] for one in found if "accuracy" in one]
+            cells.append(mean(right, ".2%") if right else next((one["refused"][:60] for one in found if one), "-"))
+        table.append((arm, *cells))
+    return table
+
+
+def alpha(rows: list[Row]) -> Table:
+    table: Table = [("arm", "layer", "alpha, mean over channels or heads", "lowest", "highest", "gain of the norm")]
+    for arm, each in by_arm(rows).items():
+        for layer in range(max(len(row["alpha"]) for row in each)):
+            found = [row["alpha"][layer] for row in each]
+            names = ("mean", "low", "high", "gain")
+            table.append((arm, str(layer), *(mean((one.get(name) for one in found), ".3f") for name in names)))
+    return table
+
+
+def speed(rows: list[Row]) -> Table:
+    head = ("arm", "device", "tokens/s, runs side by side", "seconds a run")
+    return [head, *(
+        (arm, each[0]["device"], mean((row["tokens_per_s"] for row in each), ",.0f"),
+         mean((row["elapsed_s"] for row in each), ",.0f"))
+        for arm, each in by_arm(rows).items()
+    )]  # fmt: skip
+
+
+def law(groups: list[Row]) -> Table:
+    table: Table = [
+        ("", "gamma", "95% interval", "0.44 to 0.72", "1", "amounts of text", "at half and twice the tolerance")
+    ]
+    for group in groups:
+        gamma = group["parameters"]["exponent"]
+        low, high = gamma["low"], gamma["high"]
+        inside = {each["exponent"]: "inside" if each["inside"] else "outside" for each in group["compared"]}
+        others = [each["exponent"] for each in group["sensitivity"]]
+        table.append((
+            group["group"], f"{gamma['value']:.2f}", "-" if low is None else f"{low:.2f} to {high:.2f}",
+            "-" if low is None else f"{inside[0.44]}, {inside[0.72]}", "-" if low is None else inside[1.0],
+            str(len(group["minima"]["tokens"])),
+            ", ".join("-" if value is None else f"{value:.2f}" for value in (others[0], others[-1])),
+        ))  # fmt: skip
+    return table
+
+
+def smallest(groups: list[Row]) -> Table:
+    table: Table = [("", "text, tokens", "smallest size that is good enough", "its loss", "lowest loss")]
+    for group in groups:
+        found = group["minima"]
+        table += [
+            (group["group"], f"{tokens:,.0f}", f"{params:,.0f}", f"{loss:.3f}", f"{least:.3f}")
+            for tokens, params, loss, least in zip(
+                found["tokens"], found["params"], found["loss"], found["best_loss"], strict=True
+            )
+        ]
+    return table
+
+
+KINDS: dict[str, Callable[[list[Row]], Table]] = {
+    "loss": loss, "accuracy": accuracy, "copying": copying, "lengths": lengths, "alpha": alpha, "speed": speed,
+    "law": law, "smallest": smallest,
+}  # fmt: skip
+GROUPS = ("law", "smallest")  # of a fit, not of an experiment
+
+
+def markdown(table: Table) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+
+
+def filled(page: str, results: Path) -> str:
+    """The page with its tables as the results are now."""
+
+    def replace(place: re.Match[str]) -> str:
+        name, kind = place[1], place[2]
+        path = results / f"{name}.json"
+        rows = json.loads(path.read_text())["groups" if kind in GROUPS else "rows"] if path.exists() else []
+        table = KINDS[kind](rows) if rows else []
+        text = markdown(table) if len(table) > 1 else f"No results of {name} yet."
+        return f"<!-- table {name} {kind} -->\n\n{text}\n\n<!-- end -->"
+
+    kinds = "|".join(KINDS)
+    return re.sub(rf"<!-- table ([\w.-]+) ({kinds}) -->.*?<!-- end -->", replace, page, flags=re.S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.page.write_text(filled(options.page.read_text(encoding="utf-8"), options.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
