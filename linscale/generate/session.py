@@ -23,7 +23,7 @@ from linscale.generate.packing import can_pack
 from linscale.generate.precision import reading
 from linscale.generate.sampling import Sampling
 from linscale.generate.slots import Drawn, on_host
-from linscale.generate.snapshot import LAST, Snapshot
+from linscale.generate.snapshot import LAST, Snapshot, mark
 from linscale.generate.solo import Solo
 from linscale.generate.states import fork
 from linscale.layers import SoftmaxAttention
@@ -68,10 +68,7 @@ class Session:
         self._state, self._logits = snapshot.state, snapshot.logits
         self._read = int(snapshot.state.position)
         self._draws = snapshot.draws
-        if snapshot.seen is None:
-            self._see(snapshot.last if snapshot.tokens is None else snapshot.tokens)
-        else:
-            self._seen = snapshot.seen.copy()
+        self._seen = snapshot.seen_by(self.tokenizer.vocab_size)
         self._last.extend(snapshot.last)
         self._unread = list(snapshot.unread)
         self._kept = None if snapshot.tokens is None else [snapshot.tokens]
@@ -206,11 +203,7 @@ class Session:
             return state, self.model.logits(x[0, -1]).to(self.model.embedding.weight.dtype)
 
     def _note(self, tokens: Tokens) -> None:
-        self._see(tokens)
+        mark(self._seen, tokens)
         self._last.extend(int(token) for token in tokens[-LAST:])
         if self._kept is not None:
             self._kept.append(np.asarray(tokens, dtype=np.int32))
-
-    def _see(self, tokens: Tokens) -> None:
-        ids = np.asarray(tokens, dtype=np.int64)
-        self._seen[ids[ids < len(self._seen)]] = True  # the others are a model's padding

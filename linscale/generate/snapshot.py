@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,3 +36,16 @@ class Snapshot(NamedTuple):
     def length(self) -> int:
         """Tokens of the text."""
         return int(self.state.position) + len(self.unread)
+
+    def seen_by(self, vocab_size: int) -> np.ndarray:
+        """`seen`, or what stands in for it; a copy. `vocab_size` is the tokenizer's."""
+        if self.seen is not None:
+            return self.seen.copy()
+        return mark(np.zeros(vocab_size, dtype=bool), self.last if self.tokens is None else self.tokens)
+
+
+def mark(seen: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Note in `seen`, (vocabulary,) bool, which it returns, that a text has these tokens."""
+    ids = np.asarray(tokens, dtype=np.int64)
+    seen[ids[ids < len(seen)]] = True  # the others are a model's padding
+    return seen

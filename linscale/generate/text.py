@@ -12,7 +12,7 @@ from linscale.data.tokenizer import Tokenizer
 from linscale.generate.continuation import Continuation
 from linscale.generate.request import Event, Listener, Request
 from linscale.generate.sampling import Sampling
-from linscale.generate.snapshot import LAST, Snapshot
+from linscale.generate.snapshot import LAST, Snapshot, mark
 from linscale.models import State
 
 logger = logging.getLogger(__name__)
@@ -81,16 +81,8 @@ class Text:
     def seen(self) -> np.ndarray:
         """(vocabulary of the tokenizer,) bool: the tokens that the text has."""
         before = self.request.state
-        if before is None:
-            seen = np.zeros(self._size, dtype=bool)
-        elif before.seen is not None:
-            seen = before.seen.copy()
-        else:
-            seen = np.zeros(self._size, dtype=bool)
-            _mark(seen, before.last if before.tokens is None else before.tokens)
-        _mark(seen, self._tokens)
-        _mark(seen, self.made)
-        return seen
+        seen = np.zeros(self._size, dtype=bool) if before is None else before.seen_by(self._size)
+        return mark(mark(seen, self._tokens), self.made)
 
     def seen_tokens(self) -> Sequence[int]:
         """What a repetition penalty counts; none without one."""
@@ -132,11 +124,6 @@ class Text:
             () if logits is not None else (int(made[-1] if len(made) else self._last[-1]),), tokens,
             (seed, drawn + count) if count else None if before is None else before.draws, self.seen(),
         )  # fmt: skip
-
-
-def _mark(seen: np.ndarray, tokens: Sequence[int] | np.ndarray) -> None:
-    ids = np.asarray(tokens, dtype=np.int64)
-    seen[ids[ids < len(seen)]] = True  # the others are a model's padding
 
 
 def _nobody(event: Event) -> None:

@@ -17,7 +17,7 @@ from linscale.generate.snapshot import Snapshot
 from linscale.serve.envelope import Envelope
 from linscale.serve.errors import ApiError, refused
 from linscale.serve.event_stream import EventStream, answer
-from linscale.serve.generation import Generation
+from linscale.serve.generation import Generation, whole
 from linscale.serve.jobs import job_of
 from linscale.serve.schemas import ChatRequest
 from linscale.serve.service import Service
@@ -57,7 +57,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     if body.stream:
         events = _chunks(generation, form, body)
         return EventStream(events, generation.close, service.options.body_s)
-    return await answer(request, _whole(generation, form), generation.close)
+    return await answer(request, whole(generation, form), generation.close)
 
 
 async def _tokens(service: Service, body: ChatRequest, state: Snapshot | None) -> list[int]:
@@ -82,17 +82,6 @@ def _max_tokens(service: Service, body: ChatRequest, length: int) -> int:
         return given
     most, limit = min(MAX_TOKENS, service.options.max_tokens), service.worker.engine.limit
     return most if limit is None else max(1, min(most, limit - length))
-
-
-async def _whole(generation: Generation, form: _Form) -> Response:
-    """The answer in one piece."""
-    written: dict[int, list[Piece]] = {}
-    async for pieces in generation.pieces():
-        for choice, more in pieces.items():
-            written.setdefault(choice, []).extend(more)
-    state = await generation.save()
-    respond = partial(form.response, written, generation.usage(), state)
-    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(generation: Generation, form: _Form, body: ChatRequest) -> AsyncGenerator[Mapping[str, Any], None]:
@@ -125,7 +114,7 @@ class _Form:
         self.has_logprobs = bool(body.logprobs)
 
     def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
-        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        """The whole answer."""
         choices = [self.message(choice, written[choice]) for choice in sorted(written)]
         return JSONResponse(self.around("chat.completion", choices, usage=usage, state=state))
 

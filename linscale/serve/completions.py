@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +12,7 @@ from linscale.generate.continuation import Piece
 from linscale.serve.envelope import Envelope
 from linscale.serve.errors import ApiError
 from linscale.serve.event_stream import EventStream, answer
-from linscale.serve.generation import Generation
+from linscale.serve.generation import Generation, whole
 from linscale.serve.jobs import check_texts, job_of
 from linscale.serve.schemas import CompletionRequest
 from linscale.serve.service import Service
@@ -41,7 +39,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     if body.stream:
         events = _chunks(generation, form, body)
         return EventStream(events, generation.close, service.options.body_s)
-    return await answer(request, _whole(generation, form), generation.close)
+    return await answer(request, whole(generation, form), generation.close)
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str], list[list[int]]]:
@@ -56,17 +54,6 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str]
     for tokens in lists:
         service.check_tokens(tokens, "prompt")
     return [service.tokenizer.decode(tokens) if body.echo else "" for tokens in lists], lists
-
-
-async def _whole(generation: Generation, form: _Form) -> Response:
-    """The answer in one piece."""
-    written: dict[int, list[Piece]] = {}
-    async for pieces in generation.pieces():
-        for choice, more in pieces.items():
-            written.setdefault(choice, []).extend(more)
-    state = await generation.save()
-    respond = partial(form.response, written, generation.usage(), state)
-    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 async def _chunks(
@@ -97,7 +84,7 @@ class _Form:
         return self._envelope.around("text_completion", choices, usage=usage, state=state)
 
     def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response:
-        """The whole answer; log-probabilities take seconds, and are not for the event loop."""
+        """The whole answer."""
         choices = [self.choice(choice, written[choice]) for choice in sorted(written)]
         return JSONResponse(self.around(choices, usage=usage, state=state))
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from secrets import randbits
-from typing import Any
+from typing import Any, Protocol
+
+from fastapi import Response
 
 from linscale.generate.continuation import Piece
 from linscale.generate.request import Failed, Finished, Request
@@ -111,6 +115,25 @@ class Generation:
         for k, sampling in enumerate(samplings):
             number = self._streams.start(Request(tokens, sampling, state, keep=keep))
             self._texts[number] = prompt * len(samplings) + k
+
+
+class Form(Protocol):
+    """The form of a whole answer."""
+
+    has_logprobs: bool
+
+    def response(self, written: Mapping[int, Sequence[Piece]], usage: Any, state: Any) -> Response: ...
+
+
+async def whole(generation: Generation, form: Form) -> Response:
+    """The answer in one piece. Log-probabilities take seconds, and are not for the event loop."""
+    written: dict[int, list[Piece]] = {}
+    async for pieces in generation.pieces():
+        for choice, more in pieces.items():
+            written.setdefault(choice, []).extend(more)
+    state = await generation.save()
+    respond = partial(form.response, written, generation.usage(), state)
+    return await asyncio.to_thread(respond) if form.has_logprobs else respond()
 
 
 def seeded(sampling: Sampling, n: int, state: Snapshot | None) -> list[Sampling]:
