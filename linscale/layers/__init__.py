@@ -7,6 +7,7 @@ from linscale.layers.lrpe import LRPE
 from linscale.layers.mlp import GLU, MLP
 from linscale.layers.norm import LayerNorm, RMSNorm, SRMSNorm
 from linscale.layers.output_gate import LowRankGate
+from linscale.layers.products import Products
 from linscale.layers.rope import RopeScaling
 from linscale.layers.softmax_attention import KeyValues, SoftmaxAttention, going_through_a_book
 from linscale.layers.tpe import ToeplitzEncoding
@@ -22,6 +23,7 @@ __all__ = [
     "LayerNorm",
     "LeftState",
     "LowRankGate",
+    "Products",
     "RMSNorm",
     "RopeScaling",
     "SRMSNorm",

@@ -59,3 +59,13 @@ class LeftState(nn.Module):
     def forward(self, u: Tensor, p: Tensor) -> Tensor:
         """u, p (B, m, D) -> (B, m, D)."""
         return u + self.values(u) * (p if self.norm is None else self.norm(p))
+
+    def scale(self) -> Tensor | float:
+        """What p (its direction, where it is normed) is multiplied by whatever the inputs are: (D,), (1,), a number."""
+        gain = 1.0 if self.norm is None else self.norm.weight
+        if self.form == "gated":
+            return gain
+        if self.form == "channel":
+            assert self.alpha is not None
+            return MOST * self.alpha.sigmoid() * gain
+        return (self.first if self.alpha is None else self.alpha.clamp(0, 1)) * gain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
@@ -22,8 +23,18 @@ class GLU(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate_proj(x)
-        return self.down_proj((silu(gate) if self.activation else gate) * self.up_proj(x))
+        return self.down_proj(self._inner(self.gate_proj(x), self.up_proj(x)))
+
+    def _inner(self, gate: Tensor, up: Tensor) -> Tensor:
+        return (silu(gate) if self.activation else gate) * up
+
+    def entering(self) -> Tensor:
+        """The weights of both products of x as one (2F, D)."""
+        return torch.cat([self.gate_proj.weight, self.up_proj.weight])
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What down_proj takes, (..., F), from the product with `entering` (..., 2F)."""
+        return self._inner(*x.chunk(2, -1))
 
 
 class MLP(nn.Module):
@@ -36,5 +47,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.up_proj(x)
-        return self.down_proj(gelu(inner) if self.activation == "gelu" else relu(inner))
+        return self.down_proj(self.inner(self.up_proj(x)))
+
+    def entering(self) -> Tensor:
+        """The weight of the product of x, (F, D)."""
+        return self.up_proj.weight
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What down_proj takes, (..., F), from the product with `entering`."""
+        return gelu(x) if self.activation == "gelu" else relu(x)

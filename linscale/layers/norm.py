@@ -17,8 +17,16 @@ class SRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.standard(x).to(x.dtype)
+
+    def standard(self, x: Tensor) -> Tensor:
+        """x of length sqrt(D), before any scale, at least float32."""
         wide = x if x.dtype == torch.float64 else x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """A weight (out, D) behind the norm, with the norm's scale in it: what takes `standard`."""
+        return weight
 
 
 class RMSNorm(SRMSNorm):
@@ -31,10 +39,13 @@ class RMSNorm(SRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.weight.to(x.dtype)
 
+    def scaled(self, weight: Tensor) -> Tensor:
+        return weight * self.weight
+
 
 class LayerNorm(RMSNorm):
     """RMSNorm of what is left when the mean is taken off (arXiv 1607.06450), without a bias."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def standard(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        return super().forward(wide - wide.mean(-1, keepdim=True)).to(x.dtype)
+        return super().standard(wide - wide.mean(-1, keepdim=True))

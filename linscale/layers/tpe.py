@@ -92,7 +92,7 @@ class ToeplitzEncoding(nn.Module):
             before, final = exclusive_linear_scan(update, decay, state=start, cu_seqlens=cu_chunks)
             y = near + (before * weight) @ powers[1:].mT
         # The empty steps at the end of a sequence decayed its state: λ >= 1/e, so 31 steps are undone safely.
-        extra = torch.tensor([empty], device=x.device) if layout is None else layout.empty
+        extra = torch.full((1,), empty, device=x.device) if layout is None else layout.empty
         final = final * (-extra.to(dtype)[:, None, None] * self.log_rate.to(dtype)).exp()
         y = y.transpose(2, 3).flatten(1, 2).to(x.dtype)
         return (y[:, : x.shape[1]] if layout is None else layout.gather(y)), final

@@ -48,7 +48,11 @@ class WindowAttention(nn.Module):
         return self.rotated(self.q_proj(h), turns)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+        """o_proj of `weigh`."""
+        return self.o_proj(self.weigh(q, k, v, visible, dropout))
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
         """(B, m, D) from q (B, m, D), k and v (B, S, D); visible (B or 1, 1, m, S), or None: causal with S = m."""
         q, k, v = (x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for x in (q, k, v))
         o = scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout)
-        return self.o_proj(o.transpose(1, 2).flatten(2))
+        return o.transpose(1, 2).flatten(2)

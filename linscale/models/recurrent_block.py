@@ -13,15 +13,16 @@ are one call behind the loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, pad
 
-from linscale.layers import Context, LeftState, WindowAttention
+from linscale.layers import GLU, MLP, Context, LeftState, WindowAttention
 from linscale.models.block import Block
+from linscale.models.recurrent_parts import WindowParts
 from linscale.models.recurrent_state import (
     CLOSED_K,
     CLOSES,
@@ -34,27 +35,30 @@ from linscale.models.recurrent_state import (
     RIGHT_K,
     TAKES_OVER,
     Ends,
-    behind,
     taken,
     turned,
-    window_mask,
 )
+from linscale.models.recurrent_walk import Walk
 
-AT_ONCE = 1 << 14  # tokens of second passes that nothing waits for
+
+def as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of the loop whose inside is kept for the backward pass: see train/parallel.py."""
+    return step
 
 
 class RecurrentBlock(Block):
     """x (B, T, D) and a state (B, S, K, D) in at least float32; see above."""
 
     mixer: WindowAttention
-    PARTS = ("beside", "window", "project", "advance", "second")
-    """What is compiled, or computed again in the backward pass, window by window; none of them calls another."""
+    mlp: GLU | MLP
 
     def __init__(self, *parts: Any, block: int, left: LeftState | None, closes: bool) -> None:
         """`parts` as for Block; block: K; left: None where alpha is 0; closes: the last block of a text as T(c)."""
         super().__init__(*parts)
         self.block, self.left, self.closes = block, left, closes and left is not None
         self.slots = FORGETS if left is None else CLOSES if self.closes else TAKES_OVER
+        self.parts = WindowParts(self.mixer_norm, self.mixer, self.mlp_norm, self.mlp, left)
+        self.recomputed: Callable[[Callable[..., Any]], Callable[..., Any]] = as_it_is
 
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         if context.piece is not None:
@@ -72,40 +76,6 @@ class RecurrentBlock(Block):
             outputs.append(y.flatten(0, 1)[group.slots])
             states.append(after)
         return torch.cat(outputs)[context.rows.token_order][None], torch.cat(states)[context.rows.document_order]
-
-    def window(
-        self, u: Tensor, past: tuple[Tensor, Tensor] | None, turns: Tensor | None, visible: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """T(u) behind the keys and values of `past`; and its own keys and values, all (B, m, D)."""
-        h = self.mixer_norm(u)
-        k, v = self.mixer.keys(h, turns)
-        q = self.mixer.queries(h, turns)
-        return self.finish(u, q, *behind(past, k, v), visible), k, v
-
-    def beside(self, c: Tensor, x: Tensor | None, p: Tensor) -> Tensor:
-        """L of a block, and R of the next one beside it: (B, K + m, D) from c (B, K, D), x (B, m, D) and p (B, K, D).
-        Without a next one (x is None) L alone, of c (B, m, D)."""
-        assert self.left is not None
-        left = self.left(c, p[:, : c.shape[1]])
-        return left if x is None else torch.cat([left, self.left(x, p[:, : x.shape[1]])], 1)
-
-    def project(self, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B, T, D) of all blocks on the right, where alpha is 0."""
-        h = self.mixer_norm(x)
-        return self.mixer.queries(h, turns), *self.mixer.keys(h, turns)
-
-    def second(self, c: Tensor, k: Tensor, v: Tensor, turns: Tensor | None) -> Tensor:
-        """y of blocks (n B, m, D) from their c and its keys and values, where alpha is 0."""
-        return self.finish(c, self.mixer.queries(self.mixer_norm(c), turns), k, v, None)
-
-    def advance(
-        self, x: Tensor, qkv: tuple[Tensor, ...], past: tuple[Tensor, Tensor] | None, turns: Tensor | None,
-        visible: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """c of a block from its x, q, k and v (B, m, D), where alpha is 0; and the keys and values of c."""
-        q, k, v = qkv
-        c = self.finish(x, q, *behind(past, k, v), visible)
-        return c, *self.mixer.keys(self.mixer_norm(c), turns)
 
     def finish(self, u: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """T(u) (B, m, D) from its queries (B, m, D) and all keys and values (B, S, D)."""
@@ -200,55 +170,6 @@ class RecurrentBlock(Block):
     ) -> tuple[Tensor, Tensor]:
         """Rows that stand where a block begins: all behind others (`cache`), or all at the beginning of their text."""
         ends = Ends(x, cache, lengths, self.block, self.slots)
-        walk = self._forget if self.left is None else self._accumulate
-        return torch.cat(walk(x, cache, turns, ends), 1), ends.state
-
-    def _forget(self, text: Tensor, cache: Tensor | None, turns: Tensor | None, ends: Ends) -> list[Tensor]:
-        """y of every block where alpha is 0: only c goes from block to block."""
-        size, past = self.block, None if cache is None else (cache[:, LEFT_K], cache[:, LEFT_V])
-        blocks, places = text.split(size, 1), torch.arange(text.shape[1], device=text.device) % size
-        qkv = [z.split(size, 1) for z in self.project(text, None if turns is None else turns[:, size + places])]
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        mask: Tensor | None = None
-        for j, (x, *own) in enumerate(zip(blocks, *qkv, strict=True)):
-            left = None if turns is None else turns[:, : x.shape[1]]
-            if mask is None or mask.shape[2] != x.shape[1]:
-                mask = window_mask(past, x)
-            found.append(self.advance(x, tuple(own), past, left, mask))
-            ends.add(j, (past, tuple(own[1:]), found[-1][1:]))
-            past = found[-1][1:]
-        y: list[Tensor] = []
-        whole = len(blocks) if blocks[-1].shape[1] == size else len(blocks) - 1  # the last block may be shorter
-        most = max(1, AT_ONCE // (size * len(text)))
-        for first in [*range(0, whole, most), *range(whole, len(blocks))]:
-            group = found[first : min(first + most, whole) if first < whole else None]
-            c, k, v = (torch.cat(z) for z in zip(*group, strict=True))  # (n B, m, D)
-            y += self.second(c, k, v, None if turns is None else turns[:, : c.shape[1]]).chunk(len(group))
-        return y
-
-    def _accumulate(self, text: Tensor, cache: Tensor | None, turns: Tensor | None, ends: Ends) -> list[Tensor]:
-        """y of every block: block j on the left beside block j + 1 on the right."""
-        assert self.left is not None
-        size, blocks = self.block, text.split(self.block, 1)
-        x, past, older, count = blocks[0], None, None, len(blocks)
-        u, p = x, x
-        if cache is not None:
-            past, older, p = (cache[:, LEFT_K], cache[:, LEFT_V]), cache[:, OLDER], cache[:, NEWER]
-            u = self.left(x, older[:, : x.shape[1]])
-        right = None if turns is None else turns[:, size : size + x.shape[1]]
-        c, *own = self.window(u, past, right, window_mask(past, x))
-        found: list[Tensor] = []
-        for j in range(count):
-            here, m = c, c.shape[1]
-            window = self.beside(c, blocks[j + 1] if j + 1 < count else None, p)
-            both, k, v = self.window(window, None, None if turns is None else turns[:, : window.shape[1]], None)
-            y, c = both[:, :m], both[:, m:]
-            following = k[:, :m], v[:, :m]
-            out, closed = y, None
-            if self.closes and j in ends.ending:
-                closing, *closed = self.window(here, None, None if turns is None else turns[:, :m], None)
-                out = torch.where((ends.last == j)[:, None, None], closing, y)
-            ends.add(j, (past, tuple(own), following, (y, older), p, closed))
-            found.append(out)
-            past, own, older, p = following, [k[:, m:], v[:, m:]], p, y
-        return found
+        walk = Walk(self, x, turns, ends)
+        blocks = walk.forget(x, cache) if self.left is None else walk.accumulate(x, cache)
+        return torch.cat(blocks, 1), ends.state

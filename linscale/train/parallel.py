@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from linscale.layers import LRPE, SoftmaxAttention
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
 from linscale.models.block import Block
 from linscale.models.recurrent_block import RecurrentBlock
+from linscale.models.recurrent_parts import WindowParts
 from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
@@ -72,17 +74,19 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
     _drop_out(model, train.dropout)
     recurrent: list[Any] = [block for block in model.blocks if isinstance(block, RecurrentBlock)]
     others: list[Any] = [block for block in model.blocks if not isinstance(block, RecurrentBlock)]
-    # Of a block that goes over windows each window by itself: what one makes is gone before the next.
-    parts = [(block, name) for block in recurrent for name in block.PARTS]
     if train.activation_checkpointing != "none":
-        for block, name in (*parts, *((block, "forward") for block in others)):
-            setattr(block, name, _recomputed(getattr(block, name), train, device))
+        for block in others:
+            block.forward = _recomputed(block.forward, train, device)
+        for block in recurrent:  # each window by itself: what one makes is gone before the next
+            block.recomputed = partial(_recomputed, train=train, device=device)
     if not compiles(train, device):
         return
     torch._dynamo.reset()  # graphs of runs that this process trained before would count against the limit
     torch._dynamo.config.recompile_limit = GRAPHS
-    for block, name in () if train.documents else parts:
-        setattr(block, name, torch.compile(getattr(block, name), fullgraph=True, dynamic=False))
+    for part, name in (
+        () if train.documents else [(block.parts, name) for block in recurrent for name in WindowParts.NAMES]
+    ):
+        setattr(part, name, torch.compile(getattr(part, name), fullgraph=True, dynamic=False))
     unlike = train.documents or train.sequence_parallel > 1
     blocks = [block for block in others if not (unlike and _softmax(block))]
     for module in (*blocks, None if train.documents else model.position_encoder):
