@@ -234,10 +234,10 @@ class RunConfig:
         if not isinstance(self.model, RecurrentTransformerConfig):
             return self
         block, rows, length = self.model.recurrence.block, self.model.recurrence.table, self.train.length
-        if block and block >= length:
+        if 2 * block > length:
             raise ValueError(
-                f"model.recurrence.block = {block}: train.length = {length} tokens are one block, and nothing recurs; "
-                f"choose a block below {length} (0: no windows, softmax over the whole text) or longer texts"
+                f"model.recurrence.block = {block}: a window of {2 * block} tokens is longer than train.length = "
+                f"{length}; choose a block up to {length // 2} (0: softmax over the whole text) or longer texts"
             )
         if rows is not None and rows < length:
             raise ValueError(f"model.recurrence.table = {rows}: expected a row for each of train.length = {length}")

@@ -88,8 +88,8 @@ def test_recomputed_windows_keep_their_states_alone(form: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("model", "changes", "words"),
     [
-        ({"recurrence": {"block": 32}}, {}, "model.recurrence.block = 32: train.length = 32 tokens are one block"),
-        ({"recurrence": {"block": 64}}, {}, "model.recurrence.block = 64: train.length = 32 tokens are one block"),
+        ({"recurrence": {"block": 17}}, {}, "model.recurrence.block = 17: a window of 34 tokens is longer"),
+        ({"recurrence": {"block": 64}}, {}, "model.recurrence.block = 64: a window of 128 tokens is longer"),
         ({"recurrence": {"block": 8, "positions": "table", "table": 16}}, {}, "model.recurrence.table = 16: expected"),
         (WINDOWS, {"sequence_parallel": 2}, "train.sequence_parallel = 2: a recurrent transformer reads its windows"),
         (WINDOWS, {"dropout": 1.0}, "train.dropout = 1.0"),
