@@ -34,7 +34,7 @@ class Recurrence:
 
     block: NonNegativeInt = 64
     "Tokens of a block K; a window holds two. 0: no windows, softmax over the whole text: the regular transformer."
-    alpha: float = 0.05
+    alpha: float = 0.45
     "How much of the left state is taken over, at first; fixed at 0, only the last block is handed on."
     alpha_form: AlphaForm = "channel"
     "fixed; learned: one number in [0, 1]; channel: one a channel below 0.5; gated: one a head below 0.5, by the data."
