@@ -23,14 +23,17 @@ from linscale.evaluate.task import PerRun, Result, Task
 from linscale.layers import SoftmaxAttention
 from linscale.models import LanguageModel
 from linscale.models.block import Block
+from linscale.models.recurrent_block import RecurrentBlock
 
 Part = Literal["softmax", "linear", "mixers"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def mixers_of(model: LanguageModel, part: Part) -> list[nn.Module]:
-    """The mixers of a model that a part names; of a recurrent transformer, whose blocks are its own, none."""
-    mixers = [block.mixer for block in model.blocks if isinstance(block, Block)]
+    """The mixers of a model that a part names; of a recurrent transformer, whose blocks do without, none."""
+    mixers = [
+        block.mixer for block in model.blocks if isinstance(block, Block) and not isinstance(block, RecurrentBlock)
+    ]
     if part == "mixers":
         return mixers
     return [mixer for mixer in mixers if isinstance(mixer, SoftmaxAttention) == (part == "softmax")]

@@ -54,6 +54,8 @@ def test_a_model_without_such_a_layer_says_so():
     linear = build_model(CONFIGS["hgrn2"](**SHAPE)).eval()
     assert Without(TASK, "linear").obstacle(linear, BYTES) is None
     assert Without(TASK, "softmax").obstacle(linear, BYTES) == "the model has no softmax layer to leave out"
+    recurrent = build_model(CONFIGS["recurrent_transformer"](**{**SHAPE, "n_layers": 1}, recurrence={"block": 4}))
+    assert Without(TASK, "mixers").obstacle(recurrent, BYTES) is not None
 
 
 def test_the_option_adds_every_task_once_more():
