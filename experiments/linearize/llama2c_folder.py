@@ -30,7 +30,12 @@ def main() -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config, indent=1))
     read_tokenizer(tokenizer, config["vocab_size"]).save(str(out / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (out / "tokenizer_config.json").write_text(json.dumps(names, indent=1))
 
 
@@ -95,7 +100,9 @@ def read_tokenizer(path: Path, size: int) -> tokenizers.Tokenizer:
     ]
     order = sorted(merges, key=lambda merge: -merge[0])
     found = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab, [(a, b) for _, a, b in order], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        tokenizers.models.BPE(
+            vocab, [(a, b) for _, a, b in order], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
     )
     found.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.Prepend(SPACE), tokenizers.normalizers.Replace(" ", SPACE)]
