@@ -85,9 +85,7 @@ class Tensors:
             lazy = self._files[path].get_slice(name)
             found = tuple(lazy.get_shape())
             value = lazy[local_rows(expected)[1]] if len(found) else self._files[path].get_tensor(name)
-        if expected is not None and (
-            found != expected.shape or (value.dtype != expected.dtype and not cast)
-        ):
+        if expected is not None and (found != expected.shape or (value.dtype != expected.dtype and not cast)):
             raise UserError(
                 f"{path}: tensor '{name}' is {value.dtype} {found}, "
                 f"the model needs {expected.dtype} {tuple(expected.shape)}"

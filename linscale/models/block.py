@@ -36,5 +36,6 @@ class Block(nn.Module):
     def mix(self, x: Tensor, context: Context, *, before: bool = False) -> Tensor:
         """What the mixer makes of texts that start afresh, of what enters it behind its norm, x (B, T, D): what it adds
         to the stream (B, T, D), or with `before` what its o_proj reads (B, T, H V)."""
-        y: Tensor = (self.mixer.attend if before else self.mixer)(x, None, context)[0]
+        mixer: Any = self.mixer
+        y: Tensor = (mixer.attend if before else mixer)(x, None, context)[0]
         return y

@@ -202,7 +202,8 @@ class LanguageModel(nn.Module):
         """What each mixer alone makes of an input of its own, (B, T, D) a layer: see `Block.mix`."""
         context, shared = self._context(tokens, None, cu_seqlens), self.shared()
         own = [context if shared is None else replace(context, shared=shared[layer]) for layer in range(len(entered))]
-        return [block.mix(*of, before=before) for block, *of in zip(self.blocks, entered, own, strict=True)]
+        blocks: list[Any] = list(self.blocks)
+        return [block.mix(*of, before=before) for block, *of in zip(blocks, entered, own, strict=True)]
 
     def read(
         self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None

@@ -39,7 +39,7 @@ def linear_divergence(
     """
     dtype = autocast_dtype(x.device) or x.dtype
     parts = (part.flatten(0, -2).to(dtype) for part in (x, weight, teacher.x, teacher.weight))
-    loss: Tensor = _Divergence.apply(*parts, targets.flatten(), text_weight)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Divergence.apply(*parts, targets.flatten(), text_weight)
     return loss.view_as(targets)
 
 

@@ -50,8 +50,8 @@ class TrainConfig:
     teacher: TeacherConfig | None = None
     """A frozen model to learn from; by default the text alone is learnt."""
     trained: Literal["all", "mixers", "new"] = "all"
-    """The weights that are trained, the others stay as they are. mixers: of layers without softmax. new: what these have
-    and softmax attention has not, in a linearized model."""
+    """The weights that are trained, the others stay as they are. mixers: of layers without softmax. new: what these
+    have and softmax attention has not, in a linearized model."""
     lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
     """Peak learning rate."""
     new_lr: Annotated[float, pydantic.Field(gt=0.0)] | None = None
@@ -248,7 +248,9 @@ class RunConfig:
     def _new(self) -> RunConfig:
         """Weights that only a linearized model has."""
         if self.model.arch != "linearized" and (self.train.trained == "new" or self.train.new_lr is not None):
-            field = f"trained = {self.train.trained!r}" if self.train.new_lr is None else f"new_lr = {self.train.new_lr}"
+            field = (
+                f"trained = {self.train.trained!r}" if self.train.new_lr is None else f"new_lr = {self.train.new_lr}"
+            )
             raise ValueError(
                 f"train.{field}: a model of arch {self.model.arch!r} has no new weights; expected 'linearized'"
             )

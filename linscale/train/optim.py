@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from linscale.distributed import sharded
+from linscale.models import LanguageModel
 from linscale.train.config import TrainConfig
 from linscale.train.trained import new_names
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: LanguageModel, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW with decoupled weight decay on the matrices of linear maps and embeddings."""
     groups = parameter_groups(model, train.weight_decay)
     if train.new_lr is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from linscale import checkpoint
-from linscale.checkpoint.tensors import parts
+from linscale.checkpoint.tensors import MODEL, parts
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.shards import TokenDataset
 from linscale.models import LanguageModelConfig, ModelConfig
@@ -85,7 +85,7 @@ def require_same_tokenizer(dataset: TokenDataset, origin: Origin, field: str) ->
 
 def _content(origin: Origin) -> str:
     """That of the weights and of what they mean."""
-    files = parts(origin.manifest, checkpoint.MODEL)
+    files = parts(origin.manifest, MODEL)
     return fingerprint([origin.manifest["model"], *(origin.manifest["files"][name]["sha256"] for name in files)])
 
 

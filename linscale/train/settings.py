@@ -84,8 +84,13 @@ def require_same_config(
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write config.json once; afterwards only what may change between two sessions of a run."""
     stored = _read_config(path) if (path / CONFIG).exists() else settings
-    write_json(path / CONFIG, {**stored, **{key: settings[key] for key in ("data", "train", "start", "teacher", "device")
-                                 if key in settings}})
+    write_json(
+        path / CONFIG,
+        {
+            **stored,
+            **{key: settings[key] for key in ("data", "train", "start", "teacher", "device") if key in settings},
+        },
+    )
 
 
 def resolve_device(device: str) -> str:
@@ -116,10 +121,11 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The precision that was used counts, not the one that was asked for.
     free = {"device", "precision", "start", "log_every", "keep_optimizer", "max_skipped", "trackers"}
     free |= {"compile", "capture", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
-    same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
-    same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
-    if same["train"].get("teacher"):
-        same["train"]["teacher"] = {key: value for key, value in same["train"]["teacher"].items() if key != "folder"}
+    same: dict[str, Any] = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
+    train = {key: value for key, value in settings.get("train", {}).items() if key not in free}
+    if train.get("teacher"):
+        train["teacher"] = {key: value for key, value in train["teacher"].items() if key != "folder"}
+    same["train"] = train
     for name in ("data", "start", "teacher"):  # what is in them, wherever they are
         same[name] = {"fingerprint": (settings.get(name) or {}).get("fingerprint")}
     return same

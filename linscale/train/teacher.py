@@ -23,7 +23,7 @@ class Seen(NamedTuple):
 def observe(teacher: LanguageModel, tokens: Tensor, cu_seqlens: Tensor | None, *, before: bool) -> Seen:
     """What enters and leaves every mixer, in one pass; `before`: before its o_proj."""
     seen = Seen([], [])
-    handles = [handle for block in teacher.blocks for handle in _watch(block.mixer, seen, before)]
+    handles = [handle for block in teacher.blocks for handle in _watch(block.get_submodule("mixer"), seen, before)]
     try:
         teacher.read_into(_nothing, tokens, cu_seqlens)
     finally:

@@ -24,9 +24,10 @@ def freeze(model: LanguageModel, trained: Literal["all", "mixers", "new"]) -> No
 
 
 def _mixers(model: LanguageModel) -> set[str]:
+    mixers = {f"blocks.{layer}.mixer": block.get_submodule("mixer") for layer, block in enumerate(model.blocks)}
     return {
-        f"blocks.{layer}.mixer.{name}"
-        for layer, block in enumerate(model.blocks)
-        if not isinstance(block.mixer, SoftmaxAttention)
-        for name, _ in block.mixer.named_parameters()
+        f"{place}.{name}"
+        for place, mixer in mixers.items()
+        if not isinstance(mixer, SoftmaxAttention)
+        for name, _ in mixer.named_parameters()
     }
