@@ -25,6 +25,7 @@ from linscale import checkpoint
 from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE, SoftmaxAttention
+from linscale.layers.decay_gate import DecayGate, ForgetGate
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
 from linscale.models.block import Block
 from linscale.models.recurrent_block import RecurrentBlock
@@ -178,8 +179,9 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     """Shard each block, and what stands outside them, by rows over all ranks.
 
     Under bf16 blocks gather their weights in bf16, as autocast would make them, and sum gradients in fp32. Those with
-    angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing. Outside, too: few
-    weights, among them HGRN2's bounds and the position encoder's filter.
+    angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing; and those with gates,
+    whose biases near 7 say how little is forgotten. Outside, too: few weights, among them HGRN2's bounds and the
+    position encoder's filter.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -188,8 +190,8 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     full = MixedPrecisionPolicy(cast_forward_inputs=False)
     for block in model.blocks:
-        angles = any(isinstance(module, LRPE) for module in block.modules())
-        fully_shard(block, mesh=mesh, mp_policy=full if angles or precision == "fp32" else half)
+        exact = any(isinstance(module, LRPE | DecayGate | ForgetGate) for module in block.modules())
+        fully_shard(block, mesh=mesh, mp_policy=full if exact or precision == "fp32" else half)
         register_fsdp_forward_method(block, "mix")
     fully_shard(model, mesh=mesh, mp_policy=full)
     for way in ("mix", "read_into"):
