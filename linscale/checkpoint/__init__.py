@@ -132,7 +132,8 @@ def clean(run: Path) -> None:
 
 def prune_optimizers(run: Path, keep: int) -> None:
     """Delete the optimizer states of all checkpoints but the `keep` newest."""
-    for path in list_checkpoints(run)[:-keep]:
+    paths = list_checkpoints(run)
+    for path in paths[: max(0, len(paths) - keep)]:
         for file in path.glob("optimizer*.safetensors"):
             file.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from linscale import checkpoint
 from linscale.checkpoint.tensors import MODEL, parts
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.shards import TokenDataset
+from linscale.data.tokenizer import Tokenizer, load_tokenizer
 from linscale.models import LanguageModelConfig, ModelConfig
 from linscale.train.config import RunConfig
 
@@ -28,6 +29,11 @@ class Origin:
             ModelConfig, self.manifest["model"], source=str(self.path / checkpoint.MANIFEST)
         )
         return config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer. Raises UserError where there is none."""
+        return load_tokenizer(self.run)
 
     @property
     def run(self) -> Path:
@@ -75,11 +81,10 @@ def origins(config: RunConfig, dataset: Any) -> dict[str, dict[str, Any]]:
 
 def require_same_tokenizer(dataset: TokenDataset, origin: Origin, field: str) -> None:
     """Raises UserError for a corpus whose tokens are not those of a checkpoint."""
-    here, there = dataset.manifest.tokenizer.fingerprint, origin.manifest.get("tokenizer")
-    if here != there:
+    if not dataset.tokenizer.same_tokens(origin.tokenizer):
         raise UserError(
-            f"data.path = {str(dataset.folder)!r}: prepared with another tokenizer ({here}) than that of {field} "
-            f"({there}); prepare it again with `linscale data prepare --tokenizer {origin.run}`"
+            f"data.path = {str(dataset.folder)!r}: prepared with another tokenizer than that of {field}; prepare it "
+            f"again with `linscale data prepare --tokenizer {origin.run}`"
         )
 
 

@@ -26,6 +26,7 @@ from linscale import checkpoint
 from linscale.adapt.tokenizer_folder import copy_companions
 from linscale.config import UserError, human
 from linscale.data.loader import Batch, Prefetcher
+from linscale.data.tokenizer import Tokenizer
 from linscale.distributed import ALONE, Ranks, piece_of
 from linscale.evaluate.perplexity import Validation
 from linscale.evaluate.records import Evaluations
@@ -68,6 +69,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     ranks: Ranks
     objective: Objective
+    tokenizer: Tokenizer | None
+    "Of the checkpoint that it begins with, or of its data."
     captured: Captured | None = None
     "How its passes are made, where train.capture is on."
 
@@ -153,7 +156,8 @@ def _write_head(run: Run) -> Path | None:
     """Write what a run folder has from its first step on; gives the checkpoint to go on from, if there is one."""
     write_settings(run.path, run.settings)
     run.source.save(run.path)
-    if run.train.start is not None:
+    if run.train.start is not None and run.tokenizer is not None:  # the same tokens, and what opens a text
+        run.tokenizer.save(run.path)
         copy_companions(find_origin(run.train.start, "train.start").run, run.path)
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
@@ -171,7 +175,10 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
     optimizer = build_optimizer(model, recipe)
     objective = _objective(config, ranks, settings)
-    run = Run(path, settings, recipe, source, loader, passes, model, optimizer, ranks, objective)
+    tokenizer = source.tokenizer
+    if tokenizer is not None and recipe.start is not None:
+        tokenizer = find_origin(recipe.start, "train.start").tokenizer
+    run = Run(path, settings, recipe, source, loader, passes, model, optimizer, ranks, objective, tokenizer)
     if recipe.capture == "on":
         run.captured = Captured(model, partial(_loss_of, run))
     return run
@@ -275,13 +282,13 @@ def _tasks(run: Run, ranks: Ranks) -> list[Any]:
 
 
 def _unscored(run: Run, step: int) -> list[int]:
-    records, tokenizer = Evaluations(run.path, run.settings), run.source.tokenizer
+    records, tokenizer = Evaluations(run.path, run.settings), run.tokenizer
     return [] if all(records.has(step, task, task.version(tokenizer)) for task in _tasks(run, ALONE)) else [step]
 
 
 def _validate(run: Run, step: int) -> list[Result]:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
-    tokenizer, found = run.source.tokenizer, []
+    tokenizer, found = run.tokenizer, []
     for task in _tasks(run, run.ranks):
         with torch.compiler.set_stance("force_eager"):
             results = task.run(run.model, tokenizer)
@@ -363,7 +370,7 @@ def _loss_of(run: Run, tokens: torch.Tensor, targets: torch.Tensor, bounds: torc
 
 def _save(run: Run, step: int) -> None:
     """Write the checkpoint of a step. Its validation record comes after it: it never speaks of lost weights."""
-    tokenizer = run.source.tokenizer
+    tokenizer = run.tokenizer
     extra = {"tokens": step * run.train.batch_tokens, "tokenizer": tokenizer.fingerprint if tokenizer else None}
     checkpoint.save(run.path, step, run.model, run.optimizer, extra, run.ranks)
     if run.train.keep_optimizer == "last" and run.ranks.first:
