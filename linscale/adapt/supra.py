@@ -155,16 +155,16 @@ class _Fresh:
         self._layer, self._tensors = -1, dict[str, Tensor]()
 
     def entries(self, taken: Mapping[str, Entry]) -> dict[str, Entry]:
-        """What they are written as: matrices of products in the dtype of the queries' projection beside them, all else
-        in float32, as rates and bounds of forgetting decide over thousands of tokens."""
+        """What they are written as: those of linear maps in the dtype of the queries' projection beside them, all else
+        in float32, as angles and bounds decide over thousands of tokens."""
         with torch.device("meta"):
             model = build_model(self.config)
         tensors, found = model_tensors(model), {}
         for name in sorted(new_parameters(self.config)):
             module = model.get_submodule(name.rpartition(".")[0])
             beside = taken[".".join([*name.split(".")[:3], "q_proj.weight"])]
-            product = isinstance(module, nn.Linear) and tensors[name].ndim > 1
-            found[name] = Entry(Path(), beside.dtype if product else torch.float32, tuple(tensors[name].shape))
+            dtype = beside.dtype if isinstance(module, nn.Linear) else torch.float32
+            found[name] = Entry(Path(), dtype, tuple(tensors[name].shape))
         return found
 
     def read(self, name: str) -> Tensor:

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import linear, logsigmoid
 
 from linscale.distributed import copy_into
 
@@ -14,20 +14,26 @@ FORGETS = 2.0, 3.0  # -log10 of what a step forgets at first, from the first hea
 SPREAD = 0.1  # of what the input first adds to a gate's logit, where it is normed
 
 
-class DecayGate(nn.Linear):
-    """log sigmoid(W x + b), x (B, T, D) -> (B, T, H), or (B, T, H, K) with one a channel; at least float32."""
+class DecayGate(nn.Module):
+    """log sigmoid(W x + b), x (B, T, D) -> (B, T, H), or (B, T, H, K) with one a channel; at least float32.
+
+    No nn.Linear: weight decay would draw it to forgetting half of the past a step, and in 8 bits a bias of 7 is off by
+    what it forgets.
+    """
 
     def __init__(self, d_model: int, n_heads: int, channels: int | None = None) -> None:
-        super().__init__(d_model, n_heads * (channels or 1))
+        super().__init__()
         self.n_heads, self.channels = n_heads, channels
+        self.weight = nn.Parameter(torch.empty(n_heads * (channels or 1), d_model))
+        self.bias = nn.Parameter(torch.empty(n_heads * (channels or 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        log_decay = logsigmoid(_wide(super().forward(x)))
+        log_decay = logsigmoid(_wide(linear(x, self.weight.to(x.dtype))) + self.bias)
         return log_decay if self.channels is None else log_decay.unflatten(-1, (self.n_heads, self.channels))
 
     def reset(self, generator: torch.Generator) -> None:
         """Biases by head, and weights that change them little at first."""
-        std = SPREAD * self.in_features**-0.5
+        std = SPREAD * self.weight.shape[1] ** -0.5
         copy_into(self.weight, std * torch.randn(self.weight.shape, generator=generator))
         copy_into(self.bias, first_logits(self.n_heads, self.channels or 1).flatten())
 

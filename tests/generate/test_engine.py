@@ -22,7 +22,7 @@ from linscale.models import CONFIGS, build_model
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
-CASES |= {"recurrent_transformer": 0, "recurrent_transformer in half": 2}
+CASES |= {"recurrent_transformer": 0, "recurrent_transformer in half": 2, "linearized in half": 2}
 PROMPT = np.random.default_rng(0).integers(0, 256, 60).tolist()
 SAMPLINGS = [
     Sampling(max_tokens=12, temperature=0),
