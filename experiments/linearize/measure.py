@@ -38,6 +38,8 @@ Row = dict[str, Any]
 class Measures:
     """How much of everything."""
 
+    suites: tuple[str, ...] = ("ppl", "csr", "recall", "needle")
+    "Of `linscale evaluate`, beside the loss by position."
     limit: int | None = None
     "Questions of each set; by default all."
     window: int = 2048
@@ -83,19 +85,16 @@ class Measuring:
         novels = TextOptions(text=(files.text / "novels.jsonl",), window=plan.positions)
         recall = RecallOptions(sizes=plan.recall_sizes, examples=plan.examples, passkey_lengths=plan.passkey_lengths)
         needle = NeedleOptions(lengths=plan.needle_lengths, depths=plan.needle_depths)
-        return [
-            *build_tasks(
-                ["ppl", "csr", "recall", "needle"], Options(sets=sets, text=held, recall=recall, needle=needle)
-            ),
-            *build_tasks(["text"], Options(text=novels)),
-        ]
+        options = Options(sets=sets, text=held, recall=recall, needle=needle)
+        return [*build_tasks(plan.suites, options), *build_tasks(["text"], Options(text=novels))]
 
     def _few(self) -> list[Task]:
         """What a model without parts is measured on, and the whole one beside it."""
         plan = self.measures
         limit = plan.ablation_limit if plan.limit is None else min(plan.limit, plan.ablation_limit)
         wikitext = [task for task in self.tasks if task.name.startswith("text-wikitext")]
-        return [*build_tasks([*CSR], Options(sets=SetOptions(limit=limit))), *wikitext]
+        names = CSR if "csr" in plan.suites else ()
+        return [*build_tasks([*names], Options(sets=SetOptions(limit=limit))), *wikitext]
 
     def row(self, run: Path) -> Row:
         """Everything of a run's last checkpoint."""
@@ -112,7 +111,7 @@ class Measuring:
         row: Row = {
             "params": count_parameters(model.config).total,
             "softmax_layers": len(mixers_of(model, "softmax")), "layers": len(model.blocks),
-            "state": {str(mark): state_elements(model.config, mark) for mark in self.measures.marks},
+            "state_elements": {str(mark): state_elements(model.config, mark) for mark in self.measures.marks},
             "left_out": outcome.left_out, "precision": settings["precision"], "code": settings["code"],
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "torch": torch.__version__, "tasks": self._results(run, checkpoint.step_of(newest), tasks, tokenizer),

@@ -1,0 +1,200 @@
+"""A teacher and what several recipes make of it, at equal tokens: trained, measured, one JSON; one command.
+
+    python experiments/linearize/arms.py experiments/linearize/smollm2.toml TEACHER --data DATA --text TEXT --sets SETS
+        [--tokens 100_000_000] [--only PATTERN] [--minutes 9] [--out runs] [--json OUT] [--list]
+
+TEACHER is a Hugging Face folder, DATA what `linscale data prepare TEXT/train --tokenizer TEACHER` made of the text that
+text.py wrote to TEXT, SETS what `linscale tasks prepare` made. Arms are trained one after the other by the code of
+`linscale linearize` into <out>/<name>/<arm>, and measured when they are done. Killed, or stopped after `--minutes`,
+the same command goes on; what is done in the JSON (by default experiments/results/<name>.json) is not done again,
+even where its folder is gone. `python experiments/tables.py PAGE` makes tables of it, chart.py curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import Measures, Measuring, Row, Sources
+
+from linscale.adapt.huggingface import import_folder
+from linscale.config import UserError, config, load_toml, parse, to_dict
+from linscale.run_folder import EVALUATIONS, latest_records, read_json
+from linscale.train.config import Name
+from linscale.train.linearize import run_recipe
+from linscale.train.metrics import read_status
+from linscale.train.recipe import Recipe, load_recipe
+
+RESULTS = Path(__file__).parent.parent / "results"
+TEACHER = "teacher"
+
+
+@config
+class Arm:
+    """One conversion."""
+
+    name: Name
+    recipe: str
+    "supra, t2r, distill, or a file."
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    "Over the recipe."
+
+
+@config
+class Experiment:
+    """What a file holds."""
+
+    name: Name
+    arms: tuple[Arm, ...]
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    "Over the recipes of all arms."
+    measures: Measures = Measures()
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables of tables, with what `above` says of both."""
+    both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(below[key], dict)}
+    return {**below, **above, **both}
+
+
+def recipe_of(arm: Arm, experiment: Experiment, own: dict[str, Any]) -> Recipe:
+    """The recipe that an arm names, with the experiment's changes, its own, and those of this call."""
+    values = to_dict(load_recipe(arm.recipe))
+    for changes in (experiment.changes, arm.changes, own):
+        values = merged(values, changes)
+    found: Recipe = parse(Recipe, values, source=f"arm {arm.name!r}")
+    return found
+
+
+class Bench:
+    """One call: what is known, and until when there is time."""
+
+    def __init__(self, options: argparse.Namespace, experiment: Experiment) -> None:
+        self.options, self.experiment = options, experiment
+        self.folder: Path = options.out / experiment.name
+        self.json: Path = options.json or RESULTS / f"{experiment.name}.json"
+        known = json.loads(self.json.read_text())["rows"] if self.json.exists() else []
+        self.rows: dict[str, Row] = {row["arm"]: row for row in known}
+        self.deadline = time.monotonic() + 60 * options.minutes
+        self.measuring: Measuring | None = None
+        self.shown = 0.0
+
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def done(self, arm: str) -> bool:
+        return self.rows.get(arm, {}).get("state") == "done"
+
+    def teacher(self) -> None:
+        """Import and measure it."""
+        run = self.folder / TEACHER
+        if not run.exists():
+            import_folder(self.options.teacher, run)
+        self.keep(TEACHER, {"tokens": 0}, run)
+
+    def arm(self, arm: Arm) -> None:
+        """Train an arm as far as there is time, and measure it when it is trained."""
+        recipe = recipe_of(arm, self.experiment, {"data": str(self.options.data), **self.own()})
+        run = self.folder / arm.name
+        status = run_recipe(recipe, self.options.teacher, run, on_step=self.show, stop=self.late)
+        stages = [stage_of(run / f"{n}-{stage.name}", stage.name) for n, stage in enumerate(recipe.stages[:-1], 1)]
+        stages = [stage for stage in (*stages, stage_of(run, recipe.stages[-1].name)) if stage]
+        row: Row = {
+            "recipe": arm.recipe, "tokens": sum(stage["tokens"] for stage in stages), "seed": recipe.seed,
+            "length": recipe.train.get("length"), "recipe_values": to_dict(recipe), "stages": stages,
+            "training_s": sum(stage["elapsed_s"] for stage in stages), "state": status["state"],
+        }  # fmt: skip
+        if status["state"] == "done":
+            self.keep(arm.name, row, run)
+        else:
+            self.write(arm.name, row)
+
+    def own(self) -> dict[str, Any]:
+        return {} if self.options.tokens is None else {"tokens": self.options.tokens}
+
+    def keep(self, arm: str, row: Row, run: Path) -> None:
+        """Measure a run and write its row."""
+        if self.measuring is None:
+            self.measuring = Measuring(self.experiment.measures, Sources(self.options.text, self.options.sets))
+        print(f"{arm}: measuring", flush=True)
+        self.write(arm, {**row, **self.measuring.row(run), "state": "done"})
+
+    def write(self, arm: str, row: Row) -> None:
+        self.rows[arm] = {"arm": arm, **row}
+        order = [TEACHER, *(each.name for each in self.experiment.arms)]
+        rows = sorted(
+            self.rows.values(), key=lambda row: order.index(row["arm"]) if row["arm"] in order else len(order)
+        )
+        self.json.parent.mkdir(parents=True, exist_ok=True)
+        self.json.write_text(json.dumps({"name": self.experiment.name, "rows": rows}, indent=1) + "\n")
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Where training stands, every 15 seconds."""
+        if time.monotonic() - self.shown > 15:
+            self.shown = time.monotonic()
+            loss = "-" if status.get("loss") is None else f"{status['loss']:.4f}"
+            speed = f"{status.get('tokens_per_s') or 0:,.0f} tokens/s"
+            print(f"{status['stage']} {status['step']}/{status['steps']}  loss {loss}  {speed}", flush=True)
+
+
+def stage_of(run: Path, name: str) -> Row | None:
+    """What a stage came to; None where it has not begun."""
+    status = read_status(run)
+    if not status:
+        return None
+    found = [
+        [record["step"], record["metric"], record["value"]]
+        for record in latest_records(run / EVALUATIONS, ("step", "task", "metric"))
+        if record["task"] == "validation"
+    ]
+    batch = read_json(run / "config.json")["train"]["batch_tokens"]
+    return {
+        "name": name, "tokens": status["step"] * batch, "elapsed_s": status["elapsed_s"], "validation": found,
+    }  # fmt: skip
+
+
+def main() -> None:
+    options = parse_options()
+    experiment: Experiment = load_toml(options.file, Experiment)
+    bench = Bench(options, experiment)
+    names = [name for name in (TEACHER, *(arm.name for arm in experiment.arms)) if re.search(options.only, name)]
+    arms = {arm.name: arm for arm in experiment.arms}
+    if options.list:
+        for name in names:
+            tokens = recipe_of(arms[name], experiment, bench.own()).tokens if name in arms else 0
+            print(f"{name:<16}{tokens:>14,} tokens{'  done' if bench.done(name) else ''}")
+        return
+    for name in names:
+        if not bench.done(name) and not bench.late():
+            print(f"{name}:", flush=True)
+            bench.arm(arms[name]) if name in arms else bench.teacher()
+    done = sum(bench.done(name) for name in names)
+    print(f"{done} of {len(names)} arms done; {bench.json}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("teacher", type=Path, help="a Hugging Face folder")
+    for name in ("data", "text", "sets"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, help="of every arm, instead of what the recipes say")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression: arms that it matches")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop training after so many, saved")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--list", action="store_true", help="name the arms, and train none")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"arms.py: {error}")
