@@ -57,9 +57,7 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     content = read_json(folder / FILE)
-    for name in COMPANIONS:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+    copy_companions(folder, out)
     ends = model.get("eos_token_id")
     if isinstance(ends, list) and not (out / GENERATION).exists():
         write_json(out / GENERATION, {"eos_token_id": ends})
@@ -86,6 +84,13 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
     if marks:
         write_json(out / FILE, {**content, MARKS: marks})
     return load_tokenizer(out)
+
+
+def copy_companions(folder: Path, out: Path) -> None:
+    """Copy what stands beside a tokenizer.json, as it is."""
+    for name in COMPANIONS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
 
 
 def _named(folder: Path) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from linscale import checkpoint
 from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE, SoftmaxAttention
@@ -28,6 +32,7 @@ from linscale.models.recurrent_block import RecurrentBlock
 from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
+from linscale.train.trained import freeze
 
 GRAPHS = 32  # of one part of a model, at most: a curriculum has it compiled for every length
 
@@ -40,18 +45,44 @@ def build_for_training(
     device     "cpu" or "cuda": with several ranks, the current one
     precision  "fp32" or "bf16"; weights, gradients that are summed, and the optimizer are fp32 either way
     """
+    way = "mix" if train.teacher is not None and train.teacher.loss == "attention" else "forward"
     if ranks.size == 1:
         model = build_model(config, seed=train.seed).to(device)
-        _wrap_blocks(model, train, device)
+        freeze(model, train.trained)
+        _wrap_blocks(model, train, device, way)
         return model
     with torch.device("meta"):
         model = build_model(config)
-    _wrap_blocks(model, train, device)
+    freeze(model, train.trained)
+    _wrap_blocks(model, train, device, way)
     _shard(model, ranks, device, precision)
     model.to_empty(device=device)
     model.init_weights(train.seed)
-    if ranks.pieces > 1:
-        model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)
+    return model
+
+
+def build_teacher(path: Path, train: TrainConfig, ranks: Ranks, device: str, precision: str) -> LanguageModel:
+    """The model of a checkpoint, to be read alone: compiled and sharded as the run's own, weights as in the run, or
+    where one rank holds them all those of products in `precision`."""
+    assert train.teacher is not None
+    recipe = replace(train, dropout=0.0, activation_checkpointing="none")
+    watched = train.teacher.loss == "attention"  # and inside a compiled block nobody can watch
+    if ranks.size == 1:
+        model = checkpoint.load_model(path).float().to(device)
+        for module in model.modules() if precision == "bf16" else ():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.to(torch.bfloat16)
+    else:
+        with torch.device("meta"):
+            model = build_model(checkpoint.model_config(path))
+    model.requires_grad_(False).eval()
+    if not watched:
+        _wrap_blocks(model, recipe, device, "forward")
+    if ranks.size > 1:
+        _shard(model, ranks, device, precision)
+        model.to_empty(device=device)
+        model.reset_buffers()
+        checkpoint.fill(path, model, ranks)
     return model
 
 
@@ -69,14 +100,15 @@ def compiles(train: TrainConfig, device: str) -> bool:
     return train.compile != "off" and obstacle is None and not interpreting()
 
 
-def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
+def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str, way: str) -> None:
+    """`way` is the method of a block that the run goes through."""
     _drop_out(model, train.dropout)
     recurrent: list[Any] = [block for block in model.blocks if isinstance(block, RecurrentBlock)]
     others: list[Any] = [block for block in model.blocks if not isinstance(block, RecurrentBlock)]
     # Of a block that goes over windows each window by itself: what one makes is gone before the next.
     parts = [(block, name) for block in recurrent for name in block.PARTS]
     if train.activation_checkpointing != "none":
-        for block, name in (*parts, *((block, "forward") for block in others)):
+        for block, name in (*parts, *((block, way) for block in others)):
             setattr(block, name, _recomputed(getattr(block, name), train, device))
     if not compiles(train, device):
         return
@@ -89,7 +121,10 @@ def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
     for module in (*blocks, None if train.documents else model.position_encoder):
         if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
-            module.compile(fullgraph=True, dynamic=False)
+            if way == "forward":
+                module.compile(fullgraph=True, dynamic=False)
+            elif module is not model.position_encoder:
+                setattr(module, way, torch.compile(getattr(module, way), fullgraph=True, dynamic=False))
 
 
 def _drop_out(model: LanguageModel, share: float) -> None:
@@ -120,8 +155,8 @@ def _recomputed(forward: Callable[..., Any], train: TrainConfig, device: str) ->
 
     def run(x: Tensor, *others: Any) -> Any:
         if mode == "full":
-            return checkpoint(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
-        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
+            return recompute(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
+        return recompute(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
 
     return run
 
@@ -149,7 +184,7 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     position encoder's filter.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device, (ranks.size,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -157,7 +192,12 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     for block in model.blocks:
         exact = any(isinstance(module, LRPE | DecayGate | ForgetGate) for module in block.modules())
         fully_shard(block, mesh=mesh, mp_policy=full if exact or precision == "fp32" else half)
+        register_fsdp_forward_method(block, "mix")
     fully_shard(model, mesh=mesh, mp_policy=full)
+    for way in ("mix", "read_into"):
+        register_fsdp_forward_method(model, way)
+    if ranks.pieces > 1:
+        model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)
 
 
 def split_batch(train: TrainConfig, ranks: Ranks) -> tuple[int, int]:
