@@ -71,7 +71,7 @@ def read_teacher(folder: Path) -> Teacher:
         raise UserError(f"{folder}: not a Hugging Face folder; expected one with {CONFIG} and safetensors weights")
     if "run" in values and "model_type" not in values:
         raise UserError(
-            f"{folder}: a run folder; expected a Hugging Face folder, as `linscale export {folder} OUT` makes of a LLaMA"
+            f"{folder}: a run folder; expected a Hugging Face folder, which `linscale export` makes of a run of a LLaMA"
         )
     config = read_llama_config(values, str(folder / CONFIG))
     with torch.device("meta"):

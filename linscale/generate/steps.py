@@ -9,6 +9,7 @@ from linscale.generate.read_step import ReadStep
 from linscale.generate.step import DecodingStep
 from linscale.generate.window_step import WindowStep
 from linscale.models import LanguageModel, Linearized, RecurrentTransformer
+from linscale.models.folded import fold
 
 
 def decoding_step(
@@ -17,4 +18,6 @@ def decoding_step(
     """From packed matrices, by the blocks' own step, or, where there is neither, by the model's forward pass."""
     if can_pack(model) or not isinstance(model, RecurrentTransformer | Linearized):
         return DecodingStep(model, slots, capacity, dtype=dtype, state_dtype=state_dtype)
-    return (WindowStep if WindowStep.possible(model) else ReadStep)(model, slots, capacity, dtype=dtype)
+    if isinstance(model, RecurrentTransformer) and WindowStep.possible(model):
+        return WindowStep(model, slots, capacity, dtype=dtype)
+    return ReadStep(fold(model), slots, capacity, dtype=dtype)

@@ -28,7 +28,11 @@ class DenseFeatures(nn.Linear):
         self.n_heads = n_heads
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(super().forward(x.flatten(2))).unflatten(-1, (self.n_heads, -1))
+        return self.activated(super().forward(x.flatten(2)).unflatten(-1, (self.n_heads, -1)))
+
+    def activated(self, product: Tensor) -> Tensor:
+        """Of W x + b."""
+        return relu(product)
 
     def reset(self, generator: torch.Generator) -> None:
         """Uniform within ±1/sqrt(fan in), weights and biases alike: what the authors' framework gives them."""
@@ -52,15 +56,18 @@ class HeadFeatures(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_heads, head_dim, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.einsum("bthd,hdf->bthf", x, self.weight.to(x.dtype))
-        y = y if y.dtype == torch.float64 else y.float()
+        return self.activated(torch.einsum("bthd,hdf->bthf", x, self.weight.to(x.dtype)))
+
+    def activated(self, product: Tensor) -> Tensor:
+        """Of x W."""
+        y, dtype = product if product.dtype == torch.float64 else product.float(), product.dtype
         if self.kind == "softmax":
-            return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1).to(x.dtype)
+            return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1).to(dtype)
         if self.bounded:
             largest = y.detach().abs().amax(-1, keepdim=True)
-            return torch.cat([(y - largest).exp(), (-y - largest).exp()], -1).to(x.dtype)
+            return torch.cat([(y - largest).exp(), (-y - largest).exp()], -1).to(dtype)
         y = y.clamp(-LARGEST, LARGEST)
-        return torch.cat([y.exp(), (-y).exp()], -1).to(x.dtype)
+        return torch.cat([y.exp(), (-y).exp()], -1).to(dtype)
 
     def reset(self, std: float, generator: torch.Generator) -> None:
         """The identity, and N(0, std²) in columns that it has not: similarities begin as those of q and k."""

@@ -156,20 +156,13 @@ class LinearAttention(nn.Module):
 
     def _queries_keys(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
         """q, k (B, T, H, K) as the recurrence takes them, and its log_decay."""
-        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))
-        k = self.k_proj(x).unflatten(-1, (self.n_kv_heads, -1))
-        if self.linear.rotary == "before":
-            q, k = self._rotated(q, k, context)
-        log_decay = self.log_decay
         if isinstance(self.decay_gate, ForgetGate):
+            q, k = self._projected(x, context)
             q = self._mapped(q, self.q_features)
             k, log_decay = self.decay_gate(self._for_every_head(k))
         else:
-            dense = isinstance(self.q_features, DenseFeatures)
-            k = k if dense else self._for_every_head(k)
-            q, k = self._mapped(q, self.q_features), self._mapped(k, self.k_features or self.q_features)
-            k = self._for_every_head(k) if dense else k
-            log_decay = self.decay_gate(x) if self.decay_gate is not None else log_decay
+            q, k = self._features(x, context)
+            log_decay = self.log_decay if self.decay_gate is None else self.decay_gate(x)
         if self.linear.rotary == "after":
             q, k = self._rotated(q, k, context)
         if self.lrpe is not None:
@@ -177,6 +170,20 @@ class LinearAttention(nn.Module):
             if log_decay is not None and log_decay.ndim == 4:
                 log_decay = torch.cat([log_decay, log_decay], -1)  # a channel's cosine and sine fade alike
         return q, k, log_decay
+
+    def _projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """q (B, T, H, d) and k (B, T, G, d), rotated where that comes before the features."""
+        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))
+        k = self.k_proj(x).unflatten(-1, (self.n_kv_heads, -1))
+        return self._rotated(q, k, context) if self.linear.rotary == "before" else (q, k)
+
+    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """φ(q) and φ(k), (B, T, H, K)."""
+        q, k = self._projected(x, context)
+        dense = isinstance(self.q_features, DenseFeatures)
+        k = k if dense else self._for_every_head(k)
+        q, k = self._mapped(q, self.q_features), self._mapped(k, self.k_features or self.q_features)
+        return q, self._for_every_head(k) if dense else k
 
     def _mapped(self, x: Tensor, features: nn.Module | None) -> Tensor:
         if features is not None:
