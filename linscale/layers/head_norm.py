@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from linscale.layers.context import Context
-from linscale.layers.linear_attention import linear_attention
+from linscale.layers.linear_attention import stepped_attention
 from linscale.layers.norm import RMSNorm, SRMSNorm
 
 GROUP_EPS = 1e-5  # SUPRA's, in the place of the model's norm_eps
@@ -43,11 +43,11 @@ def averaged_attention(
     """
     width = v.shape[-1]
     wide = width + 1
-    if v.is_cuda:
+    if v.is_cuda and v.shape[1] > 1:
         wide = next((fits for fits in WIDTHS if fits >= wide), wide)
     v = torch.cat([v, v.new_ones(*v.shape[:-1], 1), v.new_zeros(*v.shape[:-1], wide - width - 1)], -1)
     before = None if state is None else pad(state, (0, wide - width - 1))
-    o, after = linear_attention(q, k, v, log_decay, before, context)
+    o, after = stepped_attention(q, k, v, log_decay, before, context)
     sums = o if o.dtype == torch.float64 else o.float()
     averages = sums[..., :width] / (sums[..., width : width + 1] + SMALLEST)
     return averages.to(o.dtype), after[..., : width + 1].contiguous()

@@ -22,10 +22,11 @@ from torch.nn.functional import silu
 
 from linscale.config import config
 from linscale.distributed import copy_into
-from linscale.layers import LRPE, Context, RMSNorm, linear_attention
+from linscale.layers import LRPE, Context, RMSNorm
 from linscale.layers.decay_gate import SPREAD, DecayGate, ForgetGate
 from linscale.layers.feature_map import DenseFeatures, HeadFeatures
 from linscale.layers.head_norm import GROUP_EPS, HeadGroupNorm, HeadRMSNorm, averaged_attention
+from linscale.layers.linear_attention import stepped_attention
 from linscale.layers.rope import attention_factor, rope_frequencies
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
 from linscale.models.linear_mixer import MIXERS, LinearMixer
@@ -149,7 +150,7 @@ class LinearAttention(nn.Module):
         if self.linear.normalizer == "denominator":
             o, state = averaged_attention(q, k, v, log_decay, state, context)
         else:
-            o, state = linear_attention(q, k * k.shape[-1] ** -0.5, v, log_decay, state, context)
+            o, state = stepped_attention(q, k * k.shape[-1] ** -0.5, v, log_decay, state, context)
         o = (o if self.norm is None else self.norm(o)).flatten(2)
         return (o if self.output_gate is None else o * silu(self.output_gate(x))), state
 
