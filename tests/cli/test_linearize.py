@@ -16,7 +16,6 @@ from linscale.adapt.huggingface import export
 from linscale.cli import main
 from linscale.cli.linearize import linearize
 from linscale.config import human
-from linscale.data.prepare import PrepareOptions, prepare
 from linscale.models import MIXERS
 from linscale.train.recipe import NAMES
 from tests.adapt.runs import run_of, tiny
@@ -43,9 +42,9 @@ def made(tmp_path_factory):
     export(run_of(tiny("llama", n_kv_heads=2), place / "run"), place / "hf")
     words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat"], k=2000)
     (place / "text.txt").write_text("\n".join(" ".join(words[k : k + 8]) for k in range(0, len(words), 8)))
-    options = PrepareOptions(document_bytes=99, val_fraction=0.2, workers=1)
-    prepare([str(place / "text.txt")], tokenizer=str(place / "hf"), out=place / "data", options=options)
-    prepare([str(place / "text.txt")], tokenizer="bpe:270", out=place / "other", options=options)
+    for tokenizer, out in ((str(place / "hf"), "data"), ("bpe:270", "other")):
+        words = ["--tokenizer", tokenizer, "--document-bytes", "99", "--val-fraction", "0.2", "--workers", "1"]
+        assert main(["data", "prepare", str(place / "text.txt"), *words, "--out", str(place / out)]) == 0
     (place / "recipe.toml").write_text(RECIPE)
     return place
 
@@ -76,7 +75,7 @@ def test_what_is_converted_alone_is_a_run(call):
     assert said["parameters"]["total"] == sum(x.numel() for x in model.parameters())
     assert said["parameters"]["new"] == 32 * 32 + 32 + 16 * 16 + 16  # two dense maps with biases, of 4 and 2 heads of 8
     assert call("generate out --prompt a --max-tokens 3")[0] == 0
-    assert "1 measured" in call("evaluate out --suite recall --examples 1 --sizes 2")[2]
+    assert "0 known before" in call("evaluate out --suite recall --examples 1 --sizes 2")[1]
     assert call("export out again")[0] == 0
 
 
