@@ -20,7 +20,7 @@ STATE_BYTES = 16  # fp32 weights, gradients and two moments
 
 # What compiled blocks keep of a token, in bf16: tensors of the model's width, and of the GLU's. Counted in what
 # torch.compile saves; LRPE's wider q and k are added below. A recurrent transformer's two passes, with fp32 between its
-# windows, are estimated, and a linearized model's features.
+# windows, are estimated. A linearized model's mixer is SUPRA's here, what others keep beside it is added below.
 KEPT = {
     "none": {
         "llama": (9.0, 3),
@@ -28,7 +28,7 @@ KEPT = {
         "hgrn2": (13.5, 3),
         "cosformer2": (12.0, 3),
         RECURRENT: (32.0, 6),
-        LINEARIZED: (14.0, 3),
+        LINEARIZED: (12.0, 3),
     },
     "cheap": {
         "llama": (6.0, 2),
@@ -36,7 +36,7 @@ KEPT = {
         "hgrn2": (6.5, 2),
         "cosformer2": (7.0, 2),
         RECURRENT: (22.0, 4),
-        LINEARIZED: (10.0, 2),
+        LINEARIZED: (9.0, 2),
     },
     "full": {
         "llama": (1.0, 0),
@@ -90,7 +90,16 @@ def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> fl
     arch = architectures(config)[layer]
     narrow, wide = KEPT[mode][arch]
     if mode == "none" and arch not in ("llama", RECURRENT):
-        narrow += 2 * (key_width(config, layer) // config.head_dim - 1)  # q and k after LRPE
+        narrow += 2 * (key_width(config, layer) / config.head_dim - 1)  # q and k after LRPE
+    if mode != "full" and isinstance(config, LinearizedConfig) and arch == LINEARIZED:
+        narrow += _beside_supra(config, mode)
     if mode != "full" and arch == "llama":
         narrow += 2 * (pieces - 1)  # the keys and values of the other pieces
     return 2 * (narrow * config.d_model + wide * config.glu_width)
+
+
+def _beside_supra(config: LinearizedConfig, mode: str) -> float:
+    """Tensors of the model's width of an output gate, gates of channels, and features before they are rounded."""
+    wide, mixer = config.linear.key_width(config.head_dim) / config.head_dim, config.linear
+    gates = mixer.gate + (wide if mixer.decay == "channel" else 0)
+    return gates if mode == "cheap" else 2 * gates + wide - 1

@@ -20,7 +20,9 @@ from linscale.adapt import folder as folder_module
 from linscale.adapt.huggingface import export, import_folder
 from linscale.adapt.llama_names import llama_names
 from linscale.adapt.supra import convert, linearized_config, read_teacher
+from linscale.adapt.tokenizer_folder import tokenizer_of
 from linscale.config import UserError
+from linscale.data.tokenizer import load_tokenizer
 from linscale.generate.batch import greedy
 from linscale.models import MIXERS, LinearMixer, build_model
 from linscale.models.linearized import new_parameters
@@ -137,6 +139,19 @@ def test_what_is_converted_is_not_converted_again_and_never_replaced(pristine, t
         convert(teacher, tmp_path / "out", SUPRA)
     with pytest.raises(UserError, match="exists already"):
         convert(teacher, pristine, SUPRA)
+
+
+def test_a_corpus_made_with_the_folder_has_the_tokens_and_the_ends_of_the_teacher(folder):
+    names = {f"t{number}": number for number in range(254)} | {"<|endoftext|>": 254, "<|user|>": 255, "<|stop|>": 256}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(names, "t0")).save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(folder).eos_id == 254
+    with tokenizer_of(str(folder)) as place:
+        found = load_tokenizer(place)
+    assert found.eos_id == 256  # by config.json
+    assert found.fingerprint == read_teacher(folder).tokenizer.fingerprint
+    for spec in ("byte", str(folder / "tokenizer.json")):
+        with tokenizer_of(spec) as place:
+            assert place == spec
 
 
 def small_tokenizer(folder):
