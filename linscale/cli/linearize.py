@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from linscale.config import UserError, amount, human, parse, to_dict
 from linscale.distributed import Ranks, cores, join_ranks, limit_threads, sigterm_noted
 from linscale.models import MIXERS
 from linscale.models.count import count_parameters
-from linscale.train.linearize import run_recipe
+from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.recipe import Recipe, load_recipe
 from linscale.train.settings import resolve_device
 
@@ -32,6 +33,7 @@ def linearize(
     softmax_layers: tuple[int, ...] | None = None,
     seed: int | None = None,
     convert_only: bool = False,
+    sensitivity: bool = False,
     json: Json = False,
 ) -> None:
     """Turn a LLaMA-family model into one of constant memory, and train it by a recipe.
@@ -52,6 +54,8 @@ def linearize(
         softmax_every: Keep softmax attention in layers m, 2m, 3m, ... By default the recipe's.
         softmax_layers: Keep it in these layers, counted from 0. By default the recipe's.
         seed: Of the new weights and the order of the data. By default the recipe's.
+        sensitivity: Instead of training, measure what each layer costs when it alone is linear, by the mixers of the
+            recipe's stage of attention, which is trained into OUT before: which layers a hybrid keeps best.
         convert_only: Stop before training: OUT is then a run folder with the converted model at step 0.
     """
     changes = {
@@ -64,6 +68,8 @@ def linearize(
     chosen: Recipe = parse(Recipe, {**to_dict(load_recipe(recipe)), **given}, source=f"recipe {recipe}")
     if convert_only:
         _convert(chosen, folder, out, json)
+    elif sensitivity:
+        _sensitivity(chosen, out, json)
     else:
         _train(chosen, folder, out, json)
 
@@ -91,6 +97,22 @@ def _convert(recipe: Recipe, folder: Path, out: Path, json: bool) -> None:
     row = (str(out), f"{linear} of {config.n_layers}", human(total), human(total - before), file_size(size))
     print_table("Converted", ("run", "linear layers", "parameters", "new", "size"), [row])
     print_note("its new weights are not trained yet: it writes nonsense until they are")
+
+
+def _sensitivity(recipe: Recipe, out: Path, json: bool) -> None:
+    with ProgressBar() as bar:
+        found = recipe_sensitivity(recipe, out, lambda done, total: bar.update("layers", done, total))
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [
+        (str(each.layer), f"{each.increase:+.4f}", "-" if each.se is None else f"{each.se:.4f}")
+        for each in sorted(found.layers, key=lambda each: -each.increase)
+    ]
+    print_table(f"The teacher's loss is {found.loss:.4f}; with one layer linear", ("layer", "increase", "±"), rows)
+    for share in (8, 4):
+        if kept := found.most(len(found.layers) // share):
+            print_note(f"1 in {share}: --softmax-layers {' '.join(map(str, kept))}")
 
 
 def _train(recipe: Recipe, folder: Path, out: Path, json: bool) -> None:

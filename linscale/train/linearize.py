@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from linscale.adapt.supra import convert, linearized_config, read_teacher
 from linscale.config import UserError, parse, to_dict
 from linscale.data.shards import TokenDataset
 from linscale.distributed import ALONE, Ranks
+from linscale.run_folder import CONFIG, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.metrics import read_status
 from linscale.train.origins import find_origin
 from linscale.train.recipe import Recipe
 from linscale.train.room import recipe_bytes
-from linscale.train.settings import resolve_device
+from linscale.train.sensitivity import OnLayer, Sensitivity, measure_sensitivity
+from linscale.train.settings import resolve_device, resolve_precision
 from linscale.train.trainer import train
 
 START, TEACHER = "start", "teacher"
@@ -65,6 +69,30 @@ def run_recipe(
         if place != out and ranks.first:
             checkpoint.prune_optimizers(place, keep=0)
     return status
+
+
+def recipe_sensitivity(recipe: Recipe, out: Path, on_layer: OnLayer | None = None) -> Sensitivity:
+    """What each layer of the teacher costs when it alone is linear, by the mixers of the recipe's first attention stage
+    in `out`; on the validation text of that stage. Kept in `out`/sensitivity.json.
+
+    Raises UserError where the recipe has no such stage, or it is not finished.
+    """
+    stages = zip(recipe.stages, _plan(recipe, out), strict=True)
+    places = [place for stage, (place, _) in stages if stage.loss == "attention"]
+    if not places:
+        raise UserError("recipe: none of its stages has loss = 'attention', which sensitivity is measured with")
+    if read_status(places[0]).get("state") != "done":
+        raise UserError(f"{places[0]}: not trained to its end yet; run the recipe first")
+    settings = read_json(places[0] / CONFIG)
+    device, train = resolve_device(settings["train"]["device"]), settings["train"]
+    teacher, student = (checkpoint.load(place)[0].float().to(device) for place in (out / TEACHER, places[0]))
+    assert recipe.data is not None
+    found = measure_sensitivity(
+        teacher, student, TokenDataset.open(recipe.data), length=train["length"], tokens=train["validation_tokens"],
+        sequences=train["micro_batch"] or 8, precision=resolve_precision(train["precision"], device), on_layer=on_layer,
+    )  # fmt: skip
+    write_json(out / "sensitivity.json", asdict(found))
+    return found
 
 
 def _name(out: Path) -> str:

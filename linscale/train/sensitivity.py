@@ -22,6 +22,9 @@ from linscale.distributed import ALONE
 from linscale.evaluate.perplexity import window_means
 from linscale.models import LanguageModel
 
+OnLayer = Callable[[int, int], None]
+"""Is told how many layers are done, of how many."""
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -54,10 +57,10 @@ class Sensitivity:
 
 def measure_sensitivity(
     teacher: LanguageModel, student: LanguageModel, dataset: TokenDataset, *, length: int, tokens: int,
-    sequences: int = 8, precision: str = "fp32", on_layer: Callable[[int], None] | None = None,
+    sequences: int = 8, precision: str = "fp32", on_layer: OnLayer | None = None,
 ) -> Sensitivity:  # fmt: skip
     """Both models on one device, of as many layers; on the first `tokens` of the validation split in windows of
-    `length`, `sequences` at a time. `on_layer` is told how many layers are done. The teacher is left as it was."""
+    `length`, `sequences` at a time. The teacher is left as it was."""
     before = _losses(teacher, dataset, length, tokens, sequences, precision)
     found = []
     for layer, (block, other) in enumerate(zip(teacher.blocks, student.blocks, strict=True)):
@@ -70,7 +73,7 @@ def measure_sensitivity(
         se = added.std().item() / math.sqrt(len(added)) if len(added) > 1 else None
         found.append(LayerCost(layer, added.mean().item(), se))
         if on_layer:
-            on_layer(layer + 1)
+            on_layer(layer + 1, len(teacher.blocks))
     return Sensitivity(before.mean().item(), len(before) * length, tuple(found))
 
 

@@ -12,7 +12,7 @@ from linscale.adapt.huggingface import export
 from linscale.config import UserError, parse
 from linscale.data.prepare import PrepareOptions, prepare
 from linscale.run_folder import read_json
-from linscale.train.linearize import run_recipe
+from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.recipe import NAMES, Recipe, load_recipe
 
 from .teachers import save_run, teacher_of
@@ -78,6 +78,9 @@ def test_a_recipe_is_one_run_after_the_other_and_goes_on_where_it_was_stopped(
     for name in ("1-attention", "2-logits", "."):
         left, right = model_bytes(tmp_path / "run" / name), model_bytes(whole / name)
         assert all(torch.equal(left[key], right[key]) for key in right)
+    found = recipe_sensitivity(recipe(data), whole)
+    assert [each.layer for each in found.layers] == [0, 1]
+    assert read_json(whole / "sensitivity.json")["layers"][0]["increase"] == found.layers[0].increase != 0
     model, tokenizer = checkpoint.load(whole)
     assert model.config.arch == "linearized"
     assert tokenizer.vocab_size == 257
@@ -128,3 +131,10 @@ def test_the_named_recipes_are_those_of_configs() -> None:
             own.stage_config(number, Path("start"), Path("teacher"))
     with pytest.raises(UserError, match=r"recipe = 'suppra': no such file; expected one of supra, t2r, distill, or a"):
         load_recipe("suppra")
+
+
+def test_sensitivity_needs_a_stage_of_attention_that_is_done(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1-attention: not trained to its end yet; run the recipe first"):
+        recipe_sensitivity(recipe(data), tmp_path)
+    with pytest.raises(UserError, match=r"recipe: none of its stages has loss = 'attention'"):
+        recipe_sensitivity(recipe(data, stages=[{"name": "text"}]), tmp_path)
