@@ -289,6 +289,7 @@ def sparse_folder(folder, width=1024, layers=8, shards=8):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory as Linux tells it")
 def test_memory_is_that_of_the_largest_tensor_and_not_of_the_folder(tmp_path):
     total = sparse_folder(tmp_path / "hf")
