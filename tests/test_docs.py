@@ -49,6 +49,8 @@ from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.curriculum import Curriculum
+from linscale.train.recipe import Recipe, StageConfig
+from linscale.train.teacher_config import TeacherConfig
 from linscale.train.trainer import train
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference"
@@ -67,6 +69,9 @@ SECTIONS = [
     ("`[model.linear]`", LinearMixer),
     ("`[data.task]`", CopyingConfig),
     ("`[train.curriculum]`", Curriculum),
+    ("`[train.teacher]`", TeacherConfig),
+    ("Recipe file", Recipe),
+    ("`[[stages]]`", StageConfig),
 ]
 
 
@@ -84,6 +89,8 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
 
 def default(field: dataclasses.Field[Any]) -> Any:
     """How the page puts a field's default: what TOML holds, or a word for what it cannot."""
+    if field.default_factory is not dataclasses.MISSING:
+        return "its defaults"
     if field.default is dataclasses.MISSING or field.name == "arch":
         return "required"
     if field.default is None:

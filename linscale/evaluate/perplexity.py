@@ -61,7 +61,7 @@ def validation_loss(
         found: Tensor = model(tokens, targets=targets, cu_seqlens=cu_seqlens).loss
         return found
 
-    means = _window_means(model, loss_of, batches, length, precision, ranks)
+    means = window_means(model, loss_of, batches, length, precision, ranks)
     loss = means.mean().item()
     se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
     to_bits = 1.0 / math.log(2.0) / dataset.bytes_per_token(split)
@@ -72,7 +72,7 @@ Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """tokens, targets (B, T) and boundaries of documents -> values of every token, (B, T) or (B, T, M)."""
 
 
-def _window_means(
+def window_means(
     model: LanguageModel, measure: Measure, batches: Iterator[Batch], length: int, precision: str, ranks: Ranks
 ) -> Tensor:
     """Means of every window in order, (W,) or (W, M) float64 on the CPU. Replicas take turns, all in as many passes."""
@@ -147,7 +147,7 @@ class Validation:
             self.dataset, "val", length=train["length"], sequences=self._sequences,
             max_tokens=train["validation_tokens"], documents=train["documents"],
         )  # fmt: skip
-        found = _window_means(model, measure, batches, train["length"], self.settings["precision"], self.ranks)
+        found = window_means(model, measure, batches, train["length"], self.settings["precision"], self.ranks)
         return found, len(found) * train["length"]
 
     @property

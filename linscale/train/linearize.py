@@ -13,36 +13,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from linscale import checkpoint
+from linscale.adapt.folder import require_room
 from linscale.adapt.huggingface import import_folder
-from linscale.adapt.supra import convert, read_teacher
+from linscale.adapt.supra import convert, linearized_config, read_teacher
 from linscale.config import UserError, parse, to_dict
 from linscale.data.shards import TokenDataset
 from linscale.distributed import ALONE, Ranks
+from linscale.run_folder import CONFIG, read_json, write_json
 from linscale.train.config import RunConfig, TrainConfig
+from linscale.train.metrics import read_status
 from linscale.train.origins import find_origin
 from linscale.train.recipe import Recipe
-from linscale.train.settings import resolve_device
+from linscale.train.room import recipe_bytes
+from linscale.train.sensitivity import OnLayer, Sensitivity, measure_sensitivity
+from linscale.train.settings import resolve_device, resolve_precision
 from linscale.train.trainer import train
 
 START, TEACHER = "start", "teacher"
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, out: Path, *, on_step: Callable[[dict[str, Any]], None] | None = None,
-    stop: Callable[[], bool] | None = None, ranks: Ranks = ALONE,
+    recipe: Recipe, folder: Path, out: Path, *, on_tensor: Callable[[int, int], None] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None, stop: Callable[[], bool] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Turn the Hugging Face folder of a LLaMA into the run folder `out`; returns the status of the last run that it
     came to, with `stage`, its name, `stage_number` from 1, and `stages`.
 
-    Stops as `train` does once `stop` says so; `on_step` gets such a status. Raises UserError, before work starts, for
-    a folder, data or recipe that will not do.
+    Stops as `train` does once `stop` says so; `on_step` gets such a status, `on_tensor` the bytes converted so far and
+    in all. Raises UserError, before work starts, for a folder, data or recipe that will not do, or too little disk.
     """
     plan = _plan(recipe, out)
-    ranks.lead(lambda: _prepare(recipe, folder, out))
+    ranks.lead(lambda: _prepare(recipe, folder, out, on_tensor))
     model = to_dict(checkpoint.model_config(find_origin(out / START, "out").path))
     status: dict[str, Any] = {}
     for number, (place, settings) in enumerate(plan, 1):
@@ -62,6 +69,30 @@ def run_recipe(
         if place != out and ranks.first:
             checkpoint.prune_optimizers(place, keep=0)
     return status
+
+
+def recipe_sensitivity(recipe: Recipe, out: Path, on_layer: OnLayer | None = None) -> Sensitivity:
+    """What each layer of the teacher costs when it alone is linear, by the mixers of the recipe's first attention stage
+    in `out`; on the validation text of that stage. Kept in `out`/sensitivity.json.
+
+    Raises UserError where the recipe has no such stage, or it is not finished.
+    """
+    stages = zip(recipe.stages, _plan(recipe, out), strict=True)
+    places = [place for stage, (place, _) in stages if stage.loss == "attention"]
+    if not places:
+        raise UserError("recipe: none of its stages has loss = 'attention', which sensitivity is measured with")
+    if read_status(places[0]).get("state") != "done":
+        raise UserError(f"{places[0]}: not trained to its end yet; run the recipe first")
+    settings = read_json(places[0] / CONFIG)
+    device, train = resolve_device(settings["train"]["device"]), settings["train"]
+    teacher, student = (checkpoint.load(place)[0].float().to(device) for place in (out / TEACHER, places[0]))
+    assert recipe.data is not None
+    found = measure_sensitivity(
+        teacher, student, TokenDataset.open(recipe.data), length=train["length"], tokens=train["validation_tokens"],
+        sequences=train["micro_batch"] or 8, precision=resolve_precision(train["precision"], device), on_layer=on_layer,
+    )  # fmt: skip
+    write_json(out / "sensitivity.json", asdict(found))
+    return found
 
 
 def _name(out: Path) -> str:
@@ -84,8 +115,10 @@ def _plan(recipe: Recipe, out: Path) -> list[tuple[Path, TrainConfig]]:
     return plan
 
 
-def _prepare(recipe: Recipe, folder: Path, out: Path) -> None:
+def _prepare(recipe: Recipe, folder: Path, out: Path, on_tensor: Callable[[int, int], None] | None) -> None:
     """The folders that stages begin with and learn from, where they are not there."""
+    if out.exists() and not (out / START).is_dir():
+        raise UserError(f"out = {out}: exists already, and no recipe made it; expected the path of a new folder")
     teacher = read_teacher(folder)
     assert recipe.data is not None
     dataset = TokenDataset.open(recipe.data)
@@ -94,6 +127,9 @@ def _prepare(recipe: Recipe, folder: Path, out: Path) -> None:
             f"data = {recipe.data!r}: prepared with another tokenizer than that of {folder}; prepare it again with "
             f"`linscale data prepare --tokenizer {folder}`"
         )
-    convert(teacher, out / START, recipe.linear, recipe.kept(teacher.config.n_layers), seed=recipe.seed)
+    kept = recipe.kept(teacher.config.n_layers)
+    if not out.exists():
+        require_room(out, recipe_bytes(recipe, teacher, linearized_config(teacher.config, recipe.linear, kept)))
+    convert(teacher, out / START, recipe.linear, kept, seed=recipe.seed, report=on_tensor)
     if any(stage.loss != "text" for stage in recipe.stages) and not (out / TEACHER).exists():
         import_folder(folder, out / TEACHER)

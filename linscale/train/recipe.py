@@ -9,6 +9,7 @@ A recipe's tokens are those of all its stages together: recipes are compared at 
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
@@ -43,7 +44,7 @@ class StageConfig:
     """Of `train.teacher`."""
     text_weight: Annotated[float, pydantic.Field(ge=0.0)] = 0.0
     """Of `train.teacher`."""
-    train: dict[str, Any] = pydantic.Field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `train` that are the stage's own."""
 
 
@@ -63,7 +64,7 @@ class Recipe:
     """Folder made by `linscale data prepare` with the teacher's tokenizer."""
     seed: Natural = 0
     """Seed of the new weights and of the order of the data; each stage has an order of its own."""
-    train: dict[str, Any] = pydantic.Field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `train` in all stages."""
     stages: Annotated[tuple[StageConfig, ...], pydantic.Field(min_length=1)]
     """In their order."""

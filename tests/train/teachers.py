@@ -25,9 +25,9 @@ def student_of(teacher, mixer="hedgehog", **fields):
     return model
 
 
-def save_run(model, folder: Path) -> Path:
-    """A run folder with the model at step 0 and the byte tokenizer."""
-    tokenizer = load_tokenizer("byte")
+def save_run(model, folder: Path, tokenizer=None) -> Path:
+    """A run folder with the model at step 0 and the tokenizer, by default that of bytes."""
+    tokenizer = tokenizer or load_tokenizer("byte")
     folder.mkdir(parents=True)
     tokenizer.save(folder)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from linscale import checkpoint
 from linscale.config import UserError, to_dict
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.data.tokenizer import MARKS, OPENS, SubwordTokenizer, load_tokenizer
 from linscale.distributed import ALONE
 from linscale.models.linearized import new_parameters
 from linscale.run_folder import latest_records
@@ -221,3 +222,19 @@ def test_other_models_and_tokenizers_are_refused(
     with pytest.raises(UserError, match=r"data.path = .*prepared with another tokenizer .*--tokenizer .*student"):
         train(tmp_path / "run", taught(make, folders, "logits", path=tmp_path / "bpe"))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_which_token_opens_a_text_is_the_starts_matter(make: Make, tmp_path: Path) -> None:
+    """A corpus made with the plain tokenizer serves; the run has that of the checkpoint it began with."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"the cat number {n} sat on a mat" for n in range(900)) + "\n")
+    options = PrepareOptions(document_bytes=300, val_fraction=0.1, workers=1)
+    prepare([str(text)], tokenizer="bpe:257", out=tmp_path / "data", options=options)
+    tokenizer = load_tokenizer(tmp_path / "data")
+    marked = SubwordTokenizer({**tokenizer.content, MARKS: {OPENS: False}}, "marked")
+    save_run(teacher_of(), tmp_path / "start", marked)
+    config = make(model=to_dict(teacher_of().config), start=str(tmp_path / "start"), path=tmp_path / "data",
+                  tokens=768, checkpoints=1)  # fmt: skip
+    train(tmp_path / "run", config)
+    assert tokenizer.opening == [tokenizer.eos_id]
+    assert checkpoint.load(tmp_path / "run")[1].opening == []
