@@ -7,7 +7,8 @@ TEACHER is a Hugging Face folder, DATA what `linscale data prepare TEXT/train --
 text.py wrote to TEXT, SETS what `linscale tasks prepare` made. Arms are trained one after the other by the code of
 `linscale linearize` into <out>/<name>/<arm>, and measured when they are done. Killed, or stopped after `--minutes`,
 the same command goes on; what is done in the JSON (by default experiments/results/<name>.json) is not done again,
-even where its folder is gone. `python experiments/tables.py PAGE` makes tables of it, chart.py curves.
+even where its folder is gone; two calls with different `--only` can share a JSON, each on a GPU of its own
+(CUDA_VISIBLE_DEVICES). `python experiments/tables.py PAGE` makes tables of it, chart.py curves.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import filelock
 from measure import Measures, Measuring, Row, Sources
 
 from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError, config, load_toml, parse, to_dict
-from linscale.run_folder import EVALUATIONS, latest_records, read_json
+from linscale.run_folder import EVALUATIONS, latest_records, read_json, write_json
 from linscale.train.config import Name
-from linscale.train.linearize import run_recipe
+from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.metrics import read_status
 from linscale.train.recipe import Recipe, load_recipe
 
@@ -44,6 +46,10 @@ class Arm:
     "supra, t2r, distill, or a file."
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     "Over the recipe."
+    most_sensitive: int | None = None
+    "Keep softmax in so many layers: those that cost most where they alone are linear, as measured on another arm."
+    measured_on: Name = "ours"
+    "That arm, which must come before and learn from the teacher's attention."
 
 
 @config
@@ -79,8 +85,7 @@ class Bench:
         self.options, self.experiment = options, experiment
         self.folder: Path = options.out / experiment.name
         self.json: Path = options.json or RESULTS / f"{experiment.name}.json"
-        known = json.loads(self.json.read_text())["rows"] if self.json.exists() else []
-        self.rows: dict[str, Row] = {row["arm"]: row for row in known}
+        self.rows = self.known()
         self.deadline = time.monotonic() + 60 * options.minutes
         self.measuring: Measuring | None = None
         self.shown = 0.0
@@ -100,7 +105,8 @@ class Bench:
 
     def arm(self, arm: Arm) -> None:
         """Train an arm as far as there is time, and measure it when it is trained."""
-        recipe = recipe_of(arm, self.experiment, {"data": str(self.options.data), **self.own()})
+        kept = {} if arm.most_sensitive is None else {"softmax_layers": self.sensitive(arm)}
+        recipe = recipe_of(arm, self.experiment, {"data": str(self.options.data), **self.own(), **kept})
         run = self.folder / arm.name
         status = run_recipe(recipe, self.options.teacher, run, on_step=self.show, stop=self.late)
         stages = [stage_of(run / f"{n}-{stage.name}", stage.name) for n, stage in enumerate(recipe.stages[:-1], 1)]
@@ -111,9 +117,20 @@ class Bench:
             "training_s": sum(stage["elapsed_s"] for stage in stages), "state": status["state"],
         }  # fmt: skip
         if status["state"] == "done":
+            if any(each.most_sensitive and each.measured_on == arm.name for each in self.experiment.arms):
+                found = recipe_sensitivity(recipe, run).layers
+                row["sensitivity"] = [[each.layer, each.increase, each.se] for each in found]
             self.keep(arm.name, row, run)
         else:
             self.write(arm.name, row)
+
+    def sensitive(self, arm: Arm) -> list[int]:
+        """The layers that an arm keeps."""
+        found = self.rows.get(arm.measured_on, {}).get("sensitivity")
+        if found is None:
+            raise UserError(f"arm {arm.name!r}: keeps what {arm.measured_on!r} is most sensitive in; train that first")
+        costly = sorted(found, key=lambda each: each[1], reverse=True)[: arm.most_sensitive]
+        return sorted(layer for layer, _, _ in costly)
 
     def own(self) -> dict[str, Any]:
         return {} if self.options.tokens is None else {"tokens": self.options.tokens}
@@ -126,13 +143,22 @@ class Bench:
         self.write(arm, {**row, **self.measuring.row(run), "state": "done"})
 
     def write(self, arm: str, row: Row) -> None:
-        self.rows[arm] = {"arm": arm, **row}
+        """Put a row into the JSON, to which other calls may add theirs meanwhile."""
+        self.json.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.json.with_name(f".{self.json.name}.lock")):
+            self.rows = {**self.known(), arm: {"arm": arm, **row}}
+            self._write()
+
+    def known(self) -> dict[str, Row]:
+        found = json.loads(self.json.read_text())["rows"] if self.json.exists() else []
+        return {row["arm"]: row for row in found}
+
+    def _write(self) -> None:
         order = [TEACHER, *(each.name for each in self.experiment.arms)]
         rows = sorted(
             self.rows.values(), key=lambda row: order.index(row["arm"]) if row["arm"] in order else len(order)
         )
-        self.json.parent.mkdir(parents=True, exist_ok=True)
-        self.json.write_text(json.dumps({"name": self.experiment.name, "rows": rows}, indent=1) + "\n")
+        write_json(self.json, {"name": self.experiment.name, "rows": rows})
 
     def show(self, status: dict[str, Any]) -> None:
         """Where training stands, every 15 seconds."""

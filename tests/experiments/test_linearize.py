@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from linscale.adapt.llama_names import llama_names
-from linscale.config import parse
+from linscale.config import UserError, parse
 from linscale.data import PrepareOptions, prepare
 from linscale.models import CONFIGS, build_model
 
@@ -45,9 +45,12 @@ steps = 2
 name = "supra"
 recipe = "supra"
 [[arms]]
+name = "ours"
+recipe = "distill"
+[[arms]]
 name = "hybrid-8"
 recipe = "distill"
-changes = { softmax_every = 2 }
+most_sensitive = 1
 """
 
 
@@ -132,13 +135,17 @@ def test_arms_are_trained_measured_once_and_tabulated(
                "--out", tmp_path / "runs"]  # fmt: skip
     call(arms, monkeypatch, *options, "--minutes", 0, "--only", "supra")  # no time: nothing is begun
     assert not out.exists()
+    with pytest.raises(UserError, match="arm 'hybrid-8': keeps what 'ours' is most sensitive in; train that first"):
+        call(arms, monkeypatch, *options, "--only", "hybrid")
     call(arms, monkeypatch, *options)
     rows = {row["arm"]: row for row in json.loads(out.read_text())["rows"]}
     assert [(name, row["state"], row["tokens"]) for name, row in rows.items()] == [
-        ("teacher", "done", 0), ("supra", "done", 1024), ("hybrid-8", "done", 1024),
+        ("teacher", "done", 0), ("supra", "done", 1024), ("ours", "done", 1024), ("hybrid-8", "done", 1024),
     ]  # fmt: skip
     assert [stage["name"] for stage in rows["hybrid-8"]["stages"]] == ["attention", "logits", "text"]
-    assert [(row["softmax_layers"], row["layers"]) for row in rows.values()] == [(2, 2), (0, 2), (1, 2)]
+    assert [(row["softmax_layers"], row["layers"]) for row in rows.values()] == [(2, 2), (0, 2), (0, 2), (1, 2)]
+    costly = max(rows["ours"]["sensitivity"], key=lambda layer: layer[1])
+    assert rows["hybrid-8"]["recipe_values"]["softmax_layers"] == [costly[0]]
     assert rows["supra"]["state_elements"]["8"] == rows["supra"]["state_elements"]["20"]
     assert rows["teacher"]["state_elements"]["8"] < rows["teacher"]["state_elements"]["20"]
     for row in rows.values():
@@ -146,12 +153,12 @@ def test_arms_are_trained_measured_once_and_tabulated(
         assert [each["tokens"] for each in row["speed"] if "tokens" in each] == [8, 20]
     capsys.readouterr()
     call(arms, monkeypatch, *options)
-    assert capsys.readouterr().out.startswith("3 of 3 arms done")
+    assert capsys.readouterr().out.startswith("4 of 4 arms done")
     for kind, table in page.KINDS.items():
         assert all(len(line) == len(table([*rows.values()])[0]) for line in table([*rows.values()])), kind
     import chart
 
-    assert chart.chart([*rows.values()]).count("<polyline") == 6
+    assert chart.chart([*rows.values()]).count("<polyline") == 8
 
 
 def row(arm: str, score: float, nats: float, needles: dict[int, float]) -> dict[str, Any]:
