@@ -77,6 +77,7 @@ def test_what_is_converted_alone_is_a_run(call):
     assert call("generate out --prompt a --max-tokens 3")[0] == 0
     assert "0 known before" in call("evaluate out --suite recall --examples 1 --sizes 2")[1]
     assert call("export out again")[0] == 0
+    assert "| linearized from | `hf` (llama)" in Path("again/README.md").read_text()
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -97,6 +98,10 @@ def test_a_recipe_is_followed_to_its_end_and_then_left_alone(call):
     assert (status, "text (2 of 2)" in out) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.safetensors")} == before
     assert call("generate out --prompt a --max-tokens 3")[0] == 0
+    assert call("export out again")[0] == 0
+    card = Path("again/README.md").read_text()
+    assert "| linearized from | `hf` (llama)" in card
+    assert "| step | 3 |" in card
     status, _, err = call("linearize hf out --recipe recipe.toml --seed 5")
     assert (status, err.count("\n")) == (2, 1)
     assert "out/start: holds another conversion" in err
