@@ -7,6 +7,7 @@ are new, and drawn by a seed. Tensors pass one at a time. What comes out writes 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linscale.adapt.llama_config import read_llama_config
+from linscale.adapt.llama_config import MODEL_TYPES, read_llama_config
 from linscale.adapt.llama_names import llama_names
 from linscale.adapt.matching import matched
 from linscale.adapt.new_run import Origin, new_run, require_tokens
@@ -58,9 +59,12 @@ class Teacher:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What tells it from others, without reading it whole."""
-        files = {entry.path: entry.path.stat().st_size for entry in self.entries.values()}
-        content = [to_dict(self.config), sorted((path.name, size) for path, size in files.items())]
+        """What tells it from others: its config, and the first row of each tensor, which training changes."""
+        digest = hashlib.sha256()
+        for name in sorted(self.entries):
+            row = read_tensor(llama_names(self.config)[name], self.entries[name], rows=1)
+            digest.update(row.view(torch.uint8).numpy().data)
+        content = [to_dict(self.config), digest.hexdigest()]
         return {"model_type": self.values["model_type"], "weights": fingerprint(content)}
 
 
@@ -73,6 +77,8 @@ def read_teacher(folder: Path) -> Teacher:
         raise UserError(
             f"{folder}: a run folder; expected a Hugging Face folder, which `linscale export` makes of a run of a LLaMA"
         )
+    if (kind := values.get("model_type")) not in MODEL_TYPES:
+        raise UserError(f"{folder / CONFIG}: model_type = {kind!r}: expected one of {', '.join(MODEL_TYPES)}")
     config = read_llama_config(values, str(folder / CONFIG))
     with torch.device("meta"):
         model = build_model(config)

@@ -39,8 +39,8 @@ def linearize(
     """Turn a LLaMA-family model into one of constant memory, and train it by a recipe.
 
     Its weights are taken over one tensor at a time; softmax attention becomes linear attention, whose new weights are
-    drawn by a seed. It is then trained by the stages of the recipe, each a run of its own below OUT, the last in OUT
-    itself: generate, evaluate, serve and export take OUT. Killed, the same command goes on where it was.
+    drawn by a seed. It is trained by the stages of the recipe, runs below OUT, the last in OUT itself, which all other
+    commands take. Killed, the same command goes on where it was.
 
     On N GPUs:  torchrun --nproc-per-node N -m linscale linearize HF_FOLDER OUT --data DIR
 

@@ -12,6 +12,7 @@ from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.shards import TokenDataset
 from linscale.data.tokenizer import Tokenizer, load_tokenizer
 from linscale.models import LanguageModelConfig, ModelConfig
+from linscale.run_folder import CONFIG, read_json
 from linscale.train.config import RunConfig
 
 
@@ -58,7 +59,8 @@ def find_origin(folder: str | Path, field: str) -> Origin:
 
 
 def origins(config: RunConfig, dataset: Any) -> dict[str, dict[str, Any]]:
-    """What config.json says of `train.start` and `train.teacher`: where they are, and fingerprints of their content.
+    """What config.json says of `train.start` and `train.teacher`: where they are, fingerprints of their content, the
+    Hugging Face folder that they come from.
 
     Raises UserError for one that is not there, another model than `model`, a teacher that cannot teach it, or another
     tokenizer than the data's.
@@ -74,7 +76,7 @@ def origins(config: RunConfig, dataset: Any) -> dict[str, dict[str, Any]]:
         if isinstance(dataset, TokenDataset):
             require_same_tokenizer(dataset, origin, f"train.{name}")
     return {
-        name: {"path": origin.path.resolve().as_posix(), "fingerprint": _content(origin)}
+        name: {"path": origin.path.resolve().as_posix(), "fingerprint": _content(origin), "source": _source(origin)}
         for name, origin in found.items()
     }
 
@@ -92,6 +94,13 @@ def _content(origin: Origin) -> str:
     """That of the weights and of what they mean."""
     files = parts(origin.manifest, MODEL)
     return fingerprint([origin.manifest["model"], *(origin.manifest["files"][name]["sha256"] for name in files)])
+
+
+def _source(origin: Origin) -> dict[str, Any] | None:
+    """What the first of the checkpoints that it goes back to says of a Hugging Face folder, where there is one."""
+    settings = read_json(origin.run / CONFIG) if (origin.run / CONFIG).is_file() else {}
+    found: dict[str, Any] | None = origin.manifest.get("source") or (settings.get("start") or {}).get("source")
+    return found
 
 
 def _require_same_model(config: RunConfig, origin: Origin) -> None:

@@ -134,6 +134,11 @@ def test_what_is_converted_is_not_converted_again_and_never_replaced(pristine, t
         with pytest.raises(UserError, match="holds another conversion; expected the path of a new folder"):
             convert(teacher, tmp_path / "out", mixer, layers, seed=seed)
     assert path.stat().st_mtime_ns == before
+    other = shutil.copytree(pristine, tmp_path / "other" / pristine.name)
+    for file in other.glob("*.safetensors"):
+        save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="holds another conversion"):
+        convert(read_teacher(other), tmp_path / "out", SUPRA)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"truncated\?"):
         convert(teacher, tmp_path / "out", SUPRA)
@@ -195,7 +200,10 @@ def renamed(folder):
         (renamed, "missing tensor"),
         (small_tokenizer, "its tokenizer has 101 tokens, its model rows for 5000; expected a tokenizer of the model"),
         (large_tokenizer, "its tokenizer has 300 tokens, its model 257; expected a tokenizer of the model"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "model_type = 'gpt2'"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+            "model_type = 'gpt2': expected one of llama, mistral",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (lambda folder: (folder / "config.json").write_text('{"run": "x"}'), "a run folder; expected a Hugging Face"),
     ],
