@@ -203,7 +203,7 @@ class LanguageModel(nn.Module):
         context, shared = self._context(tokens, None, cu_seqlens), self.shared()
         own = [context if shared is None else replace(context, shared=shared[layer]) for layer in range(len(entered))]
         blocks: list[Any] = list(self.blocks)
-        return [block.mix(*of, before=before) for block, *of in zip(blocks, entered, own, strict=True)]
+        return [block.mix(x, of, before) for block, x, of in zip(blocks, entered, own, strict=True)]
 
     def read(
         self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None

@@ -148,12 +148,16 @@ def test_a_taught_run_goes_on_bit_for_bit(loss: str, make: Make, folders: dict[s
         assert scores(tmp_path / "run", metric) == scores(tmp_path / "whole", metric)
 
 
-def test_passes_do_not_change_what_is_learnt(make: Make, folders: dict[str, Path], tmp_path: Path) -> None:
-    for name, micro in (("one", None), ("four", 2)):
-        train(tmp_path / name, taught(make, folders, "attention", micro_batch=micro, checkpoints=1, tokens=1024))
-    left, right = weights(tmp_path / "one"), weights(tmp_path / "four")
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=2e-4, atol=2e-5)
+def test_passes_and_what_is_made_again_do_not_change_what_is_learnt(
+    make: Make, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    ways = {"one": {}, "four": {"micro_batch": 2}, "again": {"activation_checkpointing": "cheap"}}
+    for name, way in ways.items():
+        train(tmp_path / name, taught(make, folders, "attention", checkpoints=1, tokens=1024, **way))
+    one, four, again = (weights(tmp_path / name) for name in ways)
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], rtol=2e-4, atol=2e-5)
+        torch.testing.assert_close(again[name], one[name], rtol=2e-4, atol=2e-5)
 
 
 def test_a_run_begins_with_anothers_weights(make: Make, folders: dict[str, Path], tmp_path: Path) -> None:
