@@ -144,7 +144,7 @@ def parts(rows: list[Row]) -> Table:
     table: Table = [("arm", "what is left", "CSR of the first questions", "WikiText-2 perplexity")]
     for row in rows:
         for name, prefix in PARTS.items():
-            mean = csr(row, prefix)
+            mean = csr(row, prefix) or (csr(row) if prefix == "few-" else None)  # where whole sets are no larger
             wiki = perplexity(row, WIKITEXT if prefix == "few-" else prefix + WIKITEXT)
             if mean is not None:
                 table.append((row["arm"], name or "all of it", f"{mean:.4f}", text(wiki, ".2f")))
