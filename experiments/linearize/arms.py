@@ -8,13 +8,15 @@ text.py wrote to TEXT, SETS what `linscale tasks prepare` made. Arms are trained
 `linscale linearize` into <out>/<name>/<arm>, and measured when they are done. Killed, or stopped after `--minutes`,
 the same command goes on; what is done in the JSON (by default experiments/results/<name>.json) is not done again,
 even where its folder is gone; two calls with different `--only` can share a JSON, each on a GPU of its own
-(CUDA_VISIBLE_DEVICES). `python experiments/tables.py PAGE` makes tables of it, chart.py curves.
+(CUDA_VISIBLE_DEVICES), or on one with `--speeds later`. `python experiments/tables.py PAGE` makes tables of it,
+chart.py curves.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -87,7 +89,6 @@ class Bench:
         self.json: Path = options.json or RESULTS / f"{experiment.name}.json"
         self.rows = self.known()
         self.deadline = time.monotonic() + 60 * options.minutes
-        self.measuring: Measuring | None = None
         self.shown = 0.0
 
     def late(self) -> bool:
@@ -137,10 +138,19 @@ class Bench:
 
     def keep(self, arm: str, row: Row, run: Path) -> None:
         """Measure a run and write its row."""
-        if self.measuring is None:
-            self.measuring = Measuring(self.experiment.measures, Sources(self.options.text, self.options.sets))
         print(f"{arm}: measuring", flush=True)
-        self.write(arm, {**row, **self.measuring.row(run), "state": "done"})
+        speeds = {} if self.options.speeds == "later" else {"speed": self.measuring.speeds(run)}
+        self.write(arm, {**row, **self.measuring.row(run), **speeds, "state": "done"})
+
+    @functools.cached_property
+    def measuring(self) -> Measuring:
+        return Measuring(self.experiment.measures, Sources(self.options.text, self.options.sets))
+
+    def speeds(self, arm: str) -> None:
+        """Measure the speeds of an arm that was measured without."""
+        row, run = self.rows[arm], self.folder / arm
+        if "speed" not in row and run.exists():
+            self.write(arm, {**row, "speed": self.measuring.speeds(run)})
 
     def write(self, arm: str, row: Row) -> None:
         """Put a row into the JSON, to which other calls may add theirs meanwhile."""
@@ -177,7 +187,7 @@ def stage_of(run: Path, name: str) -> Row | None:
     found = [
         [record["step"], record["metric"], record["value"]]
         for record in latest_records(run / EVALUATIONS, ("step", "task", "metric"))
-        if record["task"] == "validation"
+        if record["task"] == "validation" and not record["metric"].startswith("attention_error_")  # of single layers
     ]
     batch = read_json(run / "config.json")["train"]["batch_tokens"]
     return {
@@ -197,7 +207,11 @@ def main() -> None:
             print(f"{name:<16}{tokens:>14,} tokens{'  done' if bench.done(name) else ''}")
         return
     for name in names:
-        if not bench.done(name) and not bench.late():
+        if bench.done(name) and options.speeds != "later":
+            bench.speeds(name)
+        elif options.speeds == "only":
+            continue
+        elif not bench.done(name) and not bench.late():
             print(f"{name}:", flush=True)
             bench.arm(arms[name]) if name in arms else bench.teacher()
     done = sum(bench.done(name) for name in names)
@@ -213,6 +227,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="of every arm, instead of what the recipes say")
     parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression: arms that it matches")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop training after so many, saved")
+    help_of_speeds = "later: leave them to a call with nothing beside it. only: of what is done, and train nothing"
+    parser.add_argument("--speeds", choices=("now", "later", "only"), default="now", help=help_of_speeds)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--list", action="store_true", help="name the arms, and train none")

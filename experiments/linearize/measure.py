@@ -97,7 +97,7 @@ class Measuring:
         return [*build_tasks([*names], Options(sets=SetOptions(limit=limit))), *wikitext]
 
     def row(self, run: Path) -> Row:
-        """Everything of a run's last checkpoint."""
+        """Everything of a run's last checkpoint but speeds."""
         began = time.monotonic()
         newest = checkpoint.newest(run)
         assert newest is not None
@@ -117,10 +117,17 @@ class Measuring:
             "torch": torch.__version__, "tasks": self._results(run, checkpoint.step_of(newest), tasks, tokenizer),
             "evaluation_s": time.monotonic() - began,
         }  # fmt: skip
+        return row
+
+    def speeds(self, run: Path) -> list[Row]:
+        """How fast it writes; to be measured where nothing else works beside."""
         kept = run / "speed.json"
         if not kept.exists():
-            write_json(kept, list(speed.rows(run.name, model, tokenizer, self.measures)))
-        return row | {"speed": read_json(kept)}
+            newest = checkpoint.newest(run)
+            assert newest is not None
+            write_json(kept, list(speed.rows(run.name, *checkpoint.load(newest), self.measures)))
+        found: list[Row] = read_json(kept)
+        return found
 
     def _results(self, run: Path, step: int, tasks: list[Task], tokenizer: Any) -> Row:
         """By task and metric: value, standard error, and cells where there are some. Of limited sets the name ends in

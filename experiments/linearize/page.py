@@ -154,14 +154,14 @@ def parts(rows: list[Row]) -> Table:
 def writing(rows: list[Row]) -> Table:
     """Milliseconds a token of one text by the tokens before it, with its state; tokens a second of many at once."""
     marks = sorted(
-        {each["tokens"] for row in rows for each in row["speed"] if "tokens" in each and "state_bytes" in each}
+        {each["tokens"] for row in rows for each in row.get("speed", ()) if "tokens" in each and "state_bytes" in each}
     )
-    many = sorted({each["slots"] for row in rows for each in row["speed"] if each.get("slots", 1) > 1})
+    many = sorted({each["slots"] for row in rows for each in row.get("speed", ()) if each.get("slots", 1) > 1})
     head = [f"ms a token behind {mark:,}" for mark in marks] + [f"state at {mark:,}" for mark in marks]
     table: Table = [("arm", *head, *(f"tokens/s of {slots} texts" for slots in many))]
     for row in rows:
-        alone = {each["tokens"]: each for each in row["speed"] if "state_bytes" in each}
-        at_once = {each["slots"]: each for each in row["speed"] if each.get("draw") == "greedy"}
+        alone = {each["tokens"]: each for each in row.get("speed", ()) if "state_bytes" in each}
+        at_once = {each["slots"]: each for each in row.get("speed", ()) if each.get("draw") == "greedy"}
         table.append((
             row["arm"], *(text(alone.get(mark, {}).get("ms"), ".2f") for mark in marks),
             *(f"{alone[mark]['state_bytes'] / 1e6:,.1f} MB" if mark in alone else "-" for mark in marks),

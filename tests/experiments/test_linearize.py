@@ -137,7 +137,9 @@ def test_arms_are_trained_measured_once_and_tabulated(
     assert not out.exists()
     with pytest.raises(UserError, match="arm 'hybrid-8': keeps what 'ours' is most sensitive in; train that first"):
         call(arms, monkeypatch, *options, "--only", "hybrid")
-    call(arms, monkeypatch, *options)
+    call(arms, monkeypatch, *options, "--speeds", "later")
+    assert all("speed" not in row for row in json.loads(out.read_text())["rows"])
+    call(arms, monkeypatch, *options, "--speeds", "only")
     rows = {row["arm"]: row for row in json.loads(out.read_text())["rows"]}
     assert [(name, row["state"], row["tokens"]) for name, row in rows.items()] == [
         ("teacher", "done", 0), ("supra", "done", 1024), ("ours", "done", 1024), ("hybrid-8", "done", 1024),
