@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from measure import Measures, Measuring, Row, Sources
+from scores import Measures, Measuring, Row, Sources
 
 from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError, config, load_toml, parse, to_dict

@@ -17,7 +17,7 @@ import decode_ours
 from decode_setting import setting_of
 
 if TYPE_CHECKING:
-    from measure import Measures
+    from scores import Measures
 
 SHORT = 256  # tokens that many texts are written behind
 
