@@ -70,8 +70,8 @@ class HeadFeatures(nn.Module):
         return torch.cat([y.exp(), (-y).exp()], -1).to(dtype)
 
     def reset(self, std: float, generator: torch.Generator) -> None:
-        """The identity over d^(1/4), which splits softmax's 1/sqrt(d) between q and k, and N(0, std²) in columns that it
-        has not."""
+        """The identity over d^(1/4), which splits softmax's 1/sqrt(d) between q and k, and N(0, std²) in columns that
+        it has not."""
         heads, width, columns = self.weight.shape
         values = torch.randn(heads, width, columns, generator=generator) * std
         square = min(width, columns)
