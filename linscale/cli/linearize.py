@@ -64,14 +64,20 @@ def linearize(
         "linear": None if mixer is None else _mixer(mixer),
         "softmax_every": softmax_every, "softmax_layers": softmax_layers, "seed": seed,
     }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    chosen: Recipe = parse(Recipe, {**to_dict(load_recipe(recipe)), **given}, source=f"recipe {recipe}")
+    chosen = _changed(recipe, changes)
     if convert_only:
         _convert(chosen, folder, out, json)
     elif sensitivity:
         _sensitivity(chosen, out, json)
     else:
         _train(chosen, folder, out, json)
+
+
+def _changed(name: str, changes: dict[str, Any]) -> Recipe:
+    """A recipe by its name or file, with what was said otherwise."""
+    given = {field: value for field, value in changes.items() if value is not None}
+    found: Recipe = parse(Recipe, {**to_dict(load_recipe(name)), **given}, source=f"recipe {name}")
+    return found
 
 
 def _mixer(name: str) -> dict[str, Any]:
