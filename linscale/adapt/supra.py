@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linscale.adapt.llama_config import read_llama_config
+from linscale.adapt.llama_config import MODEL_TYPES, read_llama_config
 from linscale.adapt.llama_names import llama_names
 from linscale.adapt.matching import matched
 from linscale.adapt.new_run import Origin, new_run, require_tokens
@@ -77,6 +77,8 @@ def read_teacher(folder: Path) -> Teacher:
         raise UserError(
             f"{folder}: a run folder; expected a Hugging Face folder, which `linscale export` makes of a run of a LLaMA"
         )
+    if (kind := values.get("model_type")) not in MODEL_TYPES:
+        raise UserError(f"{folder / CONFIG}: model_type = {kind!r}: expected one of {', '.join(MODEL_TYPES)}")
     config = read_llama_config(values, str(folder / CONFIG))
     with torch.device("meta"):
         model = build_model(config)

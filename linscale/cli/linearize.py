@@ -39,8 +39,8 @@ def linearize(
     """Turn a LLaMA-family model into one of constant memory, and train it by a recipe.
 
     Its weights are taken over one tensor at a time; softmax attention becomes linear attention, whose new weights are
-    drawn by a seed. It is then trained by the stages of the recipe, each a run of its own below OUT, the last in OUT
-    itself: generate, evaluate, serve and export take OUT. Killed, the same command goes on where it was.
+    drawn by a seed. It is trained by the stages of the recipe, runs below OUT, the last in OUT itself, which all other
+    commands take. Killed, the same command goes on where it was.
 
     On N GPUs:  torchrun --nproc-per-node N -m linscale linearize HF_FOLDER OUT --data DIR
 
@@ -64,14 +64,20 @@ def linearize(
         "linear": None if mixer is None else _mixer(mixer),
         "softmax_every": softmax_every, "softmax_layers": softmax_layers, "seed": seed,
     }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    chosen: Recipe = parse(Recipe, {**to_dict(load_recipe(recipe)), **given}, source=f"recipe {recipe}")
+    chosen = _changed(recipe, changes)
     if convert_only:
         _convert(chosen, folder, out, json)
     elif sensitivity:
         _sensitivity(chosen, out, json)
     else:
         _train(chosen, folder, out, json)
+
+
+def _changed(name: str, changes: dict[str, Any]) -> Recipe:
+    """A recipe by its name or file, with what was said otherwise."""
+    given = {field: value for field, value in changes.items() if value is not None}
+    found: Recipe = parse(Recipe, {**to_dict(load_recipe(name)), **given}, source=f"recipe {name}")
+    return found
 
 
 def _mixer(name: str) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def _plan(recipe: Recipe, out: Path) -> list[tuple[Path, TrainConfig]]:
 
 def _prepare(recipe: Recipe, folder: Path, out: Path, on_tensor: Callable[[int, int], None] | None) -> None:
     """The folders that stages begin with and learn from, where they are not there."""
-    if out.exists() and not (out / START).is_dir():
+    begun = (out / START).is_dir()
+    if not begun and out.exists() and not (out.is_dir() and all(map(_left, out.iterdir()))):
         raise UserError(f"out = {out}: exists already, and no recipe made it; expected the path of a new folder")
     teacher = read_teacher(folder)
     assert recipe.data is not None
@@ -128,8 +129,13 @@ def _prepare(recipe: Recipe, folder: Path, out: Path, on_tensor: Callable[[int, 
             f"`linscale data prepare --tokenizer {folder}`"
         )
     kept = recipe.kept(teacher.config.n_layers)
-    if not out.exists():
+    if not begun:
         require_room(out, recipe_bytes(recipe, teacher, linearized_config(teacher.config, recipe.linear, kept)))
     convert(teacher, out / START, recipe.linear, kept, seed=recipe.seed, report=on_tensor)
     if any(stage.loss != "text" for stage in recipe.stages) and not (out / TEACHER).exists():
         import_folder(folder, out / TEACHER)
+
+
+def _left(path: Path) -> bool:
+    """Whether it is what a conversion left that was killed."""
+    return path.name.startswith(f".{START}.")

@@ -200,7 +200,10 @@ def renamed(folder):
         (renamed, "missing tensor"),
         (small_tokenizer, "its tokenizer has 101 tokens, its model rows for 5000; expected a tokenizer of the model"),
         (large_tokenizer, "its tokenizer has 300 tokens, its model 257; expected a tokenizer of the model"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "model_type = 'gpt2'"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+            "model_type = 'gpt2': expected one of llama, mistral",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (lambda folder: (folder / "config.json").write_text('{"run": "x"}'), "a run folder; expected a Hugging Face"),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 import linscale
 from linscale.adapt import folder as folder_module
+from linscale.adapt import supra
 from linscale.adapt.huggingface import export
 from linscale.cli import main
 from linscale.cli.linearize import linearize
@@ -33,6 +34,10 @@ train = { trained = "mixers" }
 [[stages]]
 name = "text"
 """
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,21 @@ def test_a_recipe_is_followed_to_its_end_and_then_left_alone(call):
     status, _, err = call("linearize hf out --recipe recipe.toml --seed 5")
     assert (status, err.count("\n")) == (2, 1)
     assert "out/start: holds another conversion" in err
+
+
+def test_killed_while_it_converts_it_goes_on(call, monkeypatch):
+    def kill(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supra.Teacher, "read", kill)
+        patched.setattr(folder_module.shutil, "rmtree", lambda *arguments, **options: None)  # as SIGKILL has it
+        with pytest.raises(Killed):
+            main(["linearize", "hf", "out", "--recipe", "recipe.toml"])
+    assert [path.name[:7] for path in Path("out").iterdir()] == [".start."]
+    assert call("generate out --prompt a")[0] == 2
+    assert call("linearize hf out --recipe recipe.toml")[0] == 0
+    assert not list(Path("out").glob(".start.*"))
 
 
 @pytest.mark.parametrize(
