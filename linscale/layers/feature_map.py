@@ -70,9 +70,10 @@ class HeadFeatures(nn.Module):
         return torch.cat([y.exp(), (-y).exp()], -1).to(dtype)
 
     def reset(self, std: float, generator: torch.Generator) -> None:
-        """The identity, and N(0, std²) in columns that it has not: similarities begin as those of q and k."""
+        """The identity over d^(1/4), which splits softmax's 1/sqrt(d) between q and k, and N(0, std²) in columns that
+        it has not."""
         heads, width, columns = self.weight.shape
         values = torch.randn(heads, width, columns, generator=generator) * std
         square = min(width, columns)
-        values[:, :, :square] = torch.eye(width, square)
+        values[:, :, :square] = torch.eye(width, square) * width**-0.25
         copy_into(self.weight, values)

@@ -233,8 +233,9 @@ def test_what_cannot_be_served_is_refused_in_one_line():
             engine.submit(request, print)
     assert engine.idle
     assert engine_of(tiny()).limit is None
-    with pytest.raises(UserError, match="states do not decay"):
-        Engine(tiny("cosformer2"), BYTES, EngineConfig(state_dtype="bfloat16"))
+    for case, words in (("cosformer2", "states do not decay"), ("linearized in half", "states are float32")):
+        with pytest.raises(UserError, match=words):
+            Engine(tiny(case), BYTES, EngineConfig(state_dtype="bfloat16"))
     assert len(tokens_of(engine, Request(PROMPT[:52], Sampling(max_tokens=12, ignore_eos=True)))) == 12
 
 

@@ -243,7 +243,7 @@ def test_a_layer_begins_the_same_alone_as_in_its_model():
         if key in new:
             assert torch.equal(tensor, whole.get_parameter(key)), key
     x = torch.randn(1, 100, 32)
-    assert torch.equal(whole.q_features.weight, torch.eye(8).expand(HEADS, 8, 8))
+    assert torch.equal(whole.q_features.weight, (torch.eye(8) * 8**-0.25).expand(HEADS, 8, 8))
     decays = whole.decay_gate(x).exp()
     assert decays.min() > 0.98
     assert (decays.mean((0, 1)).diff() > 0).all()
