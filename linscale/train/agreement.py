@@ -12,7 +12,7 @@ from linscale.data.tokenizer import Tokenizer
 from linscale.evaluate.perplexity import Validation
 from linscale.evaluate.task import Result, mean_result
 from linscale.models import LanguageModel
-from linscale.train.objective import Attention, Logits, Texts
+from linscale.train.objective import Attention, Logits, Objective, Text, Texts
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,8 @@ class Agreement:
 
         means, count = self.validation.means(model, measures)
         return [mean_result(name, means[:, place], count) for place, name in enumerate(self.metrics)]
+
+
+def tasks_of(objective: Objective, validation: Any) -> list[Any]:
+    """What every checkpoint of a run is measured by: its validation, and its teacher where it has one."""
+    return [validation] if isinstance(objective, Text) else [validation, Agreement(objective, validation)]

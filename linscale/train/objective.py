@@ -11,9 +11,9 @@ every layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from linscale.distributed import Ranks
 from linscale.evaluate.task import autocast
 from linscale.models import LanguageModel
 from linscale.ops.distillation import Teacher, linear_divergence
+from linscale.train.config import RunConfig
+from linscale.train.origins import find_origin
+from linscale.train.parallel import build_teacher
 from linscale.train.teacher import observe, read
 from linscale.train.teacher_config import TeacherConfig
 
@@ -108,3 +111,13 @@ class Logits:
 
 
 Objective = Text | Attention | Logits
+
+
+def open_objective(config: RunConfig, ranks: Ranks, settings: Mapping[str, Any]) -> Objective:
+    """That of a run, with its teacher on the run's device; `settings` are those of config.json."""
+    taught = config.train.teacher
+    if taught is None:
+        return Text()
+    origin = find_origin(taught.folder, "train.teacher.folder")
+    teacher = build_teacher(origin.path, config.train, ranks, settings["device"], settings["precision"])
+    return (Attention if taught.loss == "attention" else Logits)(taught, teacher)

@@ -28,22 +28,21 @@ from linscale.config import UserError, human
 from linscale.data.loader import Batch, Prefetcher
 from linscale.data.tokenizer import Tokenizer
 from linscale.distributed import ALONE, Ranks, piece_of
-from linscale.evaluate.perplexity import Validation
 from linscale.evaluate.records import Evaluations
 from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
-from linscale.train.agreement import Agreement
+from linscale.train.agreement import tasks_of
 from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.curriculum import Course, Stage
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
-from linscale.train.objective import Attention, Logits, Objective, Text, Texts
+from linscale.train.objective import Attention, Objective, Texts, open_objective
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
 from linscale.train.origins import find_origin
-from linscale.train.parallel import build_for_training, build_teacher, mark_documents, split_batch
+from linscale.train.parallel import build_for_training, mark_documents, split_batch
 from linscale.train.settings import require_same_config, write_settings
 from linscale.train.source import Made, MadeReader, Reader, Source, open_source
 from linscale.train.tracking import open_trackers
@@ -174,7 +173,7 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
     loader = source.reader(recipe, ranks, sequences)  # refuses a split that is too short before training starts
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
     optimizer = build_optimizer(model, recipe)
-    objective = _objective(config, ranks, settings)
+    objective = open_objective(config, ranks, settings)
     tokenizer = source.tokenizer
     if tokenizer is not None and recipe.start is not None:
         tokenizer = find_origin(recipe.start, "train.start").tokenizer
@@ -182,15 +181,6 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
     if recipe.capture == "on":
         run.captured = Captured(model, partial(_loss_of, run))
     return run
-
-
-def _objective(config: RunConfig, ranks: Ranks, settings: dict[str, Any]) -> Objective:
-    taught = config.train.teacher
-    if taught is None:
-        return Text()
-    origin = find_origin(taught.folder, "train.teacher.folder")
-    teacher = build_teacher(origin.path, config.train, ranks, settings["device"], settings["precision"])
-    return (Attention if taught.loss == "attention" else Logits)(taught, teacher)
 
 
 def _open_log(run: Run, start: int) -> RunLog:
@@ -272,24 +262,16 @@ def _steps(
     return True
 
 
-def _tasks(run: Run, ranks: Ranks) -> list[Any]:
-    """What every checkpoint is measured by."""
-    validation = run.source.validation(run.settings, ranks)
-    if isinstance(run.objective, Text):
-        return [validation]
-    assert isinstance(validation, Validation)
-    return [validation, Agreement(run.objective, validation)]
-
-
 def _unscored(run: Run, step: int) -> list[int]:
     records, tokenizer = Evaluations(run.path, run.settings), run.tokenizer
-    return [] if all(records.has(step, task, task.version(tokenizer)) for task in _tasks(run, ALONE)) else [step]
+    tasks = tasks_of(run.objective, run.source.validation(run.settings, ALONE))
+    return [] if all(records.has(step, task, task.version(tokenizer)) for task in tasks) else [step]
 
 
 def _validate(run: Run, step: int) -> list[Result]:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
     tokenizer, found = run.tokenizer, []
-    for task in _tasks(run, run.ranks):
+    for task in tasks_of(run.objective, run.source.validation(run.settings, run.ranks)):
         with torch.compiler.set_stance("force_eager"):
             results = task.run(run.model, tokenizer)
         if run.ranks.first:
