@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 from scores import Measures, Measuring, Row, Sources
 
 from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError, config, load_toml, parse, to_dict
-from linscale.run_folder import EVALUATIONS, latest_records, read_json, write_json
+from linscale.run_folder import CONFIG, EVALUATIONS, latest_records, read_json, write_json
 from linscale.train.config import Name
 from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.metrics import read_status
@@ -98,10 +99,12 @@ class Bench:
         return self.rows.get(arm, {}).get("state") == "done"
 
     def teacher(self) -> None:
-        """Import and measure it."""
+        """Import and measure it; on a GPU in mixed precision, with the weights as they are, as the arms are."""
         run = self.folder / TEACHER
         if not run.exists():
             import_folder(self.options.teacher, run)
+        if torch.cuda.is_available():
+            write_json(run / CONFIG, read_json(run / CONFIG) | {"precision": "bf16"})
         self.keep(TEACHER, {"tokens": 0}, run)
 
     def arm(self, arm: Arm) -> None:
