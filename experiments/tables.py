@@ -10,6 +10,8 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     lengths          accuracy by tokens of noise
     alpha            what was learned
     speed            of training
+    goals, quality, zero-shot, needle, passkey, recall, positions, parts, writing, training
+                     of models that were linearized: see linearize/page.py
     law              of NAME.json as `linscale fit --law pac --json` writes it: exponents, and where they lie
     smallest         of the same: the smallest size that is good enough for each amount of text
 
@@ -27,6 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from linearize.page import KINDS as LINEARIZED
 from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
@@ -178,7 +181,7 @@ def smallest(groups: list[Row]) -> Table:
 
 KINDS: dict[str, Callable[[list[Row]], Table]] = {
     "loss": loss, "accuracy": accuracy, "copying": copying, "lengths": lengths, "alpha": alpha, "speed": speed,
-    "law": law, "smallest": smallest,
+    "law": law, "smallest": smallest, **LINEARIZED,
 }  # fmt: skip
 GROUPS = ("law", "smallest")  # of a fit, not of an experiment
 

@@ -38,11 +38,31 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """What a linear layer of a linearized model is counted from beside its shape."""
+
+    keys: int
+    """K of its state."""
+    values: int
+    """Columns of its state: V, or V + 1."""
+    features: int
+    """Elements of the matrices of its feature maps."""
+    products: int
+    """Multiply-accumulates of a token there: the elements, twice those of a matrix for both queries and keys."""
+    gates: int
+    """Elements of the matrices of its gates."""
+    biases: int
+    gains: int
+    """Of norms of its heads."""
+    angles: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """What parameters and FLOPs are counted from."""
 
     arch: str
-    """One of ARCHS, or "recurrent_transformer"."""
+    """One of ARCHS, "recurrent_transformer" or "linearized"."""
     d_model: int
     head_dim: int
     d_ff: int
@@ -54,9 +74,11 @@ class Shape:
     tied: bool = True
     """Whether the head is the embedding."""
     n_kv_heads: int | None = None
-    """Heads of keys and values in softmax layers; None for all."""
+    """Heads of keys and values in softmax layers, and in linearized ones; None for all."""
     windows: Windows | None = None
     """Of a recurrent transformer; its softmax layers have its MLP."""
+    linear: Linear | None = None
+    """Of a linearized model."""
 
     @property
     def n_heads(self) -> int:
@@ -80,7 +102,7 @@ class ParameterCount:
     norm: int
     position: int
     lower_bound: int
-    """HGRN2: of its gates; a recurrent transformer: its alphas."""
+    """HGRN2: of its gates; a recurrent transformer: its alphas; a linearized model: biases."""
 
     @property
     def total(self) -> int:
@@ -98,14 +120,21 @@ def count_parameters(shape: Shape) -> ParameterCount:
     rotated = layers.count("cosformer2") + (layers[0] == "tnl")  # LRPE: every cosFormer2 layer, the first of TNL
     windows, recurrent = shape.windows, layers.count("recurrent_transformer")
     matrix, numbers, gains = windows.left if windows else (0, 0, 0)
+    linear, linearized = shape.linear, layers.count("linearized")
+    if linear is not None:
+        matrix, numbers, gains, recurrent = linear.gates, linear.biases, linear.gains, linearized
     return ParameterCount(
         embedding=shape.vocab_size * d,
         head=0 if shape.tied else shape.vocab_size * d,
-        mixer=4 * d * d * len(layers) - 2 * d * (d - shape.kv_width) * layers.count("llama"),
+        mixer=4 * d * d * len(layers)
+        - 2 * d * (d - shape.kv_width) * (layers.count("llama") + linearized)
+        + (linear.features * linearized if linear else 0),
         gate=2 * d * shape.head_dim * gated + matrix * recurrent,
         mlp=(windows.matrices if windows else 3) * d * shape.d_ff * len(layers),
-        norm=(d * (2 * len(layers) + 1) if name == "llama" or windows else 0) + gains * recurrent,
-        position=d * rotated + d * (shape.head_dim if name == "cosformer2" else windows.table if windows else 0),
+        norm=(d * (2 * len(layers) + 1) if name == "llama" or windows or linear else 0) + gains * recurrent,
+        position=d * rotated
+        + d * (shape.head_dim if name == "cosformer2" else windows.table if windows else 0)
+        + (linear.angles * linearized if linear else 0),
         lower_bound=d * len(layers) if name == "hgrn2" else numbers * recurrent,
     )
 
@@ -131,9 +160,9 @@ def paper_flops_per_step(shape: Shape, sequences: int, length: int) -> float:
                                   HGRN2       1/(3h)  + 29/(72d)     and 12 d l once
                                   cosFormer2  3/(4h)  + 23/(72d)     and 12 b n d²/h once, for the TPE
 
-    Of a recurrent transformer, which has no closed form there, every matrix product but the head.
+    Of a recurrent transformer and a linearized model, which have none there, every matrix product but the head.
     """
-    if shape.windows is not None:
+    if shape.windows is not None or shape.linear is not None:
         return flops_per_token(shape, "train", length, head=False) * sequences * length
     d, h, tokens = shape.d_model, shape.n_heads, sequences * length
     bracket = {
@@ -165,6 +194,8 @@ def flops_per_token(shape: Shape, mode: Mode, length: float, *, head: bool = Tru
     mixing = sum(_mixing_flops(shape, layer, name, mode, length) for layer, name in enumerate(shape.layers))
     if shape.windows is not None:
         dense += _second_pass(shape, count, mode, length)
+    if shape.linear is not None:
+        dense += 2 * (shape.linear.products - shape.linear.features) * shape.layers.count("linearized")
     # TPE by the recurrence: up 2de, recurrence de, down 2de.
     forward = dense + mixing + 5 * toeplitz
     return 3 * forward if mode == "train" else forward
@@ -202,14 +233,16 @@ def _mixing_flops(shape: Shape, layer: int, name: str, mode: Mode, length: float
         return 4 * shape.d_model * seen  # q·k and weights·v: 2 d each for every position seen
     if shape.windows is not None:
         return _window_flops(shape, shape.windows, mode, length)
-    k, v = key_width(shape, layer), shape.head_dim
+    k, v = key_width(shape, layer), shape.linear.values if shape.linear else shape.head_dim
     state = 5 * k * v if mode == "step" else 4 * k * v  # read 2KV, write 2KV; a step also decays the state, KV
     chunk = 0 if mode == "step" else 2 * min(CHUNK, length) * (k + v)  # scores and their product with v
     return shape.n_heads * (state + chunk)
 
 
 def key_width(shape: Shape, layer: int) -> int:
-    """K of a linear layer's state: head_dim, or twice that where LRPE doubles it."""
+    """K of a linear layer's state: head_dim, or twice that where LRPE doubles it; a linearized model's own."""
+    if shape.linear is not None:
+        return shape.linear.keys
     doubled = shape.arch == "cosformer2" or (shape.arch == "tnl" and layer == 0)
     return shape.head_dim * (2 if doubled else 1)
 
@@ -223,5 +256,6 @@ def state_elements(shape: Shape, length: int) -> int:
         elif shape.windows is not None:
             elements += shape.windows.slots * shape.windows.block * shape.d_model
         else:
-            elements += shape.d_model * key_width(shape, layer)
+            values = shape.linear.values if shape.linear else shape.head_dim
+            elements += shape.n_heads * key_width(shape, layer) * values
     return elements

@@ -14,7 +14,7 @@ from linscale.config import UserError, fingerprint, parse
 from linscale.data.tokenizer import load_tokenizer
 from linscale.models import LanguageModel, ModelConfig, build_model
 
-ARCHITECTURES = ["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer"]
+ARCHITECTURES = ["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer", "linearized"]
 
 
 def tiny(arch: str, seed: int = 0, n_layers: int = 2) -> LanguageModel:

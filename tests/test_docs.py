@@ -27,7 +27,7 @@ from linscale.data.prepare import PrepareOptions, prepare
 from linscale.data.sets import SETS
 from linscale.evaluate.questions import CSR, FORMS
 from linscale.evaluate.scrolls import FORMS as SCROLLS
-from linscale.models import CONFIGS, SIZES, Recurrence
+from linscale.models import CONFIGS, SIZES, LinearMixer, Recurrence
 from linscale.run_folder import read_json, read_records
 from linscale.study import fit
 from linscale.study.fit import FitConfig, fit_study
@@ -49,6 +49,8 @@ from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.curriculum import Curriculum
+from linscale.train.recipe import Recipe, StageConfig
+from linscale.train.teacher_config import TeacherConfig
 from linscale.train.trainer import train
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference"
@@ -64,8 +66,12 @@ SECTIONS = [
     ("Train file", RunConfig),
     *(("`[model]` of a train file", config) for config in CONFIGS.values()),
     ("`[model.recurrence]`", Recurrence),
+    ("`[model.linear]`", LinearMixer),
     ("`[data.task]`", CopyingConfig),
     ("`[train.curriculum]`", Curriculum),
+    ("`[train.teacher]`", TeacherConfig),
+    ("Recipe file", Recipe),
+    ("`[[stages]]`", StageConfig),
 ]
 
 
@@ -83,6 +89,8 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
 
 def default(field: dataclasses.Field[Any]) -> Any:
     """How the page puts a field's default: what TOML holds, or a word for what it cannot."""
+    if field.default_factory is not dataclasses.MISSING:
+        return "its defaults"
     if field.default is dataclasses.MISSING or field.name == "arch":
         return "required"
     if field.default is None:
@@ -96,8 +104,9 @@ def default(field: dataclasses.Field[Any]) -> Any:
 def test_every_field_of_a_study_file_and_a_train_file(heading: str, config: Any) -> None:
     written = table(page("study.md"), heading)
     fields = {field.name: default(field) for field in dataclasses.fields(config)}
-    if heading == "`[model]` of a train file" and "recurrence" not in fields:
-        del written["recurrence"]  # of one architecture alone
+    if heading == "`[model]` of a train file":
+        for name in {"recurrence", "linear", "softmax_layers"} - set(fields):
+            del written[name]  # of one architecture alone
     assert set(written) == set(fields)
     for name, value in fields.items():
         cell = written[name][0].strip("`")

@@ -19,34 +19,32 @@ from torch import Tensor, nn
 from linscale import checkpoint
 from linscale.adapt.folder import new_folder
 from linscale.adapt.llama_config import read_llama_config, write_llama_config
-from linscale.adapt.llama_names import IGNORED, TIED_HEAD, llama_names
+from linscale.adapt.llama_names import llama_names
+from linscale.adapt.matching import matched, require_names
 from linscale.adapt.model_card import model_card
+from linscale.adapt.new_run import CONTEXT, DTYPES, Origin, new_run
 from linscale.adapt.tensor_file import (
     INDEX,
     SINGLE,
     Entry,
-    entries_of,
     entries_of_file,
     read_tensor,
     shards_of,
     write_file,
 )
-from linscale.adapt.tokenizer_folder import export_tokenizer, import_tokenizer
-from linscale.checkpoint import FORMAT, MANIFEST, TOKENIZER
+from linscale.adapt.tokenizer_folder import export_tokenizer
+from linscale.checkpoint import MANIFEST, TOKENIZER
 from linscale.checkpoint.tensors import MODEL, model_tensors, parts
-from linscale.config import UserError, fingerprint, parse, to_dict
+from linscale.config import UserError, parse, to_dict
 from linscale.models import LanguageModel, LanguageModelConfig, LlamaConfig, ModelConfig, build_model
-from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
-from linscale.run_folder import CHECKPOINTS, CONFIG, STATUS, code_version, read_json, write_json
+from linscale.run_folder import CONFIG, read_json, write_json
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUGGING_FACE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 SHARD_BYTES = 5e9
 CODE = "modeling_linscale.py"
 MODEL_TYPE = "linscale"
 PREFIX = "model."  # the wrapped model in the class that transformers sees
-CONTEXT = 2048  # tokens, where nothing says what a model was trained for
 
 
 def import_folder(folder: Path, out: Path, dtype: Dtype | None = None) -> Path:
@@ -62,30 +60,10 @@ def import_folder(folder: Path, out: Path, dtype: Dtype | None = None) -> Path:
     with torch.device("meta"):
         model = build_model(config)
     names = _names(config, model)
-    entries = _matched(folder, model, names)
-    with new_folder(out) as temporary:
-        step = temporary / CHECKPOINTS / "step_00000000"
-        step.mkdir(parents=True)
-        tokenizer = import_tokenizer(folder, temporary, values)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model {config.vocab_size}; "
-                "expected a tokenizer of the model"
-            )
-        stored = {ours: _stored(entry, ours, model, dtype) for ours, entry in entries.items()}
-        written = write_file(step / MODEL, stored, lambda name: read_tensor(names[name], entries[name]))
-        kinds = {entry.dtype for entry in stored.values()}
-        name = next(key for key, kind in DTYPES.items() if kind in kinds) if len(kinds) == 1 else "mixed"
-        context = _context(values)
-        manifest: dict[str, Any] = {
-            "format": FORMAT, "step": 0, "tokens": 0, "tokenizer": tokenizer.fingerprint, "dtype": name,
-            "context": context, "source": {"folder": folder.resolve().name, "model_type": values["model_type"]},
-            "model": to_dict(config), "files": {MODEL: written}, "code": code_version(),
-        }  # fmt: skip
-        write_json(step / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest)})
-        write_json(temporary / CONFIG, _settings(out.name, config, name, context))
-        write_json(temporary / STATUS, {"state": "done", "step": 0, "steps": 0, "tokens": 0})
-    return out
+    entries = matched(folder, model, names)
+    stored = {ours: _stored(entry, ours, model, dtype) for ours, entry in entries.items()}
+    origin = Origin(folder, values, {"model_type": values["model_type"]})
+    return new_run(out, origin, config, stored, lambda name: read_tensor(names[name], entries[name]))
 
 
 def export(path: Path, out: Path, dtype: Dtype | None = None, shard_bytes: float = SHARD_BYTES) -> Path:
@@ -104,7 +82,7 @@ def export(path: Path, out: Path, dtype: Dtype | None = None, shard_bytes: float
     stored = {theirs: _stored(found[ours], ours, model, dtype) for ours, theirs in names.items()}
     ours_of = {theirs: ours for ours, theirs in names.items()}
     context = manifest.get("context") or _trained_length(run) or CONTEXT
-    with new_folder(out) as temporary:
+    with new_folder(out, sum(entry.bytes for entry in stored.values())) as temporary:
         _write_shards(
             temporary, stored, shard_bytes, lambda theirs: read_tensor(ours_of[theirs], found[ours_of[theirs]])
         )
@@ -147,33 +125,6 @@ def _names(config: LanguageModelConfig, model: LanguageModel) -> dict[str, str]:
     """Our name -> the folder's, for every tensor."""
     ours = list(model_tensors(model))
     return llama_names(config) if isinstance(config, LlamaConfig) else {name: f"{PREFIX}{name}" for name in ours}
-
-
-def _matched(folder: Path, model: LanguageModel, names: Mapping[str, str]) -> dict[str, Entry]:
-    """The folder's tensors by our names. Raises UserError for one that is unknown, missing or of another shape."""
-    found = {name: entry for name, entry in entries_of(folder).items() if not name.endswith(IGNORED)}
-    theirs = set(names.values())
-    if TIED_HEAD in found and TIED_HEAD not in theirs and (tied := names["embedding.weight"]) in found:
-        if not torch.equal(read_tensor(TIED_HEAD, found[TIED_HEAD]), read_tensor(tied, found[tied])):
-            raise UserError(
-                f"{folder}: tensor '{TIED_HEAD}' differs from '{tied}', but {CONFIG} has tie_word_embeddings = true"
-            )
-        del found[TIED_HEAD]
-    require_names(folder, set(found), theirs)
-    for ours, tensor in model_tensors(model).items():
-        shape = found[names[ours]].shape
-        if shape != tensor.shape:
-            raise UserError(f"{folder}: tensor '{names[ours]}' is {shape}, but {CONFIG} makes it {tuple(tensor.shape)}")
-    return {ours: found[name] for ours, name in names.items()}
-
-
-def require_names(place: Path, found: set[str], expected: set[str]) -> None:
-    """Raise UserError naming the first tensor that is unknown, or missing."""
-    for problem, names in (("unknown", found - expected), ("missing", expected - found)):
-        if names:
-            raise UserError(
-                f"{place}: {problem} tensor '{min(names)}' ({len(names)} in all); expected those of {CONFIG}"
-            )
 
 
 def _stored(entry: Entry, ours: str, model: LanguageModel, dtype: Dtype | None) -> Entry:
@@ -219,21 +170,3 @@ def _trained_length(run: Path) -> int | None:
     """Tokens of a sequence in training, where the run folder says so."""
     settings = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
     return (settings.get("train") or {}).get("length")
-
-
-def _context(values: Mapping[str, Any]) -> int:
-    value = values.get("max_position_embeddings")
-    return value if isinstance(value, int) and value > 0 else CONTEXT
-
-
-def _settings(run: str, config: LanguageModelConfig, dtype: str, context: int) -> dict[str, Any]:
-    """config.json of the run folder: what evaluation reads of a run. Nothing was trained here."""
-    total, own = count_parameters(config).total, paper_parameters(config)
-    return {
-        "run": run, "study": None, "size": None, "model": to_dict(config),
-        "data": {"path": None, "fingerprint": None}, "train": {"tokens": 0, "batch_tokens": 0, "length": context},
-        "params": {"non_embedding": own, "total": total},
-        "flops_per_token": paper_flops_per_step(config, 1, context) / context,
-        "precision": "fp32" if dtype == "fp32" else "bf16",
-        "device": "cuda" if torch.cuda.is_available() else "cpu", "torch": torch.__version__, "code": code_version(),
-    }  # fmt: skip

@@ -76,8 +76,10 @@ def model_card(config: LanguageModelConfig, manifest: Mapping[str, Any], run: Pa
 def _provenance(manifest: Mapping[str, Any], settings: Mapping[str, Any], run: Path) -> Iterator[tuple[str, str]]:
     source = manifest.get("source")
     if source:
-        yield "imported from", f"`{source['folder']}` ({source['model_type']}), which says how it was trained"
+        yield _begun(source)
     else:
+        if first := (settings.get("start") or {}).get("source"):
+            yield _begun(first)
         yield "step", f"{manifest['step']:,}"
         yield "tokens", f"{manifest.get('tokens', 0):,}"
     if data := (settings.get("data") or {}).get("fingerprint"):
@@ -95,6 +97,12 @@ def _provenance(manifest: Mapping[str, Any], settings: Mapping[str, Any], run: P
     for file, written in manifest["files"].items():
         if not file.startswith("optimizer"):
             yield f"sha256 of the checkpoint's {file}", f"`{written['sha256']}`"
+
+
+def _begun(source: Mapping[str, Any]) -> tuple[str, str]:
+    """The folder whose weights a model has, or began with; a seed drew what is new in a linearized one."""
+    word = "imported" if source.get("seed") is None else "linearized"
+    return f"{word} from", f"`{source['folder']}` ({source['model_type']}), which says how it was trained"
 
 
 def _losses(run: Path, step: int) -> Iterator[tuple[str, str]]:

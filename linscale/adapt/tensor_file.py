@@ -85,10 +85,10 @@ def entries_of_file(path: Path) -> Iterator[tuple[str, Entry]]:
         raise UserError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
 
 
-def read_tensor(name: str, entry: Entry) -> Tensor:
-    """One tensor, read when asked for."""
+def read_tensor(name: str, entry: Entry, rows: int | None = None) -> Tensor:
+    """One tensor, or its first rows, read when asked for."""
     with safe_open(entry.path, framework="pt") as tensors:
-        value: Tensor = tensors.get_tensor(name)
+        value: Tensor = tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[:rows]
     return value
 
 

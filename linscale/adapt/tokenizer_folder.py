@@ -7,9 +7,11 @@ says so itself, under MARKS, where it would not be found otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from linscale.data.tokenizer import (
 )
 from linscale.run_folder import read_json, write_json
 
+MODEL = "config.json"
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
 COMPANIONS = (
@@ -57,9 +60,7 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     content = read_json(folder / FILE)
-    for name in COMPANIONS:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+    copy_companions(folder, out)
     ends = model.get("eos_token_id")
     if isinstance(ends, list) and not (out / GENERATION).exists():
         write_json(out / GENERATION, {"eos_token_id": ends})
@@ -86,6 +87,29 @@ def import_tokenizer(folder: Path, out: Path, model: Mapping[str, Any]) -> Token
     if marks:
         write_json(out / FILE, {**content, MARKS: marks})
     return load_tokenizer(out)
+
+
+@contextlib.contextmanager
+def tokenizer_of(spec: str) -> Iterator[str]:
+    """`spec`, or of a Hugging Face folder the place of its tokenizer as the model's run folder would have it.
+
+    Texts that are made into tokens by it end with the token that the model's config names.
+    """
+    folder = Path(spec)
+    values = read_json(folder / MODEL) if (folder / MODEL).is_file() and (folder / FILE).is_file() else None
+    if not isinstance(values, dict) or "model_type" not in values:
+        yield spec
+        return
+    with tempfile.TemporaryDirectory() as place:
+        import_tokenizer(folder, Path(place), values)
+        yield place
+
+
+def copy_companions(folder: Path, out: Path) -> None:
+    """Copy what stands beside a tokenizer.json, as it is."""
+    for name in COMPANIONS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
 
 
 def _named(folder: Path) -> dict[str, Any]:
@@ -115,7 +139,7 @@ def _special(
     if isinstance(number, int):
         token: str | None = vocabulary.id_to_token(number)
         if token is None:
-            raise UserError(f"{folder / 'config.json'}: {kind}_token_id = {number}: no token of {folder / FILE}")
+            raise UserError(f"{folder / MODEL}: {kind}_token_id = {number}: no token of {folder / FILE}")
         return token
     name = named.get(f"{kind}_token")
     name = name.get("content") if isinstance(name, dict) else name

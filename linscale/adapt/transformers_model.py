@@ -19,6 +19,7 @@ from linscale.adapt.transformers_past import Past
 from linscale.config import parse
 from linscale.layers import ToeplitzEncoding
 from linscale.models import LanguageModel, ModelConfig, State, build_model
+from linscale.models.linearized import LinearAttention
 from linscale.models.tnl import TNLMixer
 
 
@@ -30,7 +31,7 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _is_stateful = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = {"lrpe", "position_encoder", "lower_bound_logits"}  # noqa: RUF012 (their type)
+    _keep_in_fp32_modules_strict = {"lrpe", "position_encoder", "lower_bound_logits", "decay_gate"}  # noqa: RUF012 (their type)
     _supports_sdpa = True
 
     def __init__(self, config: LinscaleConfig) -> None:
@@ -127,7 +128,7 @@ class LinscaleForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """First values of what a checkpoint does not hold: constants alone."""
-        if isinstance(module, TNLMixer):
+        if isinstance(module, TNLMixer | LinearAttention):
             module.reset_log_decay()
         elif isinstance(module, ToeplitzEncoding):
             module.reset_rates()

@@ -45,7 +45,7 @@ from linscale.checkpoint.tensors import (
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.tokenizer import Tokenizer, load_tokenizer
 from linscale.distributed import ALONE, Ranks
-from linscale.models import LanguageModel, ModelConfig, build_model
+from linscale.models import LanguageModel, LanguageModelConfig, ModelConfig, build_model
 from linscale.run_folder import CHECKPOINTS, code_version, read_json, write_json
 
 MANIFEST, TOKENIZER = "checkpoint.json", "tokenizer.json"
@@ -132,7 +132,8 @@ def clean(run: Path) -> None:
 
 def prune_optimizers(run: Path, keep: int) -> None:
     """Delete the optimizer states of all checkpoints but the `keep` newest."""
-    for path in list_checkpoints(run)[:-keep]:
+    paths = list_checkpoints(run)
+    for path in paths[: max(0, len(paths) - keep)]:
         for file in path.glob("optimizer*.safetensors"):
             file.unlink(missing_ok=True)
 
@@ -198,6 +199,12 @@ def verify(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return manifest
 
 
+def model_config(path: Path) -> LanguageModelConfig:
+    """That of a checkpoint folder's model."""
+    config: LanguageModelConfig = parse(ModelConfig, read_manifest(path)["model"], source=str(path / MANIFEST))
+    return config
+
+
 def load_model(path: Path) -> LanguageModel:
     """The model of a checkpoint folder, on the CPU: in float32, or as an imported one was stored (`dtype`)."""
     manifest = verify(path, (MODEL,))
@@ -220,6 +227,12 @@ def restore(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, 
     read_model(path, manifest, model)
     read_optimizer(path, manifest, model, optimizer)
     return int(manifest["step"])
+
+
+def fill(path: Path, model: LanguageModel, ranks: Ranks = ALONE) -> None:
+    """Put a checkpoint's weights alone into `model`, in the dtypes that it has; ranks as in `restore`."""
+    manifest = ranks.lead(lambda: verify(path, (MODEL,)))
+    read_model(path, manifest, model, cast=True)
 
 
 def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:

@@ -74,9 +74,9 @@ class Tensors:
         lazy = self._files[self.path[name]].get_slice(name)
         return DTYPES[lazy.get_dtype()]
 
-    def read(self, name: str, expected: Tensor | None) -> Tensor:
+    def read(self, name: str, expected: Tensor | None, *, cast: bool = False) -> Tensor:
         """A tensor, or where `expected` is sharded the rows of it that this rank holds. Raises UserError if it is of
-        another shape or dtype; `expected` None takes it as it is."""
+        another shape, or dtype unless that may be `cast`; `expected` None takes it as it is."""
         path = self.path[name]
         if expected is None or expected.ndim == 0:
             value: Tensor = self._files[path].get_tensor(name)
@@ -85,7 +85,7 @@ class Tensors:
             lazy = self._files[path].get_slice(name)
             found = tuple(lazy.get_shape())
             value = lazy[local_rows(expected)[1]] if len(found) else self._files[path].get_tensor(name)
-        if expected is not None and (found != expected.shape or value.dtype != expected.dtype):
+        if expected is not None and (found != expected.shape or (value.dtype != expected.dtype and not cast)):
             raise UserError(
                 f"{path}: tensor '{name}' is {value.dtype} {found}, "
                 f"the model needs {expected.dtype} {tuple(expected.shape)}"
@@ -93,13 +93,14 @@ class Tensors:
         return value
 
 
-def read_model(path: Path, manifest: Mapping[str, Any], model: LanguageModel) -> None:
+def read_model(path: Path, manifest: Mapping[str, Any], model: LanguageModel, *, cast: bool = False) -> None:
+    """Fill a model, sharded or not, with a checkpoint's tensors: in their dtype, or with `cast` in its own."""
     expected, paths = model_tensors(model), [path / part for part in parts(manifest, MODEL)]
     with contextlib.ExitStack() as files, torch.no_grad():
         tensors = Tensors(paths, files)
         _compare_names(paths[0], set(tensors.path), set(expected))
         for name, tensor in expected.items():
-            local_rows(tensor)[0].copy_(tensors.read(name, tensor))
+            local_rows(tensor)[0].copy_(tensors.read(name, tensor, cast=cast))
 
 
 def take_dtypes(path: Path, manifest: Mapping[str, Any], model: LanguageModel) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from linscale.adapt.tokenizer_folder import tokenizer_of
 from linscale.cli.output import Json, ProgressBar, file_size, print_json, print_table
 from linscale.config import human
 from linscale.data import PrepareOptions, TokenDataset
@@ -34,7 +35,8 @@ def prepare(
             dataset on the Hub or a folder laid out like one; SPLIT is train unless given. URLs and hf: need
             pip install 'linscale[data]'.
         out: The folder to make.
-        tokenizer: byte, bpe:SIZE (trained on the inputs), or the path of a tokenizer.json.
+        tokenizer: byte, bpe:SIZE (trained on the inputs), or the path of a tokenizer.json, of a run folder, or of a
+            model's Hugging Face folder, whose config.json says which token ends a text.
         options: How text becomes a corpus.
     """
     with ProgressBar() as bar:
@@ -42,7 +44,8 @@ def prepare(
         def show(read: int, total: int, documents: int, tokens: int) -> None:
             bar.update(f"{file_size(total)}: {human(documents)} documents, {human(tokens)} tokens", read, total)
 
-        manifest = prepare_corpus(inputs, tokenizer=tokenizer, out=out, options=options, progress=show)
+        with tokenizer_of(tokenizer) as place:
+            manifest = prepare_corpus(inputs, tokenizer=place, out=out, options=options, progress=show)
     if json:
         print_json(manifest)
         return

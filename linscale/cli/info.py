@@ -36,7 +36,7 @@ def info(
     element for linear models (fp32) and 2 for the keys and values of softmax attention (bf16).
 
     Args:
-        archs: Architectures to show: llama, tnl, hgrn2, cosformer2, recurrent_transformer. All by default.
+        archs: Architectures to show: llama, tnl, hgrn2, cosformer2, recurrent_transformer, linearized. All by default.
         sizes: Sizes to show, e.g. 410M or 1B-2048x18. The six published sizes by default.
         length: Tokens in a sequence.
     """

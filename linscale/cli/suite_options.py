@@ -10,6 +10,7 @@ from pydantic import Field
 from linscale.config import config
 
 Mode = Literal["easy", "standard"]
+Part = Literal["softmax", "linear", "mixers"]
 
 
 @config
@@ -87,6 +88,15 @@ class HarnessOptions:
 
 
 @config
+class AblationOptions:
+    """all suites"""
+
+    without: tuple[Part, ...] = ()
+    """Every task once more, with the outputs of these mixers set to zero: softmax shows what linear layers do by
+    themselves, linear what softmax layers do, mixers (all of them) what is left where no token knows of another one."""
+
+
+@config
 class Options:
     """What can be chosen of every suite."""
 
@@ -96,3 +106,4 @@ class Options:
     needle: NeedleOptions = NeedleOptions()
     scrolls: ScrollsOptions = ScrollsOptions()
     harness: HarnessOptions = HarnessOptions()
+    ablation: AblationOptions = AblationOptions()

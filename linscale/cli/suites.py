@@ -172,7 +172,8 @@ def suite_names(words: Sequence[Sequence[str]]) -> list[str]:
 
 
 def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
-    """The tasks of the suites, each once, in order; those that lack a file are named on standard error.
+    """The tasks of the suites, each once, in order, and then without parts of the model; those that lack a file are
+    named on standard error.
 
     Raises UserError for whatever is wrong with options and files.
     """
@@ -190,4 +191,10 @@ def build_tasks(names: Sequence[str], options: Options) -> list[Task]:
                 absent.add(task)
             elif tasks.setdefault(task.name, task) != task:
                 raise UserError(f"suite {name}: {task.name} stands for two different things; give files other names")
-    return list(tasks.values())
+    return [*tasks.values(), *_without(list(tasks.values()), options)]
+
+
+def _without(tasks: Sequence[Task], options: Options) -> list[Task]:
+    from linscale.evaluate.without import Without
+
+    return [Without(task, part) for part in dict.fromkeys(options.ablation.without) for task in tasks]

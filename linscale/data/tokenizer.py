@@ -87,6 +87,11 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
 
+    def same_tokens(self, other: Tokenizer) -> bool:
+        """Whether both make the same ids of any text and of its end; which token opens one may differ."""
+        contents = [{key: value for key, value in each.content.items() if key != MARKS} for each in (self, other)]
+        return contents[0] == contents[1] and self.eos_id == other.eos_id
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text; no special tokens are added."""
         ids: list[int] = self.encode_batch([text])[0].tolist()

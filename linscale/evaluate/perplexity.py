@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -53,35 +53,43 @@ def validation_loss(
 
     Every window starts without context. The result does not depend on `sequences` or `ranks` beyond rounding.
     """
-    device = next(model.parameters()).device
     batches = validation_batches(
         dataset, split, length=length, sequences=sequences, max_tokens=max_tokens, documents=documents
     )
-    training = model.training
-    model.eval()
-    with torch.no_grad(), autocast(precision, device):
-        means = _window_means(model, batches, length, device, ranks)
-    model.train(training)
+
+    def loss_of(tokens: Tensor, targets: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+        found: Tensor = model(tokens, targets=targets, cu_seqlens=cu_seqlens).loss
+        return found
+
+    means = window_means(model, loss_of, batches, length, precision, ranks)
     loss = means.mean().item()
     se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
     to_bits = 1.0 / math.log(2.0) / dataset.bytes_per_token(split)
     return Score(loss, se, len(means) * length, loss * to_bits, None if se is None else se * to_bits)
 
 
-def _window_means(
-    model: LanguageModel, batches: Iterator[Batch], length: int, device: torch.device, ranks: Ranks
+Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""tokens, targets (B, T) and boundaries of documents -> values of every token, (B, T) or (B, T, M)."""
+
+
+def window_means(
+    model: LanguageModel, measure: Measure, batches: Iterator[Batch], length: int, precision: str, ranks: Ranks
 ) -> Tensor:
-    """The mean loss of every window, in order, float64 on the CPU. Replicas take turns, all in as many passes."""
+    """Means of every window in order, (W,) or (W, M) float64 on the CPU. Replicas take turns, all in as many passes."""
     mine: dict[int, Tensor] = {}
-    number = ranks.replica
-    while group := list(islice(batches, ranks.replicas)):
-        batch = group[min(ranks.replica, len(group) - 1)]
-        bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
-        tokens, targets = (x.to(device) for x in piece_of(batch.tokens, batch.targets, ranks=ranks))
-        output = model(tokens, targets=targets, cu_seqlens=bounds)
-        if ranks.replica < len(group):
-            mine[number] = output.loss.view(-1, length // ranks.pieces).double().mean(1).cpu()
-        number += ranks.replicas
+    number, device, training = ranks.replica, next(model.parameters()).device, model.training
+    model.eval()
+    with torch.no_grad(), autocast(precision, device):
+        while group := list(islice(batches, ranks.replicas)):
+            batch = group[min(ranks.replica, len(group) - 1)]
+            bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device)
+            tokens, targets = (x.to(device) for x in piece_of(batch.tokens, batch.targets, ranks=ranks))
+            values = measure(tokens, targets, bounds)
+            if ranks.replica < len(group):
+                windows = values.reshape(-1, length // ranks.pieces, *values.shape[2:])
+                mine[number] = windows.double().mean(1).cpu()
+            number += ranks.replicas
+    model.train(training)
     parts = ranks.gather(mine)
     numbers = sorted({number for part in parts for number in part})
     return torch.cat([torch.stack([part[n] for part in parts if n in part]).mean(0) for n in numbers])
@@ -117,12 +125,11 @@ class Validation:
     def run(self, model: LanguageModel, tokenizer: Tokenizer) -> list[Result]:
         """loss: nats per token; bits_per_byte."""
         train = self.settings["train"]
-        share = max(1, train["batch_tokens"] // train["length"] // self.ranks.replicas)
         score = validation_loss(
             model,
             self.dataset,
             length=train["length"],
-            sequences=min(train["micro_batch"] or share, share),
+            sequences=self._sequences,
             max_tokens=train["validation_tokens"],
             documents=train["documents"],
             precision=self.settings["precision"],
@@ -132,3 +139,19 @@ class Validation:
             Result("loss", score.loss, score.se, score.count),
             Result("bits_per_byte", score.bits_per_byte, score.bits_per_byte_se, score.count),
         ]
+
+    def means(self, model: LanguageModel, measure: Measure) -> tuple[Tensor, int]:
+        """Means of every window of the same texts, (W, M), of M other values a token; and the number of tokens."""
+        train = self.settings["train"]
+        batches = validation_batches(
+            self.dataset, "val", length=train["length"], sequences=self._sequences,
+            max_tokens=train["validation_tokens"], documents=train["documents"],
+        )  # fmt: skip
+        found = window_means(model, measure, batches, train["length"], self.settings["precision"], self.ranks)
+        return found, len(found) * train["length"]
+
+    @property
+    def _sequences(self) -> int:
+        train = self.settings["train"]
+        share = max(1, int(train["batch_tokens"]) // train["length"] // self.ranks.replicas)
+        return min(train["micro_batch"] or share, share)

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from linscale.config import UserError, config
 from linscale.generate.packing import can_pack
 from linscale.layers import SoftmaxAttention
-from linscale.models import LanguageModel
+from linscale.models import LanguageModel, Linearized
 from linscale.models.cosformer2 import CosFormer2Mixer
 from linscale.models.count import state_elements
 from linscale.ops.decode.plain import can_halve
@@ -69,6 +69,8 @@ class Setup:
             raise UserError(
                 "state_dtype = bfloat16: cosFormer2's states do not decay: rounding adds up in them; expected float32"
             )
+        if config.state_dtype == "bfloat16" and isinstance(model, Linearized):
+            raise UserError("state_dtype = bfloat16: a linearized model's states are float32; expected float32")
         limit = (config.context or CONTEXT) if softmax else None
         return cls(
             slots=config.slots or _slots(model, device, limit, dtype),

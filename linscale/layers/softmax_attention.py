@@ -49,6 +49,11 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
         """x (B, T, D) -> (B, T, D), and the keys and values seen so far."""
+        o, state = self.attend(x, state, context)
+        return self.o_proj(o), state
+
+    def attend(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
+        """What o_proj reads, (B, T, H K), and the keys and values."""
         q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))  # (B, T, H, K)
         k, v = (proj(x).unflatten(-1, (self.n_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))  # (B, T, G, K)
         if self.rope_base is not None:
@@ -63,7 +68,7 @@ class SoftmaxAttention(nn.Module):
             o, state = _attend(q, k, v, state, context.start, self.dropout if self.training else 0.0)
         else:
             o, state = _attend_packed(q, k, v, state, context, self.dropout if self.training else 0.0)
-        return self.o_proj(o.flatten(2)), state
+        return o.flatten(2), state
 
 
 def _attend(

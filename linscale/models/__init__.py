@@ -9,13 +9,16 @@ from pydantic import Field
 from linscale.models.cosformer2 import CosFormer2, CosFormer2Config
 from linscale.models.hgrn2 import HGRN2, HGRN2Config
 from linscale.models.language_model import LanguageModel, LanguageModelConfig, Output, State
+from linscale.models.linear_mixer import MIXERS, LinearMixer
+from linscale.models.linearized import Linearized, LinearizedConfig
 from linscale.models.llama import Llama, LlamaConfig
 from linscale.models.recurrent_transformer import Recurrence, RecurrentTransformer, RecurrentTransformerConfig
 from linscale.models.sizes import CONFIGS, SIZES, preset
 from linscale.models.tnl import TNL, TNLConfig
 
 ModelConfig = Annotated[
-    LlamaConfig | TNLConfig | HGRN2Config | CosFormer2Config | RecurrentTransformerConfig, Field(discriminator="arch")
+    LlamaConfig | TNLConfig | HGRN2Config | CosFormer2Config | RecurrentTransformerConfig | LinearizedConfig,
+    Field(discriminator="arch"),
 ]
 """The config of any architecture, told apart by its field `arch`."""
 
@@ -37,12 +40,15 @@ def _construct(config: LanguageModelConfig) -> LanguageModel:
         return CosFormer2(config)
     if isinstance(config, RecurrentTransformerConfig):
         return RecurrentTransformer(config)
+    if isinstance(config, LinearizedConfig):
+        return Linearized(config)
     raise TypeError(f"no architecture has the config {type(config).__name__}")
 
 
 __all__ = [
     "CONFIGS",
     "HGRN2",
+    "MIXERS",
     "SIZES",
     "TNL",
     "CosFormer2",
@@ -50,6 +56,9 @@ __all__ = [
     "HGRN2Config",
     "LanguageModel",
     "LanguageModelConfig",
+    "LinearMixer",
+    "Linearized",
+    "LinearizedConfig",
     "Llama",
     "LlamaConfig",
     "ModelConfig",

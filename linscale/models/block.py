@@ -32,3 +32,10 @@ class Block(nn.Module):
             return x + self.mlp(self.mlp_norm(x)), state
         x = x + dropout(y, self.dropout)
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout), state
+
+    def mix(self, x: Tensor, context: Context, before: bool) -> Tensor:
+        """What the mixer makes of texts that start afresh, of what enters it behind its norm, x (B, T, D): what it adds
+        to the stream (B, T, D), or with `before` what its o_proj reads (B, T, H V)."""
+        mixer: Any = self.mixer
+        y: Tensor = (mixer.attend if before else mixer)(x, None, context)[0]
+        return y

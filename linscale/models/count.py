@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from linscale import shape
 from linscale.models.language_model import LanguageModelConfig
+from linscale.models.linearized import LinearizedConfig
 from linscale.models.recurrent_state import CLOSES
 from linscale.models.recurrent_transformer import RecurrentTransformerConfig
-from linscale.shape import Mode, ParameterCount, Shape, Windows
+from linscale.shape import Linear, Mode, ParameterCount, Shape, Windows
 
 
 def architectures(config: LanguageModelConfig) -> list[str]:
@@ -35,6 +36,7 @@ def shape_of(config: LanguageModelConfig) -> Shape:
         tied=config.tie_embeddings,
         n_kv_heads=config.n_kv_heads,
         windows=_windows(config) if isinstance(config, RecurrentTransformerConfig) else None,
+        linear=_linear(config) if isinstance(config, LinearizedConfig) else None,
     )
 
 
@@ -49,6 +51,30 @@ def _windows(config: RecurrentTransformerConfig) -> Windows:
         left=(d * heads if r.alpha_form == "gated" else 0, numbers, gains),
         slots=r.slots,
         closes=r.slots == CLOSES,
+    )
+
+
+def _linear(config: LinearizedConfig) -> Linear:
+    m, d, heads, head_dim = config.linear, config.d_model, config.n_heads, config.head_dim
+    width = m.feature_width(head_dim)
+    features = products = biases = 0
+    if m.features == "relu":  # dense over all heads, of queries and of keys
+        queries, keys = heads * head_dim * heads * width, config.kv_heads**2 * head_dim * width
+        shared = config.kv_heads == heads
+        features, products = queries + (0 if shared else keys), queries + keys
+        biases = width * (heads + (0 if shared else config.kv_heads))
+    elif m.learned:  # W of each head, half as wide as what it gives
+        features = products = 2 * heads * head_dim * (width // 2)
+    rates = {"head": heads, "channel": heads * width}.get(m.decay, 0)
+    return Linear(
+        keys=m.key_width(head_dim),
+        values=m.value_width(head_dim),
+        features=features,
+        products=products,
+        gates=d * (0 if m.keys == "forget" else rates) + d * d * m.gate,
+        biases=biases + rates + d * m.gate,
+        gains=d if m.normalizer == "rms" else 0,
+        angles=heads * width if m.rotary == "lrpe" else 0,
     )
 
 
@@ -78,7 +104,7 @@ def flops_per_token(config: LanguageModelConfig, mode: Mode, length: int = 8192)
 
 
 def key_width(config: LanguageModelConfig, layer: int) -> int:
-    """K of a linear layer's state: head_dim, or twice that where LRPE doubles it."""
+    """K of a linear layer's state: head_dim, or twice that where LRPE doubles it; a linearized model's own."""
     return shape.key_width(shape_of(config), layer)
 
 
@@ -86,7 +112,8 @@ def state_shape(config: LanguageModelConfig, layer: int) -> tuple[int, ...]:
     """Of one sequence's state of a layer that is not softmax attention."""
     if isinstance(config, RecurrentTransformerConfig):
         return config.recurrence.slots, config.recurrence.block, config.d_model
-    return config.n_heads, key_width(config, layer), config.head_dim
+    values = config.linear.value_width(config.head_dim) if isinstance(config, LinearizedConfig) else config.head_dim
+    return config.n_heads, key_width(config, layer), values
 
 
 def state_elements(config: LanguageModelConfig, length: int = 8192) -> int:

@@ -9,7 +9,7 @@ logits = norm(x) · embedᵀ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
@@ -188,7 +188,22 @@ class LanguageModel(nn.Module):
         x, new_state = self.read(tokens, state, cu_seqlens)
         if targets is None:
             return Output(self.logits(x), None, new_state)
-        return Output(None, linear_cross_entropy(x, self._head_weight, targets), new_state)
+        return Output(None, linear_cross_entropy(x, self.head_weight, targets), new_state)
+
+    def read_into(
+        self, loss: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with another loss than cross-entropy: of what `logits` takes, (B, T, D), and the head's weight."""
+        return loss(self.read(tokens, None, cu_seqlens)[0], self.head_weight)
+
+    def mix(
+        self, entered: Sequence[Tensor], tokens: Tensor, cu_seqlens: Tensor | None = None, *, before: bool = False
+    ) -> list[Tensor]:
+        """What each mixer alone makes of an input of its own, (B, T, D) a layer: see `Block.mix`."""
+        context, shared = self._context(tokens, None, cu_seqlens), self.shared()
+        own = [context if shared is None else replace(context, shared=shared[layer]) for layer in range(len(entered))]
+        blocks: list[Any] = list(self.blocks)
+        return [block.mix(x, of, before) for block, x, of in zip(blocks, entered, own, strict=True)]
 
     def read(
         self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None
@@ -212,10 +227,11 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The head on some of what `read` returns: (..., D) -> (..., vocab)."""
-        return linear(x, self._head_weight)
+        return linear(x, self.head_weight)
 
     @property
-    def _head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor:
+        """(vocab, D): the embedding where they are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def _context(self, tokens: Tensor, state: State | None, cu_seqlens: Tensor | None) -> Context:

@@ -12,6 +12,7 @@ from linscale.config import UserError
 from linscale.models.cosformer2 import CosFormer2Config
 from linscale.models.hgrn2 import HGRN2Config
 from linscale.models.language_model import LanguageModelConfig
+from linscale.models.linearized import LinearizedConfig
 from linscale.models.llama import LlamaConfig
 from linscale.models.recurrent_transformer import RecurrentTransformerConfig
 from linscale.models.tnl import TNLConfig
@@ -22,6 +23,7 @@ CONFIGS: dict[str, type[LanguageModelConfig]] = {
     "hgrn2": HGRN2Config,
     "cosformer2": CosFormer2Config,
     "recurrent_transformer": RecurrentTransformerConfig,
+    "linearized": LinearizedConfig,
 }
 
 SIZES: dict[str, tuple[int, int]] = {  # (d_model, n_layers)

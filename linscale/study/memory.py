@@ -10,20 +10,42 @@ from __future__ import annotations
 
 from linscale.models.count import architectures, count_parameters, key_width
 from linscale.models.language_model import LanguageModelConfig
+from linscale.models.linearized import LinearizedConfig
 from linscale.ops.cross_entropy import KEPT_BYTES
 from linscale.train.config import TrainConfig
 
-RECURRENT = "recurrent_transformer"
+RECURRENT, LINEARIZED = "recurrent_transformer", "linearized"
 RANKS = tuple(1 << n for n in range(11))  # 1 to 1024
 STATE_BYTES = 16  # fp32 weights, gradients and two moments
 
 # What compiled blocks keep of a token, in bf16: tensors of the model's width, and of the GLU's. Counted in what
 # torch.compile saves; LRPE's wider q and k are added below. A recurrent transformer's two passes, with fp32 between its
-# windows, are estimated.
+# windows, are estimated. A linearized model's mixer is SUPRA's here, what others keep beside it is added below.
 KEPT = {
-    "none": {"llama": (9.0, 3), "tnl": (12.0, 3), "hgrn2": (13.5, 3), "cosformer2": (12.0, 3), RECURRENT: (32.0, 6)},
-    "cheap": {"llama": (6.0, 2), "tnl": (7.0, 2), "hgrn2": (6.5, 2), "cosformer2": (7.0, 2), RECURRENT: (22.0, 4)},
-    "full": {"llama": (1.0, 0), "tnl": (1.0, 0), "hgrn2": (1.0, 0), "cosformer2": (1.0, 0), RECURRENT: (14.0, 0)},
+    "none": {
+        "llama": (9.0, 3),
+        "tnl": (12.0, 3),
+        "hgrn2": (13.5, 3),
+        "cosformer2": (12.0, 3),
+        RECURRENT: (32.0, 6),
+        LINEARIZED: (12.0, 3),
+    },
+    "cheap": {
+        "llama": (6.0, 2),
+        "tnl": (7.0, 2),
+        "hgrn2": (6.5, 2),
+        "cosformer2": (7.0, 2),
+        RECURRENT: (22.0, 4),
+        LINEARIZED: (9.0, 2),
+    },
+    "full": {
+        "llama": (1.0, 0),
+        "tnl": (1.0, 0),
+        "hgrn2": (1.0, 0),
+        "cosformer2": (1.0, 0),
+        RECURRENT: (14.0, 0),
+        LINEARIZED: (1.0, 0),
+    },
 }
 
 
@@ -48,7 +70,10 @@ def _gathered(config: LanguageModelConfig) -> float:
     count = count_parameters(config)
     outside = count.embedding + count.head
     block = (count.total - outside) / config.n_layers
-    item = 4 if "cosformer2" in architectures(config) else 2  # blocks with angles are gathered in fp32
+    exact = "cosformer2" in architectures(config)  # blocks with angles or gates are gathered in fp32
+    if isinstance(config, LinearizedConfig):
+        exact = config.linear.gated or config.linear.rotary == "lrpe"
+    item = 4 if exact else 2
     return 3 * item * block + 8 * outside
 
 
@@ -65,7 +90,16 @@ def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> fl
     arch = architectures(config)[layer]
     narrow, wide = KEPT[mode][arch]
     if mode == "none" and arch not in ("llama", RECURRENT):
-        narrow += 2 * (key_width(config, layer) // config.head_dim - 1)  # q and k after LRPE
+        narrow += 2 * (key_width(config, layer) / config.head_dim - 1)  # q and k after LRPE
+    if mode != "full" and isinstance(config, LinearizedConfig) and arch == LINEARIZED:
+        narrow += _beside_supra(config, mode)
     if mode != "full" and arch == "llama":
         narrow += 2 * (pieces - 1)  # the keys and values of the other pieces
     return 2 * (narrow * config.d_model + wide * config.glu_width)
+
+
+def _beside_supra(config: LinearizedConfig, mode: str) -> float:
+    """Tensors of the model's width of an output gate, gates of channels, and features before they are rounded."""
+    wide, mixer = config.linear.key_width(config.head_dim) / config.head_dim, config.linear
+    gates = mixer.gate + (wide if mixer.decay == "channel" else 0)
+    return gates if mode == "cheap" else 2 * gates + wide - 1

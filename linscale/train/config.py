@@ -11,6 +11,7 @@ from linscale.config import config, human
 from linscale.data.copying import CopyingConfig
 from linscale.models import ModelConfig, RecurrentTransformerConfig
 from linscale.train.curriculum import Curriculum
+from linscale.train.teacher_config import TeacherConfig
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, pydantic.Field(gt=0)]
@@ -43,8 +44,18 @@ class TrainConfig:
     unique_tokens: Positive | None = None
     """Tokens of text that there are to train on, drawn from the training split by the seed and read again and again;
     the first of a larger number are those of a smaller one. By default all of the split."""
+    start: Annotated[str, pydantic.Field(min_length=1)] | None = None
+    """Checkpoint, or run folder (the newest one of it), whose weights the run begins with, as step 0 of its own; by
+    default they are drawn by the seed."""
+    teacher: TeacherConfig | None = None
+    """A frozen model to learn from; by default the text alone is learnt."""
+    trained: Literal["all", "mixers", "new"] = "all"
+    """The weights that are trained, the others stay as they are. mixers: of layers without softmax. new: what these
+    have and softmax attention has not, in a linearized model."""
     lr: Annotated[float, pydantic.Field(gt=0.0)] = 3e-4
     """Peak learning rate."""
+    new_lr: Annotated[float, pydantic.Field(gt=0.0)] | None = None
+    """Peak learning rate of the new weights of a linearized model; by default the same."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """Decay rates of AdamW's two moments."""
     eps: Annotated[float, pydantic.Field(gt=0.0)] = 1e-8
@@ -115,6 +126,9 @@ class TrainConfig:
                 f"sequence_parallel = {self.sequence_parallel} with documents = true: packed documents are not cut "
                 "between ranks; set documents = false, or sequence_parallel = 1 (FSDP alone takes any number of ranks)"
             )
+        if self.trained != "all" and self.start is None:
+            raise ValueError(f"trained = {self.trained!r}: the other weights would stay as the seed drew them; "
+                             "set start, a checkpoint to begin with")  # fmt: skip
         if self.unique_tokens is not None and self.unique_tokens < self.length:
             raise ValueError(f"unique_tokens = {self.unique_tokens} must be at least length = {self.length}")
         if self.tokens < self.batch_tokens:
@@ -206,6 +220,8 @@ class RunConfig:
             raise ValueError(
                 f"train.unique_tokens = {train.unique_tokens}: expected data.path, a text to draw them from"
             )
+        if self.data.path is None and train.teacher is not None:
+            raise ValueError("train.teacher: learns from text; expected data.path")
         if self.data.path is None and (train.documents or train.sequence_parallel > 1):
             name = "task" if task else "labelled"
             raise ValueError(f"data.{name}: its sequences are no documents, and ranks do not share them; expected "
@@ -225,6 +241,18 @@ class RunConfig:
             raise ValueError(
                 f"data.task.noise = {task.noise}: less than train.curriculum.start = {curriculum.start}, with which "
                 "training begins; choose a lower start or more noise"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _new(self) -> RunConfig:
+        """Weights that only a linearized model has."""
+        if self.model.arch != "linearized" and (self.train.trained == "new" or self.train.new_lr is not None):
+            field = (
+                f"trained = {self.train.trained!r}" if self.train.new_lr is None else f"new_lr = {self.train.new_lr}"
+            )
+            raise ValueError(
+                f"train.{field}: a model of arch {self.model.arch!r} has no new weights; expected 'linearized'"
             )
         return self
 

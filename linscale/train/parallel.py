@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from linscale import checkpoint
 from linscale.config import UserError
 from linscale.distributed import Ranks
 from linscale.layers import LRPE, SoftmaxAttention
+from linscale.layers.decay_gate import DecayGate, ForgetGate
 from linscale.models import LanguageModel, LanguageModelConfig, build_model
 from linscale.models.block import Block
 from linscale.models.recurrent_block import RecurrentBlock
@@ -29,6 +34,7 @@ from linscale.models.recurrent_parts import WindowParts
 from linscale.ops.backend import interpreting, triton_obstacle
 from linscale.ops.pieces import Piece
 from linscale.train.config import TrainConfig
+from linscale.train.trained import freeze
 
 GRAPHS = 32  # of one part of a model, at most: a curriculum has it compiled for every length
 
@@ -41,18 +47,44 @@ def build_for_training(
     device     "cpu" or "cuda": with several ranks, the current one
     precision  "fp32" or "bf16"; weights, gradients that are summed, and the optimizer are fp32 either way
     """
+    way = "mix" if train.teacher is not None and train.teacher.loss == "attention" else "forward"
     if ranks.size == 1:
         model = build_model(config, seed=train.seed).to(device)
-        _wrap_blocks(model, train, device)
+        freeze(model, train.trained)
+        _wrap_blocks(model, train, device, way)
         return model
     with torch.device("meta"):
         model = build_model(config)
-    _wrap_blocks(model, train, device)
+    freeze(model, train.trained)
+    _wrap_blocks(model, train, device, way)
     _shard(model, ranks, device, precision)
     model.to_empty(device=device)
     model.init_weights(train.seed)
-    if ranks.pieces > 1:
-        model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)
+    return model
+
+
+def build_teacher(path: Path, train: TrainConfig, ranks: Ranks, device: str, precision: str) -> LanguageModel:
+    """The model of a checkpoint, to be read alone: compiled and sharded as the run's own, weights as in the run, or
+    where one rank holds them all those of products in `precision`."""
+    assert train.teacher is not None
+    recipe = replace(train, dropout=0.0, activation_checkpointing="none")
+    watched = train.teacher.loss == "attention"  # and inside a compiled block nobody can watch
+    if ranks.size == 1:
+        model = checkpoint.load_model(path).float().to(device)
+        for module in model.modules() if precision == "bf16" else ():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.to(torch.bfloat16)
+    else:
+        with torch.device("meta"):
+            model = build_model(checkpoint.model_config(path))
+    model.requires_grad_(False).eval()
+    if not watched:
+        _wrap_blocks(model, recipe, device, "forward")
+    if ranks.size > 1:
+        _shard(model, ranks, device, precision)
+        model.to_empty(device=device)
+        model.reset_buffers()
+        checkpoint.fill(path, model, ranks)
     return model
 
 
@@ -70,29 +102,32 @@ def compiles(train: TrainConfig, device: str) -> bool:
     return train.compile != "off" and obstacle is None and not interpreting()
 
 
-def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str) -> None:
+def _wrap_blocks(model: LanguageModel, train: TrainConfig, device: str, way: str) -> None:
+    """`way` is the method of a block that the run goes through."""
     _drop_out(model, train.dropout)
     recurrent: list[Any] = [block for block in model.blocks if isinstance(block, RecurrentBlock)]
     others: list[Any] = [block for block in model.blocks if not isinstance(block, RecurrentBlock)]
     if train.activation_checkpointing != "none":
         for block in others:
-            block.forward = _recomputed(block.forward, train, device)
+            setattr(block, way, _recomputed(getattr(block, way), train, device))
         for block in recurrent:  # each window by itself: what one makes is gone before the next
             block.recomputed = partial(_recomputed, train=train, device=device)
     if not compiles(train, device):
         return
     torch._dynamo.reset()  # graphs of runs that this process trained before would count against the limit
     torch._dynamo.config.recompile_limit = GRAPHS
-    for part, name in (
-        () if train.documents else [(block.parts, name) for block in recurrent for name in WindowParts.NAMES]
-    ):
-        setattr(part, name, torch.compile(getattr(part, name), fullgraph=True, dynamic=False))
+    for part in () if train.documents else [block.parts for block in recurrent]:
+        for name in WindowParts.NAMES:
+            setattr(part, name, torch.compile(getattr(part, name), fullgraph=True, dynamic=False))
     unlike = train.documents or train.sequence_parallel > 1
     blocks = [block for block in others if not (unlike and _softmax(block))]
     for module in (*blocks, None if train.documents else model.position_encoder):
         if module is not None:
             # fullgraph: a break would be paid for in every step, and says that an operator is not one to the compiler.
-            module.compile(fullgraph=True, dynamic=False)
+            if way == "forward":
+                module.compile(fullgraph=True, dynamic=False)
+            elif module is not model.position_encoder:
+                setattr(module, way, torch.compile(getattr(module, way), fullgraph=True, dynamic=False))
 
 
 def _drop_out(model: LanguageModel, share: float) -> None:
@@ -123,8 +158,8 @@ def _recomputed(forward: Callable[..., Any], train: TrainConfig, device: str) ->
 
     def run(x: Tensor, *others: Any) -> Any:
         if mode == "full":
-            return checkpoint(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
-        return checkpoint(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
+            return recompute(forward, x, *others, use_reentrant=False, preserve_rng_state=random)
+        return recompute(forward, x, *others, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
 
     return run
 
@@ -147,19 +182,25 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     """Shard each block, and what stands outside them, by rows over all ranks.
 
     Under bf16 blocks gather their weights in bf16, as autocast would make them, and sum gradients in fp32. Those with
-    angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing. Outside, too: few
-    weights, among them HGRN2's bounds and the position encoder's filter.
+    angles gather fp32: rounded to 8 bits and multiplied by a position, an angle means nothing; and those with gates,
+    whose biases near 7 say how little is forgotten. Outside, too: few weights, among them HGRN2's bounds and the
+    position encoder's filter.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device, (ranks.size,))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     full = MixedPrecisionPolicy(cast_forward_inputs=False)
     for block in model.blocks:
-        angles = any(isinstance(module, LRPE) for module in block.modules())
-        fully_shard(block, mesh=mesh, mp_policy=full if angles or precision == "fp32" else half)
+        exact = any(isinstance(module, LRPE | DecayGate | ForgetGate) for module in block.modules())
+        fully_shard(block, mesh=mesh, mp_policy=full if exact or precision == "fp32" else half)
+        register_fsdp_forward_method(block, "mix")
     fully_shard(model, mesh=mesh, mp_policy=full)
+    for way in ("mix", "read_into"):
+        register_fsdp_forward_method(model, way)
+    if ranks.pieces > 1:
+        model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)
 
 
 def split_batch(train: TrainConfig, ranks: Ranks) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from linscale.models import ModelConfig
 from linscale.models.count import count_parameters, paper_flops_per_step, paper_parameters
 from linscale.run_folder import CONFIG, code_version, read_json, write_json
 from linscale.train.config import DataConfig, RunConfig, TrainConfig
+from linscale.train.origins import origins
 
 
 def run_settings(
@@ -23,7 +24,8 @@ def run_settings(
 ) -> dict[str, Any]:
     """The content of config.json: the resolved config with what was derived from it and from the machine.
 
-    Its fingerprint covers what decides the numbers: all but the path of the data, the device, what is logged and kept.
+    Its fingerprint covers what decides the numbers: all but paths, whose content it covers, the device, what is logged
+    and kept.
     `device` is where the run is trained, when that is not this machine.
     """
     vocabulary = dataset.vocab_size
@@ -40,6 +42,7 @@ def run_settings(
         "model": to_dict(config.model),
         "data": {**_place(config.data), "fingerprint": dataset.fingerprint},
         "train": to_dict(config.train),
+        **origins(config, dataset),
         "params": {
             "non_embedding": paper_parameters(config.model),
             "total": count_parameters(config.model).total,
@@ -81,7 +84,13 @@ def require_same_config(
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write config.json once; afterwards only what may change between two sessions of a run."""
     stored = _read_config(path) if (path / CONFIG).exists() else settings
-    write_json(path / CONFIG, {**stored, **{key: settings[key] for key in ("data", "train", "device")}})
+    write_json(
+        path / CONFIG,
+        {
+            **stored,
+            **{key: settings[key] for key in ("data", "train", "start", "teacher", "device") if key in settings},
+        },
+    )
 
 
 def resolve_device(device: str) -> str:
@@ -110,11 +119,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The precision that was used counts, not the one that was asked for.
-    free = {"device", "precision", "log_every", "keep_optimizer", "max_skipped", "trackers"}
+    free = {"device", "precision", "start", "log_every", "keep_optimizer", "max_skipped", "trackers"}
     free |= {"compile", "capture", "activation_checkpointing", "sequence_parallel"}  # how it is computed, not what
-    same = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
-    same["train"] = {key: value for key, value in settings.get("train", {}).items() if key not in free}
-    same["data"] = {"fingerprint": settings.get("data", {}).get("fingerprint")}
+    same: dict[str, Any] = {key: settings.get(key) for key in ("run", "study", "size", "model", "precision")}
+    train = {key: value for key, value in settings.get("train", {}).items() if key not in free}
+    if train.get("teacher"):
+        train["teacher"] = {key: value for key, value in train["teacher"].items() if key != "folder"}
+    same["train"] = train
+    for name in ("data", "start", "teacher"):  # what is in them, wherever they are
+        same[name] = {"fingerprint": (settings.get(name) or {}).get("fingerprint")}
     return same
 
 

@@ -23,20 +23,25 @@ from typing import Any
 import torch
 
 from linscale import checkpoint
+from linscale.adapt.tokenizer_folder import copy_companions
 from linscale.config import UserError, human
 from linscale.data.loader import Batch, Prefetcher
+from linscale.data.tokenizer import Tokenizer
 from linscale.distributed import ALONE, Ranks, piece_of
 from linscale.evaluate.records import Evaluations
 from linscale.evaluate.task import Result, autocast
 from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
+from linscale.train.agreement import tasks_of
 from linscale.train.capture import Captured, require_capturable
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.curriculum import Course, Stage
 from linscale.train.diagnose import first_bad_tensor
 from linscale.train.metrics import RunLog, TooManySkippedError, read_status
+from linscale.train.objective import Attention, Objective, Texts, open_objective
 from linscale.train.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate, skip_unless
+from linscale.train.origins import find_origin
 from linscale.train.parallel import build_for_training, mark_documents, split_batch
 from linscale.train.settings import require_same_config, write_settings
 from linscale.train.source import Made, MadeReader, Reader, Source, open_source
@@ -62,6 +67,9 @@ class Run:
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     ranks: Ranks
+    objective: Objective
+    tokenizer: Tokenizer | None
+    "Of the checkpoint that it begins with, or of its data."
     captured: Captured | None = None
     "How its passes are made, where train.capture is on."
 
@@ -107,7 +115,10 @@ def train(
 def _train(run: Run, on_step: OnStep, stop: Callable[[], bool]) -> dict[str, Any]:
     path, ranks, planned = run.path, run.ranks, checkpoint_steps(run.train)
     newest = ranks.lead(lambda: _write_head(run))
-    start = checkpoint.restore(newest, run.model, run.optimizer, ranks) if newest else 0
+    start = checkpoint.restore(newest, run.model, run.optimizer, ranks) if newest else _begin(run)
+    if isinstance(run.objective, Attention):
+        first = (_texts(run, run.loader.batch(at)) for at in _micro_steps(run, 1))
+        run.objective.prepare(first, run.settings["precision"], ranks)
     log = _open_log(run, start)
     try:
         if start in planned and ranks.lead(lambda: _unscored(run, start)):
@@ -133,10 +144,20 @@ def _take(path: Path, held: contextlib.ExitStack) -> None:
     checkpoint.clean(path)
 
 
+def _begin(run: Run) -> int:
+    """The weights of step 0."""
+    if run.train.start is not None:
+        checkpoint.fill(find_origin(run.train.start, "train.start").path, run.model, run.ranks)
+    return 0
+
+
 def _write_head(run: Run) -> Path | None:
     """Write what a run folder has from its first step on; gives the checkpoint to go on from, if there is one."""
     write_settings(run.path, run.settings)
     run.source.save(run.path)
+    if run.train.start is not None and run.tokenizer is not None:  # the same tokens, and what opens a text
+        run.tokenizer.save(run.path)
+        copy_companions(find_origin(run.train.start, "train.start").run, run.path)
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
 
@@ -151,7 +172,12 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
     require_capturable(recipe, ranks, settings["device"], passes)
     loader = source.reader(recipe, ranks, sequences)  # refuses a split that is too short before training starts
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
-    run = Run(path, settings, recipe, source, loader, passes, model, build_optimizer(model, recipe), ranks)
+    optimizer = build_optimizer(model, recipe)
+    objective = open_objective(config, ranks, settings)
+    tokenizer = source.tokenizer
+    if tokenizer is not None and recipe.start is not None:
+        tokenizer = find_origin(recipe.start, "train.start").tokenizer
+    run = Run(path, settings, recipe, source, loader, passes, model, optimizer, ranks, objective, tokenizer)
     if recipe.capture == "on":
         run.captured = Captured(model, partial(_loss_of, run))
     return run
@@ -164,7 +190,8 @@ def _open_log(run: Run, start: int) -> RunLog:
         return RunLog(run.path, run.settings, planned, start, writes=False)
     length, settings = run.train.length, run.settings
     rate = run.ranks.size * matrix_rate(settings["device"])
-    limit = rate / flops_per_token(run.model.config, "train", length)
+    # With a teacher a step is another one than the model's own.
+    limit = rate / flops_per_token(run.model.config, "train", length) if run.train.teacher is None else None
     trackers = open_trackers(run.train.trackers, run.path, settings, start)
     return RunLog(run.path, settings, planned, start, limit=limit, trackers=trackers)
 
@@ -236,18 +263,21 @@ def _steps(
 
 
 def _unscored(run: Run, step: int) -> list[int]:
-    task, records = run.source.validation(run.settings, ALONE), Evaluations(run.path, run.settings)
-    return [] if records.has(step, task, task.version(run.source.tokenizer)) else [step]
+    records, tokenizer = Evaluations(run.path, run.settings), run.tokenizer
+    tasks = tasks_of(run.objective, run.source.validation(run.settings, ALONE))
+    return [] if all(records.has(step, task, task.version(tokenizer)) for task in tasks) else [step]
 
 
 def _validate(run: Run, step: int) -> list[Result]:
     """Evaluate the weights as they are, by all ranks, and record it; eagerly, as every later evaluation is."""
-    task, tokenizer = run.source.validation(run.settings, run.ranks), run.source.tokenizer
-    with torch.compiler.set_stance("force_eager"):
-        results = task.run(run.model, tokenizer)
-    if run.ranks.first:
-        Evaluations(run.path, run.settings).add(step, task, task.version(tokenizer), results)
-    return results
+    tokenizer, found = run.tokenizer, []
+    for task in tasks_of(run.objective, run.source.validation(run.settings, run.ranks)):
+        with torch.compiler.set_stance("force_eager"):
+            results = task.run(run.model, tokenizer)
+        if run.ranks.first:
+            Evaluations(run.path, run.settings).add(step, task, task.version(tokenizer), results)
+        found += results
+    return found
 
 
 def _report(log: RunLog, step: int, results: list[Result]) -> None:
@@ -298,30 +328,31 @@ def _micro_steps(run: Run, step: int) -> range:
     return range((step - 1) * run.passes, step * run.passes)
 
 
-def _loss(run: Run, batch: Batch) -> torch.Tensor:
-    """What this rank's part of a micro-batch adds to the mean loss of its step."""
+def _texts(run: Run, batch: Batch) -> Texts:
+    """This rank's part of a micro-batch, on its device."""
     device = torch.device(run.settings["device"])
-    tokens, targets, bounds = (
-        None if x is None else x.to(device, non_blocking=True)
-        for x in (*piece_of(batch.tokens, batch.targets, ranks=run.ranks), batch.cu_seqlens)
-    )
+    tokens, targets = piece_of(batch.tokens, batch.targets, ranks=run.ranks)
+    bounds = None if batch.cu_seqlens is None else batch.cu_seqlens.to(device, non_blocking=True)
     if bounds is not None and device.type == "cuda":
         mark_documents(bounds)
-    assert tokens is not None
-    assert targets is not None
-    return _loss_of(run, tokens, targets, bounds)
+    return Texts(tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True), bounds)
+
+
+def _loss(run: Run, batch: Batch) -> torch.Tensor:
+    """What this rank's part of a micro-batch adds to the mean loss of its step."""
+    return _loss_of(run, *_texts(run, batch))
 
 
 def _loss_of(run: Run, tokens: torch.Tensor, targets: torch.Tensor, bounds: torch.Tensor | None = None) -> torch.Tensor:
     """The same, of what is on the device."""
     with autocast(run.settings["precision"], tokens.device):
-        output = run.model(tokens, targets=targets, cu_seqlens=bounds)
-    return output.loss.sum() / run.source.scored(run.train)
+        loss = run.objective.loss(run.model, Texts(tokens, targets, bounds))
+    return loss.sum() / run.source.scored(run.train)
 
 
 def _save(run: Run, step: int) -> None:
     """Write the checkpoint of a step. Its validation record comes after it: it never speaks of lost weights."""
-    tokenizer = run.source.tokenizer
+    tokenizer = run.tokenizer
     extra = {"tokens": step * run.train.batch_tokens, "tokenizer": tokenizer.fingerprint if tokenizer else None}
     checkpoint.save(run.path, step, run.model, run.optimizer, extra, run.ranks)
     if run.train.keep_optimizer == "last" and run.ranks.first:

@@ -18,6 +18,7 @@ from tests.lazy import Lazy
 transformers = Lazy("transformers")
 
 CASES = [("tnl", 0), ("hgrn2", 0), ("cosformer2", 0), ("hgrn2", 2), ("llama", 0), ("recurrent_transformer", 0)]
+CASES += [("linearized", 2)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")

@@ -143,7 +143,8 @@ def test_bad_input_is_one_line_that_names_it(call, words, problem):
         (
             '"hgrn2"',
             '"mamba"',
-            "model.arch = 'mamba': expected one of 'llama', 'tnl', 'hgrn2', 'cosformer2', 'recurrent_transformer'",
+            "model.arch = 'mamba': expected one of 'llama', 'tnl', 'hgrn2', 'cosformer2', 'recurrent_transformer', "
+            "'linearized'",
         ),
         ("vocab_size = 257", "vocab_size = 256", "model.vocab_size = 256: the tokenizer of corpus has 257 tokens"),
         ("length = 32", "lenght = 32", "unknown key 'train.lenght' (expected one of tokens, batch_tokens, length,"),

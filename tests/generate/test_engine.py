@@ -22,7 +22,7 @@ from linscale.models import CONFIGS, build_model
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
-CASES |= {"recurrent_transformer": 0, "recurrent_transformer in half": 2}
+CASES |= {"recurrent_transformer": 0, "recurrent_transformer in half": 2, "linearized in half": 2}
 PROMPT = np.random.default_rng(0).integers(0, 256, 60).tolist()
 SAMPLINGS = [
     Sampling(max_tokens=12, temperature=0),
@@ -233,8 +233,9 @@ def test_what_cannot_be_served_is_refused_in_one_line():
             engine.submit(request, print)
     assert engine.idle
     assert engine_of(tiny()).limit is None
-    with pytest.raises(UserError, match="states do not decay"):
-        Engine(tiny("cosformer2"), BYTES, EngineConfig(state_dtype="bfloat16"))
+    for case, words in (("cosformer2", "states do not decay"), ("linearized in half", "states are float32")):
+        with pytest.raises(UserError, match=words):
+            Engine(tiny(case), BYTES, EngineConfig(state_dtype="bfloat16"))
     assert len(tokens_of(engine, Request(PROMPT[:52], Sampling(max_tokens=12, ignore_eos=True)))) == 12
 
 

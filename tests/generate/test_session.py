@@ -20,7 +20,7 @@ from linscale.ops.decode import plain
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
-CASES["recurrent_transformer"] = 0
+CASES |= {"recurrent_transformer": 0, "linearized": 0}
 PROMPT = list(np.random.default_rng(0).integers(0, 256, 50))
 
 

@@ -30,6 +30,7 @@ from linscale.models.count import state_elements
 
 BYTES = load_tokenizer("byte")
 CASES = ["tnl 0", "hgrn2 0", "cosformer2 0", "llama 0", "tnl 2", "hgrn2 2", "cosformer2 2", "recurrent_transformer 2"]
+CASES += ["linearized 2"]
 PROMPT = [256, *(random.Random(0).randrange(256) for _ in range(70))]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from linscale.layers import RopeScaling
-from linscale.models import CONFIGS, Recurrence, build_model
+from linscale.models import CONFIGS, MIXERS, LinearMixer, Recurrence, build_model
 from linscale.models.count import count_parameters, state_elements
 from linscale.ops import decay_attention
 
@@ -18,8 +18,14 @@ RECURRENCES = {  # of recurrent transformers; blocks that texts here end inside 
         block=6, alpha=0.5, alpha_form="learned", normed=False, positions="table", table=200, mlp="gelu", norm="layer"
     ),
 }
+LINEAR = {  # mixers of linearized models; "linearized" is SUPRA
+    "averaging": MIXERS["gated"],
+    "gating": LinearMixer(features="exp", rotary="lrpe", decay="channel", normalizer="rms", gate=True),
+    "forgets": MIXERS["hgrn2"],
+}
 ARCHS = [*CONFIGS, "forgetting", "accumulating"]
-MODELS = [pytest.param(arch, every, id=f"{arch}-{every}") for arch in ARCHS for every in (0, 2)]
+CASES = [(arch, every) for arch in ARCHS for every in (0, 2)] + [("averaging", 2), ("gating", 0), ("forgets", 0)]
+MODELS = [pytest.param(arch, every, id=f"{arch}-{every}") for arch, every in CASES]
 VOCABULARY = 50
 
 
@@ -30,7 +36,9 @@ def make(arch, softmax_every=0, dtype=torch.float64):
     """
     shared = {"n_kv_heads": 2, "rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_length=16)}
     windows = {"recurrence": RECURRENCES[arch]} if arch in RECURRENCES else {}
-    config = CONFIGS["recurrent_transformer" if windows else arch](
+    if arch in LINEAR:
+        windows, arch = {"linear": LINEAR[arch]}, "linearized"
+    config = CONFIGS["recurrent_transformer" if "recurrence" in windows else arch](
         vocab_size=VOCABULARY, d_model=32, n_layers=4, head_dim=8, d_ff=48, softmax_every=softmax_every, init_std=0.3,
         **(shared if softmax_every else {}), **windows,
     )  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 
 from linscale.config import load_toml
 from linscale.distributed import Ranks, join_ranks, piece_of
-from linscale.models import CONFIGS, Recurrence
+from linscale.models import CONFIGS, LinearMixer, Recurrence
 from linscale.train.config import RunConfig, TrainConfig
 from linscale.train.optim import build_optimizer, clip_gradient
 from linscale.train.parallel import build_for_training, split_batch
@@ -43,6 +43,10 @@ def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
     shape = {"vocab_size": VOCABULARY, "d_model": 24, "n_layers": 3, "head_dim": 12, "d_ff": 20, "init_std": 0.2}
     if arch == "recurrent_transformer":
         shape["recurrence"] = Recurrence(block=8, alpha_form="gated")
+    if arch == "linearized":
+        shape["linear"] = LinearMixer(
+            features="softmax", rotary="before", decay="channel", normalizer="denominator", gate=True
+        )
     config = CONFIGS[arch](**shape, softmax_every=every, n_kv_heads=1 if arch == "tnl" else None)
     tokens = SEQUENCES * LENGTH
     recipe = TrainConfig(

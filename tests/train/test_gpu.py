@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from linscale.models import CONFIGS
+from linscale.config import to_dict
+from linscale.models import CONFIGS, LlamaConfig, build_model
+from linscale.models.linearized import MIXERS, LinearizedConfig
 from linscale.run_folder import latest_records
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
 
+from .teachers import save_run
 from .test_parallel import write_config
 
 Make = Callable[..., RunConfig]
@@ -89,3 +92,26 @@ def test_two_gpus_train_as_one_does(make: Make, tmp_path: Path, pieces: int) -> 
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         torch.testing.assert_close(losses(tmp_path / arch / "two"), losses(tmp_path / arch / "one"), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["attention", "logits"])
+def test_a_taught_run_does_on_a_gpu_what_it_does_eagerly(make: Make, tmp_path: Path, loss: str) -> None:
+    """Compiled, recomputed, as one graph; and each of its steps that of the CPU but for bf16."""
+    shape = {**SHAPE, "vocab_size": 257, "init_std": 0.1}
+    teacher = build_model(LlamaConfig(**shape))
+    student = build_model(LinearizedConfig(**shape, linear=MIXERS["gated"], softmax_layers=[2]), seed=1)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    folders = [str(save_run(model, tmp_path / name)) for name, model in (("teacher", teacher), ("start", student))]
+    taught = {"folder": folders[0], "loss": loss}
+    ways = {
+        "cpu": {"device": "cpu"}, "eager": {"compile": "off"}, "compiled": {"compile": "on"},
+        "cheap": {"compile": "on", "activation_checkpointing": "cheap"}, "graph": {"compile": "on", "capture": "on"},
+    }  # fmt: skip
+    for name, way in ways.items():
+        values = {"device": "cuda", "trained": "mixers", "lr": 1e-3, **way}
+        config = make(model=to_dict(student.config), start=folders[1], teacher=taught, **values)
+        assert train(tmp_path / name, config)["state"] == "done"
+    for name in ways:
+        torch.testing.assert_close(losses(tmp_path / name), losses(tmp_path / "cpu"), rtol=5e-2, atol=1e-5)
+    for name in ("compiled", "cheap", "graph"):
+        torch.testing.assert_close(losses(tmp_path / name), losses(tmp_path / "eager"), rtol=2e-2, atol=1e-5)

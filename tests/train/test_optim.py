@@ -18,7 +18,7 @@ from linscale.train.optim import (
     skip_unless,
 )
 
-ARCHITECTURES = ["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer"]
+ARCHITECTURES = ["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer", "linearized"]
 
 
 def tiny(arch: str) -> LanguageModel:

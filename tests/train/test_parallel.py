@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from linscale import checkpoint
 from linscale.config import UserError, to_dict
 from linscale.distributed import ALONE, Ranks
 from linscale.layers import softmax_attention
-from linscale.models import CONFIGS
+from linscale.models import CONFIGS, build_model
 from linscale.ops.pieces import Piece
 from linscale.run_folder import latest_records, read_json
 from linscale.train.config import RunConfig, TrainConfig
@@ -26,6 +27,7 @@ from linscale.train.parallel import build_for_training, compiles, split_batch
 from linscale.train.trainer import train
 
 from .ranks import CASES, step
+from .teachers import save_run, student_of, teacher_of
 
 WORKER = Path(__file__).parent / "ranks.py"
 Make = Callable[..., RunConfig]
@@ -79,14 +81,18 @@ def test_ranks_together_do_what_one_does(count: int, run: Run, tmp_path: Path) -
 
 def write_config(config: RunConfig, path: Path) -> Path:
     """As a TOML file."""
-    lines = []
-    values = to_dict(config)
-    tables = {key: values.pop(key) for key in ("model", "data", "train")}
-    for table, content in ({"": values} | tables).items():
-        lines += [f"[{table}]"] if table else []
-        lines += [f"{key} = {json.dumps(value)}" for key, value in content.items() if value is not None]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(toml(to_dict(config))) + "\n")
     return path
+
+
+def toml(values: dict[str, Any], table: str = "") -> Iterator[str]:
+    """The lines of a table."""
+    if table:
+        yield f"[{table}]"
+    inner = {key: value for key, value in values.items() if isinstance(value, dict)}
+    yield from (f"{key} = {json.dumps(values[key])}" for key in values.keys() - inner if values[key] is not None)
+    for key, value in inner.items():
+        yield from toml(value, f"{table}.{key}" if table else key)
 
 
 def losses(folder: Path) -> torch.Tensor:
@@ -125,6 +131,34 @@ def test_a_run_goes_on_with_another_number_of_ranks(make: Make, run: Run, tmp_pa
         for left, right in zip(*(model.parameters() for model in models), strict=True):
             assert (left - right).norm() <= 1e-4 * right.norm()
         assert not list((tmp_path / name).glob("**/*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "trained", "pieces"), [
+    ("attention", "new", 1), ("attention", "mixers", 2), ("logits", "all", 2)
+])  # fmt: skip
+def test_ranks_learn_from_a_teacher_as_one_does(
+    loss: str, trained: str, pieces: int, make: Make, run: Run, tmp_path: Path
+) -> None:
+    """Their teacher lies in shards too, and frozen weights beside others; also where they share sequences."""
+    student = student_of(teacher_of(), "gated", softmax_layers=[1], n_layers=3)
+    save_run(build_model(replace(teacher_of().config, n_layers=3), seed=2), tmp_path / "teacher")
+    config = make(
+        model=to_dict(student.config), start=str(save_run(student, tmp_path / "start")), trained=trained, log_every=1,
+        teacher={"folder": str(tmp_path / "teacher"), "loss": loss}, micro_batch=2, new_lr=1e-2, tokens=1024,
+    )  # fmt: skip
+    train(tmp_path / "whole", config)
+    several = replace(config, train=replace(config.train, sequence_parallel=pieces))
+    run(2, write_config(several, tmp_path / "run.toml"), tmp_path / "run", 100)
+    for read in (losses, validation):
+        torch.testing.assert_close(read(tmp_path / "run"), read(tmp_path / "whole"), rtol=2e-5, atol=1e-7)
+    models = [checkpoint.load_model(checkpoint.newest(tmp_path / name)) for name in ("run", "whole", "start")]
+    chosen = {"all": "", "mixers": r"blocks\.[02]\.mixer\.", "new": r"blocks\.[02]\.mixer\.(?!._proj)"}[trained]
+    for (name, left), right, first in zip(
+        models[0].named_parameters(), *(m.parameters() for m in models[1:]), strict=True
+    ):
+        assert (left - right).norm() <= 2e-4 * right.norm()
+        assert torch.equal(left, first) != bool(re.match(chosen, name)), name
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ NAMES = {
     "hgrn2": "HGRN2",
     "cosformer2": "cosFormer2",
     "recurrent_transformer": "Recurrent",
+    "linearized": "Linearized",
 }
 
 

@@ -1,0 +1,252 @@
+"""A LLaMA whose softmax attention is linear attention made of choices: what a pretrained model is turned into.
+
+    q, k, v = x W_q, x W_k, x W_v          as in LLaMA, keys and values repeated for the heads that share them
+    q, k    = φ(q), φ(k)                   with rotations before or after φ
+    S_t     = diag(exp g_t) S_{t-1} + k_t v_tᵀ / sqrt(K),   o_t = S_tᵀ q_t
+    y       = [norm(o) * silu(x W_g + b)] W_o
+
+SUPRA (arXiv 2405.06640) is φ = relu(W x + b) over all heads, RoPE after it, a fixed g a head and a group norm. T2R
+divides by Σ w_ts in place of the norm. Weights that LLaMA has keep their names, so that they are taken over by name;
+`new_parameters` are the others. Layers may stay softmax attention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+import torch
+from pydantic import NonNegativeInt, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from linscale.config import config
+from linscale.distributed import copy_into
+from linscale.layers import LRPE, Context, RMSNorm
+from linscale.layers.decay_gate import SPREAD, DecayGate, ForgetGate
+from linscale.layers.feature_map import DenseFeatures, HeadFeatures
+from linscale.layers.head_norm import GROUP_EPS, HeadGroupNorm, HeadRMSNorm, averaged_attention
+from linscale.layers.linear_attention import stepped_attention
+from linscale.layers.rope import attention_factor, rope_frequencies
+from linscale.models.language_model import LanguageModel, LanguageModelConfig
+from linscale.models.linear_mixer import MIXERS, LinearMixer
+from linscale.models.tnl import decay_slopes
+from linscale.ops import angles, rotate_half
+
+OPEN = 1.2784645  # silu of it is 1: an output gate's first value
+
+
+@config
+class LinearizedConfig(LanguageModelConfig):
+    """Shape of a linearized LLaMA. Heads of keys and values, and RoPE, are those of its linear layers too."""
+
+    arch: Literal["linearized"] = "linearized"
+    linear: LinearMixer = LinearMixer()
+    "Its linear attention."
+    softmax_layers: tuple[NonNegativeInt, ...] = ()
+    "Layers that stay softmax attention, counted from 0, beside those of softmax_every."
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        if any(layer >= self.n_layers for layer in self.softmax_layers):
+            raise ValueError(
+                f"softmax_layers = {list(self.softmax_layers)}: expected numbers from 0 to {self.n_layers - 1}"
+            )
+        if len(set(self.softmax_layers)) < len(self.softmax_layers):
+            raise ValueError(f"softmax_layers = {list(self.softmax_layers)}: expected each layer once")
+        return self
+
+    def is_softmax(self, layer: int) -> bool:
+        return layer in self.softmax_layers or super().is_softmax(layer)
+
+
+class LinearAttention(nn.Module):
+    """The mixer; its state (B, H, K, V), or (B, H, K, V + 1) where the last column holds the sums of similarities."""
+
+    log_decay: Tensor | None
+
+    def __init__(self, config: LinearizedConfig, layer: int) -> None:
+        super().__init__()
+        self.linear, self.layer, self.init_std = config.linear, layer, config.init_std
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
+        self.rope_base, self.rope_scaling = config.rope_base, config.rope_scaling
+        d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        self.q_features, self.k_features = self._feature_maps()
+        width = config.linear.feature_width(config.head_dim)
+        self.lrpe = LRPE(config.n_heads, width) if config.linear.rotary == "lrpe" else None
+        self.decay_gate = self._decay_gate(d_model, width)
+        fixed = config.linear.decay in ("lightning", "retnet")
+        self.register_buffer("log_decay", torch.empty(config.n_heads) if fixed else None, persistent=False)
+        self.norm: nn.Module | None = None
+        if config.linear.normalizer == "group":
+            self.norm = HeadGroupNorm(d_model, GROUP_EPS)
+        elif config.linear.normalizer == "rms":
+            self.norm = HeadRMSNorm(d_model, config.norm_eps)
+        self.output_gate = nn.Linear(d_model, d_model) if config.linear.gate else None
+        self.reset_log_decay()
+
+    def _feature_maps(self) -> tuple[DenseFeatures | HeadFeatures | None, DenseFeatures | HeadFeatures | None]:
+        """Of queries and keys; of keys None where they have the queries'."""
+        kind, width = self.linear.features, self.linear.feature_dim or self.head_dim
+        if kind == "relu":
+            grouped = self.n_kv_heads != self.n_heads
+            keys = DenseFeatures(self.n_kv_heads, self.head_dim, width) if grouped else None
+            return DenseFeatures(self.n_heads, self.head_dim, width), keys
+        if kind == "softmax" or kind == "exp":
+            normed = self.linear.normalizer != "none"
+            shape = self.n_heads, self.head_dim, width
+            return HeadFeatures(*shape, kind, bounded=normed), HeadFeatures(*shape, kind, bounded=False)
+        return None, None
+
+    def _decay_gate(self, d_model: int, width: int) -> DecayGate | ForgetGate | None:
+        if self.linear.keys == "forget":
+            return ForgetGate(self.n_heads, width)
+        if self.linear.gated:
+            return DecayGate(d_model, self.n_heads, width if self.linear.decay == "channel" else None)
+        return None
+
+    def reset_log_decay(self) -> None:
+        """The fixed rates of decay, which checkpoints do not hold."""
+        if self.log_decay is not None:
+            rates = torch.tensor(fixed_decay(self.linear.decay, self.n_heads), dtype=torch.float64)
+            copy_into(self.log_decay, rates)
+
+    def reset_new_parameters(self, seed: int) -> None:
+        """First values of `new_parameters`, by the seed and the layer alone: features and gates begin near the layer
+        that they are put into, but for relu's, which begin as SUPRA's."""
+        generator = torch.Generator().manual_seed(2**32 * (self.layer + 1) + seed)
+        for features in (self.q_features, self.k_features):
+            if isinstance(features, DenseFeatures):
+                features.reset(generator)
+            elif features is not None:
+                features.reset(self.init_std, generator)
+        if isinstance(self.decay_gate, DecayGate):
+            self.decay_gate.reset(generator)
+        elif self.decay_gate is not None:
+            self.decay_gate.reset()
+        if self.output_gate is not None:
+            weight = self.output_gate.weight
+            copy_into(weight, torch.randn(weight.shape, generator=generator) * SPREAD * weight.shape[1] ** -0.5)
+            copy_into(self.output_gate.bias, torch.full(self.output_gate.bias.shape, OPEN))
+        if self.lrpe is not None:
+            self.lrpe.reset_parameters()
+        if isinstance(self.norm, HeadRMSNorm):
+            copy_into(self.norm.weight, torch.ones(self.norm.weight.shape))
+        self.reset_log_decay()
+
+    def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> (B, T, D), and the state behind it."""
+        o, state = self.attend(x, state, context)
+        return self.o_proj(o), state
+
+    def attend(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        """What o_proj reads, (B, T, H V), and the state."""
+        q, k, log_decay = self._queries_keys(x, context)
+        v = self._for_every_head(self.v_proj(x).unflatten(-1, (self.n_kv_heads, -1)))
+        if self.linear.normalizer == "denominator":
+            o, state = averaged_attention(q, k, v, log_decay, state, context)
+        else:
+            o, state = stepped_attention(q, k * k.shape[-1] ** -0.5, v, log_decay, state, context)
+        o = (o if self.norm is None else self.norm(o)).flatten(2)
+        return (o if self.output_gate is None else o * silu(self.output_gate(x))), state
+
+    def _queries_keys(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        """q, k (B, T, H, K) as the recurrence takes them, and its log_decay."""
+        if isinstance(self.decay_gate, ForgetGate):
+            q, k = self._projected(x, context)
+            q = self._mapped(q, self.q_features)
+            k, log_decay = self.decay_gate(self._for_every_head(k))
+        else:
+            q, k = self._features(x, context)
+            log_decay = self.log_decay if self.decay_gate is None else self.decay_gate(x)
+        if self.linear.rotary == "after":
+            q, k = self._rotated(q, k, context)
+        if self.lrpe is not None:
+            q, k = self.lrpe(q, k, context.positions)
+            if log_decay is not None and log_decay.ndim == 4:
+                log_decay = torch.cat([log_decay, log_decay], -1)  # a channel's cosine and sine fade alike
+        return q, k, log_decay
+
+    def _projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """q (B, T, H, d) and k (B, T, G, d), rotated where that comes before the features."""
+        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))
+        k = self.k_proj(x).unflatten(-1, (self.n_kv_heads, -1))
+        return self._rotated(q, k, context) if self.linear.rotary == "before" else (q, k)
+
+    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """φ(q) and φ(k), (B, T, H, K)."""
+        q, k = self._projected(x, context)
+        dense = isinstance(self.q_features, DenseFeatures)
+        k = k if dense else self._for_every_head(k)
+        q, k = self._mapped(q, self.q_features), self._mapped(k, self.k_features or self.q_features)
+        return q, self._for_every_head(k) if dense else k
+
+    def _mapped(self, x: Tensor, features: nn.Module | None) -> Tensor:
+        if features is not None:
+            mapped: Tensor = features(x)
+            return mapped
+        return silu(x) if self.linear.features == "silu" else x
+
+    def _rotated(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        frequencies = rope_frequencies(q.shape[-1], self.rope_base, self.rope_scaling, q.device)
+        cos, sin = angles(context.positions, frequencies, q.dtype)
+        if self.linear.rotary == "before" and (factor := attention_factor(self.rope_scaling)) != 1:
+            cos, sin = cos * factor, sin * factor  # sharpens q and k themselves
+        return rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+
+    def _for_every_head(self, x: Tensor) -> Tensor:
+        """(B, T, G, K) -> (B, T, H, K): consecutive copies."""
+        return x if x.shape[2] == self.n_heads else x.repeat_interleave(self.n_heads // x.shape[2], dim=2)
+
+
+class Linearized(LanguageModel):
+    config: LinearizedConfig
+
+    def __init__(self, config: LinearizedConfig) -> None:
+        super().__init__(config, mixer=LinearAttention, norm=RMSNorm, activation="silu")
+
+    def init_weights(self, seed: int = 0) -> Self:
+        super().init_weights(seed)
+        for mixer in self.linear_layers():
+            mixer.reset_new_parameters(seed)
+        return self
+
+    def reset_buffers(self) -> None:
+        super().reset_buffers()
+        for mixer in self.linear_layers():
+            mixer.reset_log_decay()
+
+    def linear_layers(self) -> list[LinearAttention]:
+        """Mixers of the layers that are not softmax attention."""
+        return [block.mixer for block in self.blocks if isinstance(block.mixer, LinearAttention)]
+
+
+def new_parameters(config: LinearizedConfig) -> set[str]:
+    """Names of the parameters that a LLaMA of this shape does not have, as in `named_parameters`."""
+    with torch.device("meta"):
+        names = [name for name, _ in LinearAttention(config, 0).named_parameters()]
+    new = [name for name in names if name.partition(".")[0] not in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    layers = [layer for layer in range(config.n_layers) if not config.is_softmax(layer)]
+    return {f"blocks.{layer}.mixer.{name}" for layer in layers for name in new}
+
+
+def fixed_decay(kind: Literal["lightning", "retnet"] | str, n_heads: int) -> list[float]:
+    """log γ of each head: lightning, ALiBi's slopes, negative; retnet, log(1 - 2^(-5-h)) for h = 0, 1, ..."""
+    if kind == "retnet":
+        return [math.log1p(-(2.0 ** (-5 - head))) for head in range(n_heads)]
+    return [-slope for slope in decay_slopes(n_heads)]
+
+
+__all__ = [
+    "MIXERS",
+    "LinearAttention",
+    "LinearMixer",
+    "Linearized",
+    "LinearizedConfig",
+    "fixed_decay",
+    "new_parameters",
+]
