@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 ROWS = 1 << 15  # of inputs that one product for the gradient of a weight takes
@@ -27,6 +26,7 @@ class Products:
         self._kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
         self._rows = [0 for _ in weights]
         self._sums: list[Tensor | None] = [None for _ in weights]
+        self._pass = -1  # the backward pass that these are of
 
     def enter(self, x: Tensor) -> Tensor:
         """x, and the place in the backward pass where the gradients of the weights are whole: behind all of the loop,
@@ -46,6 +46,7 @@ class Products:
     def back(self, which: int, x: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of x from that of its product."""
         if self._trained[which]:
+            self._begin()
             self._kept[which].append((x.flatten(0, -2), gradient.flatten(0, -2)))
             self._rows[which] += x.shape[:-1].numel()
             if self._rows[which] >= ROWS:
@@ -53,7 +54,8 @@ class Products:
         return gradient @ self._weights[which]
 
     def gradients(self) -> list[Tensor | None]:
-        """Of the weights, by all products so far."""
+        """Of the weights, by all products of this backward pass."""
+        self._begin()
         for which, kept in enumerate(self._kept):
             if kept:
                 self._sum(which)
@@ -62,6 +64,13 @@ class Products:
             None if total is None else total.to(source.dtype)
             for total, source in zip(found, self._sources, strict=True)
         ]
+
+    def _begin(self) -> None:
+        """Drop what an earlier pass has left behind: one for a part of the gradients never comes to their end."""
+        now = torch._C._current_graph_task_id()
+        if now != self._pass:
+            self._pass, self._rows = now, [0 for _ in self._rows]
+            self._kept, self._sums = [[] for _ in self._kept], [None for _ in self._sums]
 
     def _sum(self, which: int) -> None:
         inputs, gradients = (torch.cat(parts) for parts in zip(*self._kept[which], strict=True))
@@ -79,7 +88,6 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, gradient, *ctx.products.gradients()
 
@@ -92,7 +100,9 @@ class _Product(torch.autograd.Function):
         return linear(x, products._weights[which])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        # `once_differentiable` would let torch.autograd.grad go on, with second derivatives that lack this part.
+        if torch.is_grad_enabled():
+            raise RuntimeError("gradients of a recurrent transformer are differentiated once: leave create_graph out")
         (x,) = ctx.saved_tensors
         return None, None, ctx.products.back(ctx.which, x, gradient)

@@ -59,3 +59,16 @@ def test_many_small_gradients_are_not_lost_in_bf16():
     x = kept.enter(torch.ones(512, 1, dtype=torch.bfloat16, requires_grad=True))
     sum(kept(0, part) for part in x.split(1)).float().backward()
     assert weight.grad.item() == 512
+
+
+def test_a_pass_that_does_not_reach_the_weights_leaves_nothing_behind():
+    """What enters on the way needs no gradients of weights; those of a whole pass later count nothing twice."""
+    x = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    own, gain = weights(True, True), torch.ones((), dtype=torch.float64, requires_grad=True)
+    kept = Products(own, torch.float64)
+    found = loop(lambda which, z: gain * kept(which, z), kept.enter(x)).square().sum()
+    expected = torch.autograd.grad(found, own, retain_graph=True)
+    torch.autograd.grad(found, gain, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(found, own, retain_graph=True), expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="leave create_graph out"):
+        torch.autograd.grad(found, own, create_graph=True)
