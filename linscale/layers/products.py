@@ -22,7 +22,9 @@ class Products:
 
     def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
         self._sources, self._trained = tuple(weights), [weight.requires_grad for weight in weights]
-        self._weights = [weight.detach().to(dtype) for weight in weights]
+        # One who compiles the whole model gets products as any other: the compiler follows no lists in a backward pass.
+        self._plain = torch.compiler.is_compiling()
+        self._weights = [(weight if self._plain else weight.detach()).to(dtype) for weight in weights]
         self._kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
         self._rows = [0 for _ in weights]
         self._sums: list[Tensor | None] = [None for _ in weights]
@@ -31,14 +33,14 @@ class Products:
     def enter(self, x: Tensor) -> Tensor:
         """x, and the place in the backward pass where the gradients of the weights are whole: behind all of the loop,
         as all that it makes depends on x."""
-        if not (torch.is_grad_enabled() and (x.requires_grad or any(self._trained))):
+        if self._plain or not (torch.is_grad_enabled() and (x.requires_grad or any(self._trained))):
             return x
         entered: Tensor = _Enter.apply(self, x, *self._sources)
         return entered
 
     def __call__(self, which: int, x: Tensor) -> Tensor:
         """x (..., in), in `dtype`, -> (..., out)."""
-        if not x.requires_grad:
+        if self._plain or not x.requires_grad:
             return linear(x, self._weights[which])
         product: Tensor = _Product.apply(self, which, x)
         return product
