@@ -6,7 +6,8 @@ queries, keys and values of all blocks on the right ahead of the loop, and all s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +15,23 @@ from torch import Tensor
 
 from linscale.layers import Products
 from linscale.models.recurrent_state import LEFT_K, LEFT_V, NEWER, OLDER, Ends, behind, window_mask
-from linscale.ops.backend import autocast_dtype
+from linscale.ops.backend import Backend, autocast_dtype, choose
+from linscale.ops.window_attention import window_attention
 
 if TYPE_CHECKING:
     from linscale.models.recurrent_block import RecurrentBlock
 
 AT_ONCE = 1 << 14  # tokens of second passes that nothing waits for
 
+Keys = Callable[[], tuple[Any, Any]]
+"""Gives keys and values of L and of R of a window."""
+
 QKV, OUT, UP, DOWN, GATE = range(5)  # the products; and where alpha is 0,
 KV, Q = 4, 5
+
+
+def _these(left: Any, right: Any) -> tuple[Any, Any]:
+    return left, right
 
 
 def weights_of(block: RecurrentBlock) -> list[Tensor]:
@@ -47,6 +56,8 @@ class Walk:
         self.dtype = autocast_dtype(x.device) or x.dtype
         self.products = Products(weights_of(block), self.dtype)
         self.recomputed = block.recomputed
+        self.backend: Backend = "chunk" if torch.compiler.is_compiling() else "auto"
+        self.seeded = self.dropout > 0 and choose(self.backend, x.device, self.dtype).form == "triton"
         self.found: list[Tensor] = []
 
     def accumulate(self, text: Tensor, cache: Tensor | None) -> list[Tensor]:
@@ -60,19 +71,20 @@ class Walk:
             u = self.left(x, cache[:, OLDER, : x.shape[1]])
         taken: Tensor | int = lefts[1]
         right = None if self.turns is None else self.turns[:, size : size + x.shape[1]]
-        z, f, *own = self._window(u, self.parts.normed(u, self.dtype), past, right, window_mask(past, x))
+        z, f, *own = self._window(u, past, right, window_mask(past, x))
+        before: Keys = partial(_these, past, own)
         parts: tuple[Any, ...] = ()
-        for j, scales in enumerate(self._scales(len(x), len(blocks))):
-            following, m = blocks[j + 1] if j + 1 < len(blocks) else None, blocks[j].shape[1]
-            both, z, f, k, v = slide(z, f, following, taken, *scales)
+        for j, (scale, alpha, seed) in enumerate(self._given(x, len(blocks))):
+            following = blocks[j + 1] if j + 1 < len(blocks) else None
+            both, z, f, qkv = slide(z, f, following, taken, scale, alpha, seed)
             c = both
             if j:
                 y, c = both[:, :size], both[:, size:]
                 self._add(j - 1, y, *parts)
                 lefts = [lefts[1], y]
             taken = size  # of the next T(u), what is y
-            parts = (c, past, tuple(own), (k[:, :m], v[:, :m]), lefts)
-            past, own = parts[3], [k[:, m:], v[:, m:]]
+            here: Keys = partial(self._keys, qkv, blocks[j].shape[1])
+            parts, before = (c, before, here, lefts), here
         self._add(len(blocks) - 1, self.parts.added(z, f, self.dropout), *parts)
         return self.found
 
@@ -100,31 +112,34 @@ class Walk:
             self.found += second(c, k, v, self._left_turns(c.shape[1])).chunk(len(group))
         return self.found
 
-    def finish(self, u: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        """T(u) (B, m, D) from its queries (B, m, D) and all keys and values (B, S, D), in two parts to be added."""
-        a = self.products(OUT, self.mixer.weigh(q, k, v, visible, self.dropout))
-        z, h = self.parts.between(u, a, self.dropout)
+    def finish(self, u: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
+        """T(u) (B, m, D) from what was attended to (B, m, D), in two parts to be added."""
+        z, h = self.parts.between(u, self.products(OUT, o), self.dropout)
         return z, self.products(DOWN, self.parts.inner(self.products(UP, h)))
 
     def _window(
-        self, u: Tensor, n: Tensor, past: tuple[Tensor, Tensor] | None, turns: Tensor | None, visible: Tensor | None
+        self, u: Tensor, past: tuple[Tensor, Tensor] | None, turns: Tensor | None, visible: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """T(u) behind the keys and values of `past`, in two parts; and its own keys and values, all (B, m, D)."""
-        q, k, v = self.parts.heads(self.products(QKV, n), turns)
+        q, k, v = self.parts.heads(self.products(QKV, self.parts.normed(u, self.dtype)), turns)
         past = None if past is None else (past[0].to(k.dtype), past[1].to(v.dtype))
-        return *self.finish(u, q, *behind(past, k, v), self._bias(visible)), k, v
+        return *self.finish(u, self._weigh(q, *behind(past, k, v), self._bias(visible))), k, v
 
     def _slide(
-        self, z: Tensor, f: Tensor, x: Tensor | None, taken: Tensor | int, scale: Tensor | float, alpha: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """T of a window, from its two parts; and of the next one, as `_window`."""
+        self, z: Tensor, f: Tensor, x: Tensor | None, taken: Tensor | int, scale: Tensor | float, alpha: Tensor | None,
+        seed: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """T of a window, from its two parts; those of the next one; and the product for its queries, keys and values."""
         if alpha is None:
             both, u, n = self.parts.handed(z, f, x, taken, scale, self.dropout)
         else:
             both, before, n, left = self.parts.ended(z, f, x, taken, self.dropout)
             first = before.shape[1] - (0 if x is None else x.shape[1])
             u, n = self.parts.gated(before, self.products(GATE, n), left, scale, alpha, first)
-        return both, *self._window(u, n, None, self._left_turns(u.shape[1]), None)
+        qkv = self.products(QKV, n)
+        turns, heads = self._left_turns(u.shape[1]), self.mixer.n_heads
+        o = window_attention(qkv, heads, turns, dropout=self.dropout, seed=seed, backend=self.backend)
+        return both, *self.finish(u, o), qkv
 
     def _project(self, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B, T, D) of all blocks on the right, where alpha is 0."""
@@ -136,39 +151,49 @@ class Walk:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """c of a block from its x, q, k and v (B, m, D), where alpha is 0; and the keys and values of c."""
         q, k, v = qkv
-        c, n = self.parts.closed(*self.finish(x, q, *behind(past, k, v), visible), self.dropout)
+        c, n = self.parts.closed(*self.finish(x, self._weigh(q, *behind(past, k, v), visible)), self.dropout)
         return c, *self.parts.keys(self.products(KV, n), turns)
 
     def _second(self, c: Tensor, k: Tensor, v: Tensor, turns: Tensor | None) -> Tensor:
         """y of blocks (n B, m, D) from their c and its keys and values, where alpha is 0."""
         q = self.mixer.rotated(self.products(Q, self.parts.normed(c, self.dtype)), turns)
-        return self.parts.added(*self.finish(c, q, k, v, None), self.dropout)
+        return self.parts.added(*self.finish(c, self._weigh(q, k, v, None)), self.dropout)
 
-    def _add(
-        self, j: int, y: Tensor, c: Tensor, past: Any, own: Any, following: Any, lefts: Sequence[Tensor | None]
-    ) -> None:
-        """Block j is through: `found` and `ends` get to know."""
+    def _weigh(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        return self.mixer.weigh(q, k, v, visible, self.dropout)
+
+    def _add(self, j: int, y: Tensor, c: Tensor, before: Keys, here: Keys, lefts: Sequence[Tensor | None]) -> None:
+        """Block j is through: `found` and `ends` get to know. before, here: the windows that it is R and L of."""
+        if j not in self.ends.ending:
+            self.found.append(y)
+            return
         out, closed = y, None
-        if self.closes and j in self.ends.ending:
-            turns = self._left_turns(c.shape[1])
-            z, f, *closed = self._window(c, self.parts.normed(c, self.dtype), None, turns, None)
+        if self.closes:
+            z, f, *closed = self._window(c, None, self._left_turns(c.shape[1]), None)
             out = torch.where((self.ends.last == j)[:, None, None], self.parts.added(z, f, self.dropout), y)
+        (past, own), (following, _) = before(), here()
         self.ends.add(j, (past, own, following, (y, lefts[0]), lefts[1], closed))
         self.found.append(out)
 
-    def _scales(self, batch: int, count: int) -> list[tuple[Tensor | float, Tensor | None]]:
-        """By what is taken over, for each of `count` windows; and alpha before the gates, if there are any.
+    def _keys(self, qkv: Tensor, first: int) -> tuple[Any, Any]:
+        """Keys and values of L and of R of a window, whose L has `first` places."""
+        _, k, v = self.parts.heads(qkv, self._left_turns(qkv.shape[1]))
+        return (k[:, :first], v[:, :first]), (k[:, first:], v[:, first:])
 
-        A copy each, (B, 1, D): their gradients are sums over a window alone, and are added up at once at the end.
+    def _given(self, x: Tensor, count: int) -> Iterable[tuple[Tensor | float, Tensor | None, Tensor | None]]:
+        """For each of `count` windows, by what is taken over, alpha before the gates, and the seed of its dropout.
+
+        Parameters are a copy each, (B, 1, D): their gradients are sums over a window alone, added up at once at the end.
         """
         assert self.left is not None
 
-        def copies(x: Tensor | float) -> Sequence[Any]:
-            return [x] * count if isinstance(x, float) else x.expand(count, batch, 1, -1).unbind()
+        def copies(given: Tensor | float) -> Sequence[Any]:
+            return [given] * count if isinstance(given, float) else given.expand(count, len(x), 1, -1).unbind()
 
         alpha = self.left.alpha if self.left.form == "gated" else None
-        alphas = [None] * count if alpha is None else copies(alpha)
-        return list(zip(copies(self.left.scale()), alphas, strict=True))
+        none = [None] * count
+        seeds = torch.randint(1 << 31, (count, 1), device=x.device).unbind() if self.seeded else none
+        return zip(copies(self.left.scale()), none if alpha is None else copies(alpha), seeds, strict=True)
 
     def _left_turns(self, width: int) -> Tensor | None:
         return None if self.turns is None else self.turns[:, :width]

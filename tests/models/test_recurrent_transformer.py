@@ -92,7 +92,7 @@ def identity(model):
 
 def test_impulses_through_the_residual_path(monkeypatch):
     """Blocks of 4, six of them: an impulse comes out 1, 0.5, 0.75, ... towards 2/3, half of it in the closed block."""
-    monkeypatch.setattr(Walk, "finish", lambda walk, u, q, k, v, visible: (u, torch.zeros_like(u)))
+    monkeypatch.setattr(Walk, "finish", lambda walk, u, o: (u, torch.zeros_like(u)))
     impulse = torch.zeros(2, 1, 24, 16, dtype=torch.float64)
     impulse[0, 0, 5, 3] = 1  # in block 1
     impulse[1, 0, 2, 3] = 1  # in block 0, which is read twice
