@@ -129,7 +129,7 @@ class Walk:
         self, z: Tensor, f: Tensor, x: Tensor | None, taken: Tensor | int, scale: Tensor | float, alpha: Tensor | None,
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """T of a window, from its two parts; those of the next one; and the product for its queries, keys and values."""
+        """T of a window, from its two parts; those of the next one; and the product for its q, k and v."""
         if alpha is None:
             both, u, n = self.parts.handed(z, f, x, taken, scale, self.dropout)
         else:
@@ -183,7 +183,7 @@ class Walk:
     def _given(self, x: Tensor, count: int) -> Iterable[tuple[Tensor | float, Tensor | None, Tensor | None]]:
         """For each of `count` windows, by what is taken over, alpha before the gates, and the seed of its dropout.
 
-        Parameters are a copy each, (B, 1, D): their gradients are sums over a window alone, added up at once at the end.
+        Parameters are a copy each, (B, 1, D): their gradients are sums over a window, added up at once at the end.
         """
         assert self.left is not None
 

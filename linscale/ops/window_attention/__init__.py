@@ -8,7 +8,6 @@ forward and one backward, from the product for q, k and v to what the output pro
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
