@@ -120,6 +120,9 @@ class Job:
         return self._opened[run]
 
     def _open(self, run: Path, tasks: Sequence[Task]) -> Measured | None:
+        if not (run / checkpoint.TOKENIZER).is_file():
+            self.outcome.left_out[run.name] = "it has no tokenizer: its data were no text"
+            return None
         settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
         vocabulary = settings["model"]["vocab_size"]
         if tokenizer.vocab_size > vocabulary:

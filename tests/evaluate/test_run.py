@@ -180,6 +180,15 @@ def test_a_vocabulary_too_large_is_said_before_a_model_is_loaded(runs: list[Path
     assert outcome.left_out == {"a": "its tokenizer has 269 tokens, its model 257"}
 
 
+def test_a_run_that_read_no_text_is_left_out_in_one_line(runs: list[Path], capsys) -> None:
+    (runs[0] / "tokenizer.json").unlink()
+    command = ["evaluate", str(runs[0]), "--suite", "recall", "--sizes", "4", "--passkey-lengths", "300"]
+    assert main(command) == 1
+    assert "a: left out, it has no tokenizer: its data were no text" in capsys.readouterr().out
+    assert main(["generate", str(runs[0]), "--prompt", "the"]) == 2
+    assert "a run on a task or on labelled sequences has none" in capsys.readouterr().err
+
+
 def test_a_record_of_something_else_does_not_spoil_the_table(runs: list[Path], capsys) -> None:
     (runs[0] / "evaluations.jsonl").write_text('{"step": 1}\n{"step": 2, "metric": "loss", "value": 1.0}\n')
     command = ["evaluate", str(runs[0]), "--suite", "recall", "--sizes", "4", "--passkey-lengths", "300"]
