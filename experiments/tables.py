@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if not options.page.is_file():
+        parser.error(f"{options.page}: no such file; expected a page with places for tables")
     options.page.write_text(filled(options.page.read_text(encoding="utf-8"), options.results), encoding="utf-8")
 
 
