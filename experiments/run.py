@@ -166,10 +166,20 @@ def write_rows(out: Path, experiment: Experiment, rows: dict[tuple[str, int], Ro
     out.write_text(json.dumps({"name": experiment.name, "rows": known}, indent=1) + "\n")
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression: arms that it matches")
+    parser.add_argument(
+        "--only", default="", type=_pattern, metavar="PATTERN", help="a regular expression: arms that it matches"
+    )
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], help="such as 0,1")
     parser.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 1, help="runs at once")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many, saved")

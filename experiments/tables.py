@@ -124,9 +124,14 @@ def lengths(rows: list[Row]) -> Table:
         for noise in noises:
             found = [row["lengths"].get(str(noise), {}) for row in each if "lengths" in row]
             right = [one["accuracy"] for one in found if "accuracy" in one]
-            cells.append(mean(right, ".2%") if right else next((one["refused"][:60] for one in found if one), "-"))
+            cells.append(mean(right, ".2%") if right else next((_short(one["refused"]) for one in found if one), "-"))
         table.append((arm, *cells))
     return table
+
+
+def _short(refused: str) -> str:
+    """The first clause of an error, without what stands in brackets."""
+    return re.sub(r" \(.*?\)", "", refused).split(",")[0].split(";")[0]
 
 
 def alpha(rows: list[Row]) -> Table:
@@ -211,6 +216,8 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if not options.page.is_file():
+        parser.error(f"{options.page}: no such file; expected a page with places for tables")
     options.page.write_text(filled(options.page.read_text(encoding="utf-8"), options.results), encoding="utf-8")
 
 

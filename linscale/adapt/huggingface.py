@@ -163,7 +163,10 @@ def _checkpoint(path: Path) -> tuple[Path, Path]:
     for folder in (chosen, chosen.resolve().parent.parent):
         if (folder / TOKENIZER).is_file():
             return chosen, folder
-    raise UserError(f"{chosen}: no {TOKENIZER} beside it; copy the run folder's {TOKENIZER} into the checkpoint")
+    raise UserError(
+        f"{chosen}: no {TOKENIZER} beside it; copy the run folder's into the checkpoint (a run on a task or on "
+        "labelled sequences has none: there is no text to be written or read)"
+    )
 
 
 def _trained_length(run: Path) -> int | None:

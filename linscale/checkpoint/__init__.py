@@ -245,7 +245,10 @@ def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
         raise UserError(f"{path}: neither a checkpoint nor a run folder with checkpoints")
     folders = [folder for folder in (chosen, chosen.resolve().parent.parent) if (folder / TOKENIZER).is_file()]
     if not folders:
-        raise UserError(f"{chosen}: no {TOKENIZER} beside it; copy the run folder's {TOKENIZER} into the checkpoint")
+        raise UserError(
+            f"{chosen}: no {TOKENIZER} beside it; copy the run folder's into the checkpoint (a run on a task or on "
+            "labelled sequences has none: there is no text to be written or read)"
+        )
     tokenizer = load_tokenizer(str(folders[0] / TOKENIZER))
     expected = read_manifest(chosen).get("tokenizer")
     if expected not in (None, tokenizer.fingerprint):

@@ -182,6 +182,8 @@ def _results(runs: list[Path], tasks: list[Task]) -> list[dict[str, Any]]:
 
     found = []
     for run in runs:
+        if not (run / TOKENIZER).is_file():
+            continue  # its data were no text: left out
         tokenizer = load_tokenizer(str(run / TOKENIZER))
         wanted = {(task.name, task.version(tokenizer)) for task in tasks_of_run(tasks, read_json(run / CONFIG))}
         records = latest_records(run / EVALUATIONS, EVALUATION_KEYS)

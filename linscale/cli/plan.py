@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from linscale.study.proposal import Proposal
     from linscale.study.prospect import Prospect
 
-ARCHS = ("llama", "tnl", "hgrn2", "cosformer2")
+PUBLISHED = ("llama", "tnl", "hgrn2", "cosformer2")
+ARCHS = (*PUBLISHED, "recurrent_transformer")
 VOCAB_SIZE = 100_280  # of the published family
 DATA = "data/mine"
 
@@ -46,7 +47,8 @@ def plan(
     Args:
         flops: Training FLOPs of one model, as the law counts them: the paper's closed form without embeddings for the
             published laws and for a study's, 6 N D for a fit of a table unless it named another count.
-        arch: Architectures to plan for, each with the whole budget, as in hgrn2,tnl,llama.
+        arch: Architectures to plan for, each with the whole budget, as in hgrn2,tnl,llama. recurrent_transformer needs
+            --fit and --mfu.
         fit: The laws: what `linscale fit --json` or a study wrote. The published ones by default.
         gpu: The kind of GPU: h100, h200, b200, a100, l40s, rtx4090 and others.
         gpus: How many of them.
@@ -61,7 +63,7 @@ def plan(
         tokenizer: For --data that is to be prepared: byte, bpe:SIZE, or the path of a tokenizer.json.
         out: Where to write the ladder.
     """
-    archs = _archs(arch)
+    archs = _archs(arch, fit, mfu)
     _check({"flops": flops, "gpus": gpus, "length": length, "runs": runs, "mfu": mfu, "vocab": vocab})
     if not 0 <= ladder_share <= 1 or (mfu is not None and mfu > 1):
         raise UserError(f"ladder_share = {ladder_share}, mfu = {mfu}: expected shares between 0 and 1")
@@ -96,11 +98,17 @@ def plan(
     print_plan(result)
 
 
-def _archs(text: str) -> list[str]:
+def _archs(text: str, fit: Path | None, mfu: float | None) -> list[str]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in ARCHS]
     if unknown or not names:
         raise UserError(f"arch = {unknown[0] if unknown else text!r}: expected some of {', '.join(ARCHS)}")
+    unpublished = [name for name in names if name not in PUBLISHED]
+    if unpublished and (fit is None or mfu is None):
+        raise UserError(
+            f"arch = {unpublished[0]!r}: has no published law, and how much of a GPU its serial windows use depends on "
+            "the batch; give a law by --fit and that share by --mfu"
+        )
     return list(dict.fromkeys(names))
 
 

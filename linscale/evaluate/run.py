@@ -120,6 +120,9 @@ class Job:
         return self._opened[run]
 
     def _open(self, run: Path, tasks: Sequence[Task]) -> Measured | None:
+        if not (run / checkpoint.TOKENIZER).is_file():
+            self.outcome.left_out[run.name] = "it has no tokenizer: its data were no text"
+            return None
         settings, tokenizer = read_json(run / CONFIG), load_tokenizer(str(run / checkpoint.TOKENIZER))
         vocabulary = settings["model"]["vocab_size"]
         if tokenizer.vocab_size > vocabulary:
@@ -155,8 +158,12 @@ class Job:
                 self.outcome.left_out[f"{run.records.run.name}: {task.name}"] = obstacle
                 continue
             self.progress(f"{run.records.run.name}  step {step}  {task.name}", self.behind, self.total)
-            with torch.no_grad(), autocast(run.settings["precision"], run.device):
-                results = task.run(model, run.tokenizer)
+            try:
+                with torch.no_grad(), autocast(run.settings["precision"], run.device):
+                    results = task.run(model, run.tokenizer)
+            except UserError as refused:  # such as texts longer than a table of positions
+                self.outcome.left_out[f"{run.records.run.name}: {task.name}"] = str(refused)
+                continue
             run.records.add(step, task, version, results)
             self.outcome.done += 1
 
@@ -168,8 +175,10 @@ def evaluate_validation(run: Path, dataset: TokenDataset | None = None) -> int:
     Raises UserError when the folder is not a run, its data is gone or has changed, or a checkpoint is damaged.
     """
     settings = read_json(run / CONFIG)
-    if "task" in settings["data"]:
-        raise UserError(f"{run}: was trained on a task, not on text; its validation is recorded while it trains")
+    if "path" not in settings["data"]:
+        raise UserError(
+            f"{run}: was trained on a task or on classes, not on text; its validation is recorded as it trains"
+        )
     dataset = dataset or TokenDataset.open(Path(settings["data"]["path"]))
     if dataset.fingerprint != settings["data"]["fingerprint"]:
         raise UserError(

@@ -9,7 +9,8 @@ text. The published form is alpha_form "fixed" or "learned", normed false, posit
     normed       what is taken over has a length that is learned, and alpha means the same after thousands of blocks
     positions    rotary: places inside the window alone, so that a text may be longer than those of the training
     closing      published: the last block of a text comes out as T(c), so what a token gives depends on whether more
-                 than its block follows. uniform: T(c + alpha p) as everywhere, and steps give what a whole text gives
+                 than its block follows; with several layers steps read what closed blocks below gave, unlike a whole
+                 text. uniform: T(c + alpha p) as everywhere, and steps give what a whole text gives
 """
 
 from __future__ import annotations

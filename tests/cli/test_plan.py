@@ -1,6 +1,7 @@
 """linscale plan as a user calls it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,7 @@ def test_a_prepared_corpus_gives_the_vocabulary_and_says_when_it_is_short(tmp_pa
         (["--flops", "1e9"], "flops = 1e+09: N_opt is too small or too large a model"),
         (["--flops", "1e40"], "flops = 1e+40: N_opt is too small or too large a model"),
         (["--flops", "1e20", "--arch", "hgrn2,rwkv"], "arch = 'rwkv': expected some of llama, tnl, hgrn2, cosformer2"),
+        (["--flops", "1e20", "--arch", "recurrent_transformer"], "give a law by --fit and that share by --mfu"),
         (["--flops", "1e20", "--arch", ","], "arch = ','"),
         (["--flops", "1e20", "--gpu", "tpu"], "gpu = 'tpu': expected one of h100"),
         (["--flops", "1e20", "--gpus", "0"], "gpus = 0: expected a positive number"),
@@ -182,3 +184,12 @@ def test_names_of_studies(tmp_path):
         "ladder",
         "ladder",
     ]
+
+
+def test_a_recurrent_transformer_is_planned_by_a_fit_and_a_stated_share(fit, tmp_path, capsys):
+    own, out = tmp_path / "fit.json", tmp_path / "ladder.toml"
+    own.write_text(Path(fit).read_text().replace('"tnl"', '"recurrent_transformer"'))
+    words = ["--flops", "1e19", "--arch", "recurrent_transformer", "--fit", str(own), "--mfu", "0.1", "--out", str(out)]
+    (found,) = plan(capsys, *words)["plans"]
+    assert found["arch"] == "recurrent_transformer"
+    assert load_study(out).archs == ("recurrent_transformer",)

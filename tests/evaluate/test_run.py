@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,26 @@ def test_a_vocabulary_too_large_is_said_before_a_model_is_loaded(runs: list[Path
     monkeypatch.setattr("linscale.evaluate.run.checkpoint.load_model", None)
     outcome = evaluate(runs[:1], TASKS)
     assert outcome.left_out == {"a": "its tokenizer has 269 tokens, its model 257"}
+
+
+def test_a_task_that_a_model_refuses_is_left_out_and_the_others_are_measured(runs: list[Path], monkeypatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise UserError("a text of 65 tokens: the table of positions has 64 rows")
+
+    refused, run = Recall("mqar", 8, examples=4), Recall.run
+    monkeypatch.setattr(Recall, "run", lambda task, *rest: refuses() if task is refused else run(task, *rest))
+    outcome = evaluate(runs[:1], [refused, TASKS[0]], last=True)
+    assert outcome.done == 1
+    assert list(outcome.left_out.values()) == ["a text of 65 tokens: the table of positions has 64 rows"]
+
+
+def test_a_run_that_read_no_text_is_left_out_in_one_line(runs: list[Path], capsys) -> None:
+    (runs[0] / "tokenizer.json").unlink()
+    command = ["evaluate", str(runs[0]), "--suite", "recall", "--sizes", "4", "--passkey-lengths", "300"]
+    assert main(command) == 1
+    assert "a: left out, it has no tokenizer: its data were no text" in capsys.readouterr().out
+    assert main(["generate", str(runs[0]), "--prompt", "the"]) == 2
+    assert "a run on a task or on labelled sequences has none" in capsys.readouterr().err
 
 
 def test_a_record_of_something_else_does_not_spoil_the_table(runs: list[Path], capsys) -> None:

@@ -100,6 +100,15 @@ def run_here(paths: dict[Path, Any], options: Any) -> None:
         train(path, config)
 
 
+def test_why_a_length_was_refused_is_one_clause(scripts: Any) -> None:
+    _, tables = scripts
+    refused = (
+        "a text of 72 tokens: the table of positions has 40 rows (model.recurrence.table), and a text cannot be longer"
+    )
+    row = {"arm": "a", "state": "done", "validation": [{"accuracy": 1.0}], "lengths": {"64": {"refused": refused}}}
+    assert tables.lengths([row])[1][2] == "a text of 72 tokens: the table of positions has 40 rows"
+
+
 def test_the_interval_is_students(scripts: Any) -> None:
     _, tables = scripts
     assert tables.mean([1.0, 2.0, 3.0], ".3f") == "2.000 ± 2.484"  # t = 4.303 at 2 degrees, times 1 / sqrt(3)
