@@ -144,7 +144,7 @@ def test_killed_while_it_converts_it_goes_on(call, monkeypatch):
         ("linearize hf out --data data --softmax-layers 2", "softmax_layers = [2]: expected numbers from 0 to 1"),
         ("linearize hf out --data data --softmax-every -1", "softmax_every = -1: input should be greater than or eq"),
         ("linearize hf out --data data --tokens many", "tokens = 'many': expected a positive number"),
-        ("linearize hf out --data data --tokens 9", "tokens = 9: stage 'attention', 0.2 of them in proportion, gets"),
+        ("linearize hf out --data data --tokens 9", "tokens = 9: stage 'attention', 0.4 of them in proportion, gets"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(call, words, problem):
