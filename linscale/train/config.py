@@ -9,7 +9,7 @@ import pydantic
 
 from linscale.config import config, human
 from linscale.data.copying import CopyingConfig
-from linscale.models import ModelConfig, RecurrentTransformerConfig
+from linscale.models import LinearizedConfig, ModelConfig, RecurrentTransformerConfig
 from linscale.train.curriculum import Curriculum
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -225,6 +225,17 @@ class RunConfig:
             raise ValueError(
                 f"data.task.noise = {task.noise}: less than train.curriculum.start = {curriculum.start}, with which "
                 "training begins; choose a lower start or more noise"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _pieces(self) -> RunConfig:
+        """What cannot be shared between ranks along a sequence."""
+        delta = isinstance(self.model, LinearizedConfig) and self.model.linear.update == "delta"
+        if delta and self.train.sequence_parallel > 1:
+            raise ValueError(
+                f"train.sequence_parallel = {self.train.sequence_parallel}: model.linear.update = 'delta' reads a "
+                "sequence as one piece; set it to 1 (FSDP alone takes any number of ranks)"
             )
         return self
 

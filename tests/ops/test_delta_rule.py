@@ -172,17 +172,15 @@ def test_where_nothing_is_overwritten_it_is_decay_attention():
     agree(found, decay_attention(q, k * beta[..., None], v, log_decay))
 
 
-def test_compiled_it_is_the_same():
-    tensors = inputs("token", length=70)
-
-    def call(q, k, v, beta, log_decay, state):
-        return delta_rule(q, k, v, beta, log_decay, state=state, scale=0.7)
-
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
-    o, final = compiled(*tensors)
-    grads = torch.autograd.grad(o.sum() + final.sum(), tensors)
-    exact = call(*tensors)
-    agree([o, final, *grads], [*exact, *torch.autograd.grad(exact[0].sum() + exact[1].sum(), tensors)])
+@pytest.mark.parametrize("documents", [None, [0, 9, 70]])
+def test_compilers_see_one_node_of_the_right_shapes(documents):
+    cu_seqlens = None if documents is None else torch.tensor(documents)
+    *rows, state = inputs("token", batch=1, length=70, documents=documents and 2)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.linscale.delta_rule, (*rows, state, cu_seqlens, 0.7, "auto"), test_utils=checks)
+    o, final, states = torch.ops.linscale.delta_rule(*rows, state, cu_seqlens, 0.7, "auto")
+    rest = *(x.detach() for x in (o, final, states, *rows)), cu_seqlens, 0.7, "auto"
+    torch.library.opcheck(torch.ops.linscale.delta_rule_backward, rest, test_utils=(checks[0], checks[2]))
 
 
 @pytest.mark.parametrize(

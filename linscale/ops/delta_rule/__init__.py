@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from linscale.ops.backend import Backend, without_autocast
-from linscale.ops.delta_rule.chunk import chunk_delta_rule
+from linscale.ops.delta_rule.operator import chunk_delta_rule
 from linscale.ops.delta_rule.reference import reference_delta_rule, reference_step
 from linscale.ops.packing import check_packing
 

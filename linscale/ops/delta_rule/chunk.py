@@ -28,14 +28,13 @@ each segment, and computes the rest again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from linscale.ops.backend import Backend, segment_tokens, without_autocast
+from linscale.ops.backend import Backend, segment_tokens
 from linscale.ops.decay_attention.scores import FLOOR, decay_factor
 from linscale.ops.delta_rule.inverse import BASE, unit_lower_inverse
 from linscale.ops.delta_rule.walk import walk
@@ -47,66 +46,69 @@ SEGMENT = (
 )  # tokens that are worked on at a time, at most: what a chunk makes meanwhile is several times its inputs
 
 
-def chunk_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    cu_seqlens: Tensor | None,
-    scale: float,
-    backend: Backend,
-) -> tuple[Tensor, Tensor]:
-    """Shapes as in `delta_rule`, any floating dtypes; the state's is that of all sums. backend: of the walk."""
-    if log_decay is not None:
-        log_decay = log_decay.expand(beta.shape)
-    if cu_seqlens is None:
-        return ChunkDeltaRule.apply(q, k, v, beta, log_decay, state, None, scale, backend)
-    # Every document on whole chunks of its own. An empty place has β = 0 and log_decay = 0: the state passes it.
-    layout = ChunkLayout(cu_seqlens, q, CHUNK)
-    q, k, v, beta = (layout.spread(x) for x in (q, k, v, beta))
-    log_decay = None if log_decay is None else layout.spread(log_decay)
-    o, final = ChunkDeltaRule.apply(q, k, v, beta, log_decay, state, layout.cu_chunks, scale, backend)
-    return layout.gather(o), final
+class How(NamedTuple):
+    """What both passes are told besides their tensors."""
+
+    scale: float
+    backend: Backend
+    """Of the walk."""
 
 
-class ChunkDeltaRule(torch.autograd.Function):
-    """o, final = ChunkDeltaRule.apply(q, k, v, beta, log_decay, state, cu_chunks, scale, backend).
+def forward_pass(
+    inputs: Sequence[Tensor | None], state: Tensor, cu_seqlens: Tensor | None, how: How
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the final state, and the states before each segment, which `backward_pass` takes.
 
-    cu_chunks  (N+1,) boundaries of the documents of a packed row, counted in chunks; T is then a multiple of CHUNK.
+    inputs are q, k, v, beta (B, T, H) and log_decay (B, T, H) or None, in dtypes of their own; sums are in the state's.
     """
+    layout, inputs = _spread(inputs, cu_seqlens)
+    value = inputs[2]
+    assert value is not None
+    o, cu_chunks = (
+        torch.empty_like(value, memory_format=torch.contiguous_format),
+        None if layout is None else layout.cu_chunks,
+    )
+    states = [state]
+    for span in segments(value, packed=layout is not None):
+        part = _Segment(inputs, span, states[-1], cu_chunks, how)
+        o[:, span] = part.whole(part.scores @ part.u + part.q_past @ part.before)
+        states.append(part.final)
+    kept = torch.stack(states[:-1]) if states[1:] else state.new_empty(0, *state.shape)
+    return o if layout is None else layout.gather(o), states[-1].clone(), kept
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor,
-        cu_chunks: Tensor | None, scale: float, backend: Backend,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        o, states, inputs = torch.empty_like(v), [state], (q, k, v, beta, log_decay)
-        with without_autocast(q.device):
-            for span in _segments(q, cu_chunks):
-                part = _Segment(inputs, span, states[-1], cu_chunks, (scale, backend))
-                o[:, span] = part.whole(part.scores @ part.u + part.q_past @ part.before)
-                states.append(part.final)
-        ctx.how = scale, backend
-        ctx.save_for_backward(*inputs, cu_chunks, *states[:-1])
-        return o, states[-1].clone()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, cu_chunks = ctx.saved_tensors[:6]
-        states = ctx.saved_tensors[6:]
-        grads = [None if x is None else torch.empty_like(x) for x in inputs]
-        spans = _segments(inputs[0], cu_chunks)
-        with without_autocast(do.device):
-            for span, state in zip(reversed(spans), reversed(states[: len(spans)]), strict=True):
-                part = _Segment(inputs, span, state, cu_chunks, ctx.how)
-                found, dstate = part.backward(part.chunks(do[:, span]), dstate)
-                for grad, own in zip(grads, found, strict=True):
-                    if grad is not None and own is not None:
-                        grad[:, span] = part.whole(own).view_as(grad[:, span])
-        return *grads, dstate, None, None, None
+def backward_pass(
+    do: Tensor, dfinal: Tensor, states: Tensor, inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None, how: How
+) -> tuple[list[Tensor | None], Tensor]:
+    """Gradients of the inputs, in their dtypes, and of the first state, from those of o and of the final state."""
+    layout, inputs = _spread([*inputs, do], cu_seqlens)
+    *inputs, do_whole = inputs
+    assert do_whole is not None
+    cu_chunks = None if layout is None else layout.cu_chunks
+    grads = [None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    spans = segments(do_whole, packed=layout is not None)
+    for span, state in zip(reversed(spans), states.flip(0), strict=True):
+        part = _Segment(inputs, span, state, cu_chunks, how)
+        found, dfinal = part.backward(part.chunks(do_whole[:, span]), dfinal)
+        for grad, own in zip(grads, found, strict=True):
+            if grad is not None and own is not None:
+                grad[:, span] = part.whole(own).view_as(grad[:, span])
+    if layout is not None:
+        grads = [None if x is None else layout.gather(x) for x in grads]
+    return grads, dfinal.clone() if not spans else dfinal
+
+
+def _spread(
+    inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None
+) -> tuple[ChunkLayout | None, Sequence[Tensor | None]]:
+    """Every packed document on whole chunks of its own. An empty place has β = 0 and log_decay = 0: the state passes
+    it."""
+    if cu_seqlens is None:
+        return None, inputs
+    first = inputs[0]
+    assert first is not None
+    layout = ChunkLayout(cu_seqlens, first, CHUNK)
+    return layout, [None if x is None else layout.spread(x) for x in inputs]
 
 
 class _Segment:
@@ -118,9 +120,8 @@ class _Segment:
     """
 
     def __init__(
-        self, inputs: Sequence[Tensor | None], span: slice, state: Tensor, cu_chunks: Tensor | None,
-        how: tuple[float, Backend],
-    ) -> None:  # fmt: skip
+        self, inputs: Sequence[Tensor | None], span: slice, state: Tensor, cu_chunks: Tensor | None, how: How
+    ) -> None:
         self.length = span.stop - span.start
         self.size = min(CHUNK, max(BASE, 1 << (self.length - 1).bit_length()))
         self.dtype, self.cu_chunks, (self.scale, self.backend) = state.dtype, cu_chunks, how
@@ -196,10 +197,10 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
 
-def _segments(q: Tensor, cu_chunks: Tensor | None) -> list[slice]:
-    """Cut T into stretches of whole chunks, the last maybe ragged. Packed rows stay in one piece."""
-    batch, length = q.shape[:2]
-    if cu_chunks is not None:
+def segments(x: Tensor, *, packed: bool = False) -> list[slice]:
+    """Cut T of x (B, T, ...) into stretches of whole chunks, the last maybe ragged. Packed rows stay in one piece."""
+    batch, length = x.shape[:2]
+    if packed:
         return [slice(0, length)]
-    stride = max(1, min(SEGMENT, segment_tokens(q.device)) // max(1, batch * CHUNK)) * CHUNK
+    stride = max(1, min(SEGMENT, segment_tokens(x.device)) // max(1, batch * CHUNK)) * CHUNK
     return [slice(start, min(start + stride, length)) for start in range(0, length, stride)]

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, Choice, choose, constant_result
+from linscale.ops.backend import Backend, Choice, choose
 
 WIDEST = 128  # K that the kernel takes
 
@@ -37,12 +37,7 @@ def walk(
     d stands alone: beside it M is small, and may be rounded.
     """
     if serving(backend, transition).form == "triton":
-        if torch.compiler.is_compiling() or type(update) is not Tensor:
-            _load_kernels()
-            run = torch.ops.linscale.delta_rule_walk
-        else:
-            run = _kernels().run
-        walked: tuple[Tensor, Tensor] = run(update, transition, decay, state, cu_chunks, backwards)
+        walked: tuple[Tensor, Tensor] = _kernels().run(update, transition, decay, state, cu_chunks, backwards)
         return walked
     met, final = torch.empty_like(update), torch.empty_like(state)
     borders = [0, len(update)] if cu_chunks is None else cu_chunks.tolist()
@@ -71,9 +66,3 @@ def serving(backend: Backend, transition: Tensor) -> Choice:
 def _kernels() -> ModuleType:
     """Not imported with this module: a process without a GPU never imports Triton."""
     return importlib.import_module("linscale.ops.delta_rule.walk_kernel")
-
-
-@constant_result
-def _load_kernels() -> None:
-    """Register the custom operator, once."""
-    _kernels()

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """`walk` on a GPU: one launch, where the loop of walk.py makes two or three for every chunk.
 
-A program holds BV columns of one head's state, and walks with them over the chunks of one sequence: columns do not mix.
-Registered as a custom operator, so that torch.compile sees one node with known shapes.
+A program holds BV columns of one head's state, and walks with them over the chunks of one sequence: columns do not
+mix.
 """
 
 from __future__ import annotations
@@ -80,19 +80,3 @@ def run(
     cu = state if cu_chunks is None else cu_chunks.contiguous()
     launch(delta_walk_kernel, programs, (update, transition, decay, state, cu, met, final), (chunks, B), constants, 4)
     return met, final
-
-
-def _shapes(
-    update: Tensor, transition: Tensor, decay: Tensor | None, state: Tensor, cu_chunks: Tensor | None, backwards: bool
-) -> tuple[Tensor, Tensor]:
-    return update.new_empty(update.shape), state.new_empty(state.shape)
-
-
-_DEFINITIONS = torch.library.Library("linscale", "FRAGMENT")
-_DEFINITIONS.define(
-    "delta_rule_walk(Tensor update, Tensor transition, Tensor? decay, Tensor state, Tensor? cu_chunks, bool backwards)"
-    " -> (Tensor, Tensor)"
-)
-for _device in ("CUDA", "CPU"):  # CPU: Triton's interpreter
-    _DEFINITIONS.impl("delta_rule_walk", run, _device)
-torch.library.register_fake("linscale::delta_rule_walk", _shapes)
