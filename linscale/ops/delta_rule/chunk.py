@@ -41,9 +41,7 @@ from linscale.ops.delta_rule.walk import walk
 from linscale.ops.packing import ChunkLayout
 
 CHUNK = 64  # steps
-SEGMENT = (
-    1 << 15
-)  # tokens that are worked on at a time, at most: what a chunk makes meanwhile is several times its inputs
+SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
 
 
 class How(NamedTuple):
