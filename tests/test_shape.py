@@ -4,7 +4,7 @@ from linscale import shape
 from linscale.models import CONFIGS
 from linscale.models.count import flops_per_token, shape_of
 from linscale.ops.decay_attention.chunk import CHUNK
-from linscale.ops.delta_rule.chunk import CHUNK as DELTA_CHUNK
+from linscale.ops.delta_rule.passes import CHUNK as DELTA_CHUNK
 
 
 def test_counts_use_the_chunk_of_the_operators():

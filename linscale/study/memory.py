@@ -12,7 +12,7 @@ from linscale.models.count import architectures, count_parameters, key_width, sh
 from linscale.models.language_model import LanguageModelConfig
 from linscale.models.linearized import LinearizedConfig
 from linscale.ops.cross_entropy import KEPT_BYTES
-from linscale.ops.delta_rule.chunk import CHUNK, SEGMENT
+from linscale.ops.delta_rule.passes import CHUNK, SEGMENT
 from linscale.train.config import TrainConfig
 
 RECURRENT, LINEARIZED = "recurrent_transformer", "linearized"

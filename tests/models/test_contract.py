@@ -151,7 +151,7 @@ def test_batch_and_padding_do_not_change_the_answer(arch, every):
 def test_chunk_length_and_operator_form_do_not_matter(arch, every, monkeypatch):
     model, text = make(arch, every), tokens(2, 70)
     expected = model(text).logits
-    for name in ("linscale.ops.decay_attention.chunk", "linscale.ops.delta_rule.chunk", "linscale.layers.tpe"):
+    for name in ("linscale.ops.decay_attention.chunk", "linscale.ops.delta_rule.passes", "linscale.layers.tpe"):
         monkeypatch.setattr(importlib.import_module(name), "CHUNK", 8)
     torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
     monkeypatch.setattr(

@@ -17,7 +17,8 @@ from linscale.models.count import flops_per_token
 from linscale.models.hgrn2 import HGRN2Config, HGRN2Mixer
 from linscale.models.linearized import LinearAttention, fixed_decay, new_parameters
 from linscale.ops import decay_attention
-from linscale.ops.delta_rule.chunk import How, forward_pass
+from linscale.ops.backend import Choice
+from linscale.ops.delta_rule.passes import forward_pass
 from tests.lazy import Lazy
 
 llama = Lazy("transformers.models.llama.modeling_llama")
@@ -208,8 +209,8 @@ def test_the_delta_rule_is_that_of_transformers():
 
 def test_flops_of_the_delta_rule_are_those_of_its_products(monkeypatch):
     def seen_by_counters(*tensors):
-        *inputs, state, cu_seqlens, scale, backend = tensors
-        return forward_pass(inputs, state, cu_seqlens, How(scale, backend))[:2]
+        *inputs, state, cu_seqlens, scale, _ = tensors
+        return forward_pass(inputs, state, cu_seqlens, scale, Choice("chunk", ""))[:2]
 
     config = LinearizedConfig(**SHAPE, linear=MIXERS["delta"], tie_embeddings=False)
     monkeypatch.setattr(importlib.import_module("linscale.ops.delta_rule"), "chunk_delta_rule", seen_by_counters)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from linscale.ops import decay_attention, delta_rule, delta_rule_step
 from linscale.ops.delta_rule.inverse import unit_lower_inverse
 
-chunk = importlib.import_module("linscale.ops.delta_rule.chunk")
+passes = importlib.import_module("linscale.ops.delta_rule.passes")
 KINDS = ("none", "head", "token")
 BOUNDARIES = [0, 1, 6, 70, 134, 150]
 
@@ -57,8 +57,8 @@ def test_long_sequences_run_in_segments_and_chunks_of_any_size(monkeypatch):
     tensors = inputs("token", length=150)
     exact = run_with_gradients(tensors, backend="reference")
     for size in (4, 16):
-        monkeypatch.setattr(chunk, "CHUNK", size)
-        monkeypatch.setattr(chunk, "SEGMENT", 64)
+        monkeypatch.setattr(passes, "CHUNK", size)
+        monkeypatch.setattr(passes, "SEGMENT", 64)
         agree(run_with_gradients(tensors), exact)
 
 

@@ -5,8 +5,8 @@
 
 One step of gradient descent, at rate β, on |Sᵀ k - v|² / 2 (DeltaNet, arXiv 2406.06484; with decay Gated DeltaNet,
 arXiv 2412.06464). reference.py steps through time and is the definition; chunk.py computes the same C steps at a time
-with matrix products; walk.py passes the state from chunk to chunk, on a GPU by the Triton kernel of walk_kernel.py.
-`delta_rule_step` is one step of it, for decoding.
+with matrix products, and walk.py passes the state from chunk to chunk; kernel.py and kernels.py are Triton, for a GPU.
+passes.py goes over a sequence. `delta_rule_step` is one step of it, for decoding.
 """
 
 from __future__ import annotations

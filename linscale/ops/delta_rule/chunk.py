@@ -21,96 +21,29 @@ The last line has all that walks from chunk to chunk. And backwards, from do and
     dβ = dr · (v_r - exp(g_r) S_{r-1}ᵀ k_r)
 
 Every exponent is a sum of log decays over a stretch of time, hence <= 0. In dG, terms with no decay in them would
-cancel (r = c in P, the last step in F) and are left out. The backward pass keeps what came in and the state before
-each segment, and computes the rest again.
+cancel (r = c in P, the last step in F) and are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from linscale.ops.backend import Backend, segment_tokens
 from linscale.ops.decay_attention.scores import FLOOR, decay_factor
-from linscale.ops.delta_rule.inverse import BASE, unit_lower_inverse
+from linscale.ops.delta_rule.inverse import unit_lower_inverse
 from linscale.ops.delta_rule.walk import walk
-from linscale.ops.packing import ChunkLayout
-
-CHUNK = 64  # steps
-SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
 
 
-class How(NamedTuple):
-    """What both passes are told besides their tensors."""
-
-    scale: float
-    backend: Backend
-    """Of the walk."""
-
-
-def forward_pass(
-    inputs: Sequence[Tensor | None], state: Tensor, cu_seqlens: Tensor | None, how: How
-) -> tuple[Tensor, Tensor, Tensor]:
-    """o, the final state, and the states before each segment, which `backward_pass` takes.
-
-    inputs are q, k, v, beta (B, T, H) and log_decay (B, T, H) or None, in dtypes of their own; sums are in the state's.
-    """
-    layout, inputs = _spread(inputs, cu_seqlens)
-    value = inputs[2]
-    assert value is not None
-    o, cu_chunks = (
-        torch.empty_like(value, memory_format=torch.contiguous_format),
-        None if layout is None else layout.cu_chunks,
-    )
-    states = [state]
-    for span in segments(value, packed=layout is not None):
-        part = _Segment(inputs, span, states[-1], cu_chunks, how)
-        o[:, span] = part.whole(part.scores @ part.u + part.q_past @ part.before)
-        states.append(part.final)
-    kept = torch.stack(states[:-1]) if states[1:] else state.new_empty(0, *state.shape)
-    return o if layout is None else layout.gather(o), states[-1].clone(), kept
-
-
-def backward_pass(
-    do: Tensor, dfinal: Tensor, states: Tensor, inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None, how: How
-) -> tuple[list[Tensor | None], Tensor]:
-    """Gradients of the inputs, in their dtypes, and of the first state, from those of o and of the final state."""
-    layout, inputs = _spread([*inputs, do], cu_seqlens)
-    *inputs, do_whole = inputs
-    assert do_whole is not None
-    cu_chunks = None if layout is None else layout.cu_chunks
-    grads = [None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-    spans = segments(do_whole, packed=layout is not None)
-    for span, state in zip(reversed(spans), states.flip(0), strict=True):
-        part = _Segment(inputs, span, state, cu_chunks, how)
-        found, dfinal = part.backward(part.chunks(do_whole[:, span]), dfinal)
-        for grad, own in zip(grads, found, strict=True):
-            if grad is not None and own is not None:
-                grad[:, span] = part.whole(own).view_as(grad[:, span])
-    if layout is not None:
-        grads = [None if x is None else layout.gather(x) for x in grads]
-    return grads, dfinal.clone() if not spans else dfinal
-
-
-def _spread(
-    inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None
-) -> tuple[ChunkLayout | None, Sequence[Tensor | None]]:
-    """Every packed document on whole chunks of its own. An empty place has β = 0 and log_decay = 0: the state passes
-    it."""
-    if cu_seqlens is None:
-        return None, inputs
-    first = inputs[0]
-    assert first is not None
-    layout = ChunkLayout(cu_seqlens, first, CHUNK)
-    return layout, [None if x is None else layout.spread(x) for x in inputs]
-
-
-class _Segment:
+class ChunkSegment:
     """A stretch of the sequence cut into N chunks of C steps, and its share of both passes.
+
+    inputs     q, k, v, beta, log_decay or None: (B, T, H, ...), T steps alone, in dtypes of their own
+    state      S before the first chunk; all sums are in its dtype
+    cu_chunks  boundaries of packed documents, counted in chunks, or None
+    size       C
 
     q, k (N, B, H, C, K), v (N, B, H, C, V), beta (N, B, H, C, 1); before: S before each chunk, (N, B, H, K, V);
     final: S after the last. past, future and decay are exp G, exp(G_C - G) and exp G_C of the equations above, or None
@@ -118,13 +51,12 @@ class _Segment:
     """
 
     def __init__(
-        self, inputs: Sequence[Tensor | None], span: slice, state: Tensor, cu_chunks: Tensor | None, how: How
+        self, inputs: Sequence[Tensor | None], state: Tensor, cu_chunks: Tensor | None, size: int, scale: float
     ) -> None:
-        self.length = span.stop - span.start
-        self.size = min(CHUNK, max(BASE, 1 << (self.length - 1).bit_length()))
-        self.dtype, self.cu_chunks, (self.scale, self.backend) = state.dtype, cu_chunks, how
-        q, k, v, beta, log_decay = (None if x is None else self.chunks(x[:, span]) for x in inputs)
+        self.size, self.dtype, self.cu_chunks, self.scale = size, state.dtype, cu_chunks, scale
+        q, k, v, beta, log_decay = (None if x is None else self.chunks(x) for x in inputs)
         assert q is not None and k is not None and v is not None and beta is not None  # noqa: PT018
+        self.length = inputs[0].shape[1]  # type: ignore[union-attr]
         self.q, self.k, self.v, self.beta = q * self.scale, k, v, beta
         self.past: Tensor | None = None
         self.future: Tensor | None = None
@@ -146,30 +78,29 @@ class _Segment:
         written = self.inverse @ (beta * v)
         self.transition = -(self.k_future.mT @ self.reads)
         update = self.k_future.mT @ written
-        self.before, self.final = self.walk(update, state)
+        self.before, self.final = walk(update, self.transition, self.decay, state, cu_chunks)
         self.u = written - self.reads @ self.before
-
-    def walk(self, update: Tensor, state: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
-        """The states met, and the last."""
-        return walk(
-            update, self.transition, self.decay, state, self.cu_chunks, backwards=backwards, backend=self.backend
-        )
 
     def chunks(self, x: Tensor) -> Tensor:
         """(B, T, H, K) -> (N, B, H, C, K), or (B, T, H) -> (N, B, H, C, 1); zeros fill the last chunk."""
         x = x if x.ndim == 4 else x[..., None]
-        x = pad(x, (0, 0, 0, 0, 0, -self.length % self.size)) if self.length % self.size else x
+        x = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % self.size)) if x.shape[1] % self.size else x
         return x.unflatten(1, (-1, self.size)).permute(1, 0, 3, 2, 4).to(self.dtype).contiguous()
 
     def whole(self, x: Tensor) -> Tensor:
         """(N, B, H, C, K) -> (B, T, H, K): the inverse of `chunks`."""
         return x.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, : self.length]
 
-    def backward(self, do: Tensor, dfinal: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor]:
-        """do (N, B, H, C, V), dfinal like final -> gradients of the five inputs, in chunks, and dS at the start."""
+    def output(self) -> Tensor:
+        """o (B, T, H, V)."""
+        return self.whole(self.scores @ self.u + self.q_past @ self.before)
+
+    def backward(self, do: Tensor, dfinal: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        """do (B, T, H, V), dfinal like final -> gradients of the five inputs, and dS at the start."""
+        do = self.chunks(do)
         du = self.scores.mT @ do
         dupdate = self.q_past.mT @ do - self.reads.mT @ du
-        dafter, dstate = self.walk(dupdate, dfinal, backwards=True)
+        dafter, dstate = walk(dupdate, self.transition, self.decay, dfinal, self.cu_chunks, backwards=True)
         dr = self.inverse.mT @ (du + self.k_future @ dafter)
         error = self.v - self.k_past @ self.before - self.near @ self.u
         dscores = (do @ self.u.mT) * self.triangle
@@ -188,17 +119,11 @@ class _Segment:
             faded = self.decay * (dafter * self.before).sum((-2, -1), keepdim=True)
             dtotal[..., -1:, :] += through_end.sum(-2, keepdim=True) + faded
             dlog_decay = dtotal.flip(-2).cumsum(-2).flip(-2)  # G is a running sum: its gradient runs backwards
-        return (dq, dk, self.beta * dr, (dr * error).sum(-1, keepdim=True), dlog_decay), dstate
+        dbeta = (dr * error).sum(-1, keepdim=True)
+        grads = [self.whole(x) for x in (dq, dk, self.beta * dr)]
+        rates = [None if x is None else self.whole(x)[..., 0] for x in (dbeta, dlog_decay)]
+        return [*grads, *rates], dstate
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
-
-
-def segments(x: Tensor, *, packed: bool = False) -> list[slice]:
-    """Cut T of x (B, T, ...) into stretches of whole chunks, the last maybe ragged. Packed rows stay in one piece."""
-    batch, length = x.shape[:2]
-    if packed:
-        return [slice(0, length)]
-    stride = max(1, min(SEGMENT, segment_tokens(x.device)) // max(1, batch * CHUNK)) * CHUNK
-    return [slice(start, min(start + stride, length)) for start in range(0, length, stride)]

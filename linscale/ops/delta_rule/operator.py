@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linscale.ops.backend import Backend, without_autocast
-from linscale.ops.delta_rule.chunk import How, backward_pass, forward_pass, segments
+from linscale.ops.backend import Backend, Choice, choose, without_autocast
+from linscale.ops.delta_rule.passes import backward_pass, forward_pass, segments
+
+WIDEST = 128  # K and V that the kernels take
 
 _DEFINITIONS = torch.library.Library("linscale", "FRAGMENT")
 # "?" inputs may be None; the gradient of one that is comes back empty.
@@ -31,10 +33,20 @@ def chunk_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
     scale: float, backend: Backend,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shapes as in `delta_rule`, any floating dtypes; the state's is that of all sums. backend: of the walk."""
+    """Shapes as in `delta_rule`, any floating dtypes; the state's is that of all sums."""
     log_decay = None if log_decay is None else log_decay.expand(beta.shape)
     o, final, _ = torch.ops.linscale.delta_rule(q, k, v, beta, log_decay, state, cu_seqlens, scale, backend)
     return o, final
+
+
+def serving(backend: Backend, k: Tensor, v: Tensor) -> Choice:
+    """Which form serves `delta_rule` for these tensors, and why. Raises ValueError as `backend.choose` does."""
+    obstacle = None
+    if max(k.shape[-1], v.shape[-1]) > WIDEST:
+        obstacle = f"the kernels take head widths up to {WIDEST}, got K = {k.shape[-1]}, V = {v.shape[-1]}"
+    elif k.numel() == 0 or v.numel() == 0:
+        obstacle = "there is nothing to compute"
+    return choose(backend, k.device, v.dtype, obstacle)
 
 
 def _forward(
@@ -42,7 +54,7 @@ def _forward(
     scale: float, backend: Backend,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with without_autocast(q.device):
-        return forward_pass((q, k, v, beta, log_decay), state, cu_seqlens, How(scale, backend))
+        return forward_pass((q, k, v, beta, log_decay), state, cu_seqlens, scale, serving(backend, k, v))
 
 
 def _forward_shapes(
@@ -59,7 +71,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (q, k, v, beta, log_decay)
     with without_autocast(q.device):
-        grads, dstate = backward_pass(do, dfinal, states, inputs, cu_seqlens, How(scale, backend))
+        grads, dstate = backward_pass(do, dfinal, states, inputs, cu_seqlens, scale, serving(backend, k, v))
     return (*(q.new_empty(0) if x is None else x for x in grads), dstate)
 
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
 from itertools import pairwise
-from types import ModuleType
 
 import torch
 from torch import Tensor
-
-from linscale.ops.backend import Backend, Choice, choose
-
-WIDEST = 128  # K that the kernel takes
 
 
 def walk(
@@ -23,7 +16,6 @@ def walk(
     cu_chunks: Tensor | None,
     *,
     backwards: bool = False,
-    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """S <- (d I + M) S + U, chunk after chunk; backwards from the last chunk to the first, with Mᵀ in the place of M.
 
@@ -36,9 +28,6 @@ def walk(
     Returns the state that each chunk meets, like update, and the last one, like state. Not differentiable.
     d stands alone: beside it M is small, and may be rounded.
     """
-    if serving(backend, transition).form == "triton":
-        walked: tuple[Tensor, Tensor] = _kernels().run(update, transition, decay, state, cu_chunks, backwards)
-        return walked
     met, final = torch.empty_like(update), torch.empty_like(state)
     borders = [0, len(update)] if cu_chunks is None else cu_chunks.tolist()
     for document, (first, behind) in enumerate(pairwise(borders)):
@@ -51,18 +40,3 @@ def walk(
             now = torch.baddbmm(kept.flatten(0, 1), step.flatten(0, 1), now.flatten(0, 1)).view_as(now)
         final[rows] = now
     return met, final
-
-
-def serving(backend: Backend, transition: Tensor) -> Choice:
-    """Which form serves `walk` for M (N, B, H, K, K), and why. Raises ValueError as `backend.choose` does."""
-    width = transition.shape[-1]
-    obstacle = f"the kernel takes key widths up to {WIDEST}, got K = {width}" if width > WIDEST else None
-    if transition.numel() == 0:
-        obstacle = "there is nothing to compute"
-    return choose(backend, transition.device, transition.dtype, obstacle)
-
-
-@cache
-def _kernels() -> ModuleType:
-    """Not imported with this module: a process without a GPU never imports Triton."""
-    return importlib.import_module("linscale.ops.delta_rule.walk_kernel")
