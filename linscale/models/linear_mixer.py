@@ -104,7 +104,7 @@ MIXERS: Mapping[str, LinearMixer] = {
     ),  # 2404.07904
     "cosformer2": LinearMixer(features="silu", rotary="lrpe", decay="none", normalizer="rms", gate=True),  # 2406.16690
     "delta": LinearMixer(
-        features="none", rotary="before", decay="head", normalizer="rms", gate=True, update="delta"
+        features="none", rotary="before", decay="head", normalizer="none", gate=True, update="delta"
     ),  # 2412.06464, without its convolutions
 }
 """By name: published mixers, on the projections of a softmax layer."""

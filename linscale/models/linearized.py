@@ -36,7 +36,7 @@ from linscale.models.tnl import decay_slopes
 from linscale.ops import angles, rotate_half
 
 OPEN = 1.2784645  # silu of it is 1: an output gate's first value
-HALF = 0.0  # sigmoid of it is 0.5: a write gate's
+LITTLE = -2.1972246  # sigmoid of it is 0.1: a write gate's; what is read is then, as softmax has it, a mean of many
 
 
 @config
@@ -132,7 +132,7 @@ class LinearAttention(nn.Module):
             self.decay_gate.reset(generator)
         elif self.decay_gate is not None:
             self.decay_gate.reset()
-        for gate, first in ((self.output_gate, OPEN), (self.write_gate, HALF)):
+        for gate, first in ((self.output_gate, OPEN), (self.write_gate, LITTLE)):
             if gate is not None:
                 values = torch.randn(gate.weight.shape, generator=generator) * SPREAD * gate.in_features**-0.5
                 copy_into(gate.weight, values)

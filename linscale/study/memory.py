@@ -92,12 +92,13 @@ def _overwrites(config: LanguageModelConfig) -> bool:
 
 
 def _delta_work(config: LanguageModelConfig, tokens: int) -> float:
-    """Bytes that the backward pass of the delta rule makes of one segment, fp32: measured, 27 C + 9 (K + V) numbers a
-    token and head."""
+    """Bytes that the kernels of the delta rule make of one segment on the way back, fp32: five matrices a chunk, and
+    (I + A)⁻¹ and what is read and written with it."""
     linear = shape_of(config).linear
     if linear is None or not linear.delta:
         return 0.0
-    numbers = 27 * CHUNK + 9 * (linear.keys + linear.values)
+    keys, values = linear.keys, linear.values
+    numbers = (keys * keys + 4 * keys * values) / CHUNK + keys + values + CHUNK
     return 4 * min(tokens, SEGMENT) * config.n_heads * numbers
 
 

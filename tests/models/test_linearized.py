@@ -192,7 +192,7 @@ def test_the_delta_rule_is_that_of_transformers():
     with torch.no_grad():
         layer.write_gate.weight.mul_(30)
         layer.decay_gate.weight.mul_(30)
-        layer.norm.weight.copy_(1 + torch.arange(32) / 32)
+        layer.write_gate.bias.zero_()
         q, k, v = projected(layer, x)
         q, k = (normalize(turned(y), dim=-1).float() for y in (q, copied(k)))
         decay, write = (linear(x, y.weight, y.bias).sigmoid() for y in (layer.decay_gate, layer.write_gate))
@@ -200,8 +200,7 @@ def test_the_delta_rule_is_that_of_transformers():
         o, final = qwen.torch_recurrent_gated_delta_rule(
             q, k, copied(v).float(), decay.log().float(), write.float(), None, True
         )  # in float32
-        gate = torch.nn.functional.silu(layer.output_gate(x))
-        expected = rms_norm(o * 8**0.5, (8,), eps=1e-6).flatten(2) * layer.norm.weight * gate
+        expected = (o * 8**0.5).flatten(2) * torch.nn.functional.silu(layer.output_gate(x))  # theirs has q / sqrt(8)
     found, state = attend(layer, x)
     torch.testing.assert_close(state, final.double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from linscale.ops import decay_attention, delta_rule, delta_rule_step
 from linscale.ops.delta_rule.inverse import unit_lower_inverse
@@ -36,6 +38,19 @@ def run_with_gradients(tensors, **options):
     weights = [torch.linspace(-1, 2, x.numel(), dtype=x.dtype).sin().view_as(x) for x in (o, final)]
     total = (o * weights[0]).sum() + (final * weights[1]).sum()
     return [o, final, *torch.autograd.grad(total, [x for x in tensors if x is not None])]
+
+
+class Counter(TorchDispatchMode):
+    """Counts what is called of linscale's operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "linscale":
+            self.calls[function._schema.name] = self.calls.get(function._schema.name, 0) + 1
+        return function(*args, **(kwargs or {}))
 
 
 def agree(found, exact, tolerance=1e-11):
@@ -181,6 +196,24 @@ def test_compilers_see_one_node_of_the_right_shapes(documents):
     o, final, states = torch.ops.linscale.delta_rule(*rows, state, cu_seqlens, 0.7, "auto")
     rest = *(x.detach() for x in (o, final, states, *rows)), cu_seqlens, 0.7, "auto"
     torch.library.opcheck(torch.ops.linscale.delta_rule_backward, rest, test_utils=(checks[0], checks[2]))
+
+
+def test_checkpointing_keeps_what_it_gives_and_not_what_it_is_made_of():
+    tensors, made = inputs("token", length=70), []
+
+    def call(q, k, v, beta, log_decay, state):
+        made.append(1)
+        return delta_rule(q.sin(), k, v, beta, log_decay, state=state)[0].sin()
+
+    def contexts():
+        return create_selective_checkpoint_contexts([torch.ops.linscale.delta_rule.default])
+
+    expected = torch.autograd.grad(call(*tensors).sum(), tensors)
+    with Counter() as counter:
+        o = checkpoint(call, *tensors, use_reentrant=False, context_fn=contexts)
+        agree(torch.autograd.grad(o.sum(), tensors), expected)
+    assert len(made) == 3
+    assert counter.calls == {"linscale::delta_rule": 1, "linscale::delta_rule_backward": 1}
 
 
 @pytest.mark.parametrize(

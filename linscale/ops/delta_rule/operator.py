@@ -90,8 +90,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, do: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *grads, dstate = torch.ops.linscale.delta_rule_backward(do, dfinal, *ctx.saved_tensors, *ctx.how)
-    if ctx.saved_tensors[5] is None:
+    saved = ctx.saved_tensors
+    *grads, dstate = torch.ops.linscale.delta_rule_backward(do, dfinal, *saved, *ctx.how)
+    if saved[5] is None:
         grads[4] = None
     return (*grads, dstate, None, None, None)
 
