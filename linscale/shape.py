@@ -17,6 +17,7 @@ from typing import Literal
 Mode = Literal["train", "prefill", "step"]
 ARCHS = ("llama", "tnl", "hgrn2", "cosformer2")
 CHUNK = 32  # steps of a chunk that linear attention is counted with; the operators' own, which a test compares
+DELTA_CHUNK = 64  # of the delta rule's
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Linear:
     gains: int
     """Of norms of its heads."""
     angles: int
+    delta: bool = False
+    """Whether its states are overwritten, by the delta rule."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,21 @@ def _mixing_flops(shape: Shape, layer: int, name: str, mode: Mode, length: float
     if shape.windows is not None:
         return _window_flops(shape, shape.windows, mode, length)
     k, v = key_width(shape, layer), shape.linear.values if shape.linear else shape.head_dim
+    if shape.linear is not None and shape.linear.delta:
+        return shape.n_heads * _delta_flops(k, v, mode, length)
     state = 5 * k * v if mode == "step" else 4 * k * v  # read 2KV, write 2KV; a step also decays the state, KV
     chunk = 0 if mode == "step" else 2 * min(CHUNK, length) * (k + v)  # scores and their product with v
     return shape.n_heads * (state + chunk)
+
+
+def _delta_flops(k: int, v: int, mode: Mode, length: float) -> float:
+    """FLOPs a token of the delta rule in one head. A step reads twice, writes and decays; the products of a chunk are
+    k kᵀ, q kᵀ, T (k v), scores u; an inverse by halves; then F (k v), u and o by the state, and the state's own."""
+    if mode == "step":
+        return 7 * k * v
+    chunk = min(DELTA_CHUNK, length)
+    inside = 2 * chunk * (3 * k + 2 * v) + 2 * max(chunk * chunk - 16, 0) / 3
+    return inside + 2 * k * k + 6 * k * v + 2 * k * k * v / chunk
 
 
 def key_width(shape: Shape, layer: int) -> int:

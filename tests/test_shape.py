@@ -4,10 +4,12 @@ from linscale import shape
 from linscale.models import CONFIGS
 from linscale.models.count import flops_per_token, shape_of
 from linscale.ops.decay_attention.chunk import CHUNK
+from linscale.ops.delta_rule.passes import CHUNK as DELTA_CHUNK
 
 
 def test_counts_use_the_chunk_of_the_operators():
     assert shape.CHUNK == CHUNK
+    assert shape.DELTA_CHUNK == DELTA_CHUNK
 
 
 def test_without_the_head_exactly_its_product_is_missing():

@@ -66,15 +66,17 @@ def _linear(config: LinearizedConfig) -> Linear:
     elif m.learned:  # W of each head, half as wide as what it gives
         features = products = 2 * heads * head_dim * (width // 2)
     rates = {"head": heads, "channel": heads * width}.get(m.decay, 0)
+    writes = heads if m.update == "delta" else 0
     return Linear(
         keys=m.key_width(head_dim),
         values=m.value_width(head_dim),
         features=features,
         products=products,
-        gates=d * (0 if m.keys == "forget" else rates) + d * d * m.gate,
-        biases=biases + rates + d * m.gate,
+        gates=d * (0 if m.keys == "forget" else rates) + d * d * m.gate + d * writes,
+        biases=biases + rates + d * m.gate + writes,
         gains=d if m.normalizer == "rms" else 0,
         angles=heads * width if m.rotary == "lrpe" else 0,
+        delta=m.update == "delta",
     )
 
 

@@ -32,6 +32,9 @@ class LinearMixer:
     as in softmax; rms: RMSNorm of each head with a gain."""
     gate: bool = False
     "Whether a SiLU gate from the layer's input multiplies what o_proj reads."
+    update: Literal["add", "delta"] = "add"
+    """What a step does to the state. add: k vᵀ is added; delta: what is held under k is replaced by v, as far as a gate
+    of each head says (Gated DeltaNet, arXiv 2412.06464), with queries and keys of length 1."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -53,6 +56,17 @@ class LinearMixer:
                 "normalizer = 'denominator' divides by similarities, which must not be negative; expected features = "
                 f"'relu', 'softmax' or 'exp' with rotary = 'before' or 'none', got '{self.features}' with "
                 f"'{self.rotary}'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _delta_fits(self) -> Self:
+        if self.update == "delta" and self.decay not in ("head", "none"):
+            raise ValueError(f"decay = '{self.decay}': update = 'delta' fades by head; expected 'head' or 'none'")
+        if self.update == "delta" and self.normalizer == "denominator":
+            raise ValueError(
+                "normalizer = 'denominator': update = 'delta' has no sum of similarities; expected 'rms', 'group' or "
+                "'none'"
             )
         return self
 
@@ -89,5 +103,8 @@ MIXERS: Mapping[str, LinearMixer] = {
         features="silu", rotary="none", decay="channel", keys="forget", normalizer="rms"
     ),  # 2404.07904
     "cosformer2": LinearMixer(features="silu", rotary="lrpe", decay="none", normalizer="rms", gate=True),  # 2406.16690
+    "delta": LinearMixer(
+        features="none", rotary="before", decay="head", normalizer="none", gate=True, update="delta"
+    ),  # 2412.06464, without its convolutions
 }
 """By name: published mixers, on the projections of a softmax layer."""

@@ -6,8 +6,9 @@
     y       = [norm(o) * silu(x W_g + b)] W_o
 
 SUPRA (arXiv 2405.06640) is φ = relu(W x + b) over all heads, RoPE after it, a fixed g a head and a group norm. T2R
-divides by Σ w_ts in place of the norm. Weights that LLaMA has keep their names, so that they are taken over by name;
-`new_parameters` are the others. Layers may stay softmax attention.
+divides by Σ w_ts in place of the norm. With update = "delta" S_t is that of the gated delta rule, q and k of length 1.
+Weights that LLaMA has keep their names, so that they are taken over by name; `new_parameters` are the others. Layers
+may stay softmax attention.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from linscale.config import config
 from linscale.distributed import copy_into
 from linscale.layers import LRPE, Context, RMSNorm
 from linscale.layers.decay_gate import SPREAD, DecayGate, ForgetGate
+from linscale.layers.delta_rule import delta_attention
 from linscale.layers.feature_map import DenseFeatures, HeadFeatures
 from linscale.layers.head_norm import GROUP_EPS, HeadGroupNorm, HeadRMSNorm, averaged_attention
 from linscale.layers.linear_attention import stepped_attention
@@ -34,6 +36,7 @@ from linscale.models.tnl import decay_slopes
 from linscale.ops import angles, rotate_half
 
 OPEN = 1.2784645  # silu of it is 1: an output gate's first value
+LITTLE = -2.1972246  # sigmoid of it is 0.1: a write gate's; what is read is then, as softmax has it, a mean of many
 
 
 @config
@@ -87,6 +90,7 @@ class LinearAttention(nn.Module):
         elif config.linear.normalizer == "rms":
             self.norm = HeadRMSNorm(d_model, config.norm_eps)
         self.output_gate = nn.Linear(d_model, d_model) if config.linear.gate else None
+        self.write_gate = nn.Linear(d_model, config.n_heads) if config.linear.update == "delta" else None
         self.reset_log_decay()
 
     def _feature_maps(self) -> tuple[DenseFeatures | HeadFeatures | None, DenseFeatures | HeadFeatures | None]:
@@ -128,10 +132,11 @@ class LinearAttention(nn.Module):
             self.decay_gate.reset(generator)
         elif self.decay_gate is not None:
             self.decay_gate.reset()
-        if self.output_gate is not None:
-            weight = self.output_gate.weight
-            copy_into(weight, torch.randn(weight.shape, generator=generator) * SPREAD * weight.shape[1] ** -0.5)
-            copy_into(self.output_gate.bias, torch.full(self.output_gate.bias.shape, OPEN))
+        for gate, first in ((self.output_gate, OPEN), (self.write_gate, LITTLE)):
+            if gate is not None:
+                values = torch.randn(gate.weight.shape, generator=generator) * SPREAD * gate.in_features**-0.5
+                copy_into(gate.weight, values)
+                copy_into(gate.bias, torch.full(gate.bias.shape, first))
         if self.lrpe is not None:
             self.lrpe.reset_parameters()
         if isinstance(self.norm, HeadRMSNorm):
@@ -147,7 +152,9 @@ class LinearAttention(nn.Module):
         """What o_proj reads, (B, T, H V), and the state."""
         q, k, log_decay = self._queries_keys(x, context)
         v = self._for_every_head(self.v_proj(x).unflatten(-1, (self.n_kv_heads, -1)))
-        if self.linear.normalizer == "denominator":
+        if self.write_gate is not None:
+            o, state = delta_attention(q, k, v, self.write_gate(x), log_decay, state, context)
+        elif self.linear.normalizer == "denominator":
             o, state = averaged_attention(q, k, v, log_decay, state, context)
         else:
             o, state = stepped_attention(q, k * k.shape[-1] ** -0.5, v, log_decay, state, context)

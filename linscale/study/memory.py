@@ -8,10 +8,11 @@ there is nothing to gather. Allocator and libraries add 1 to 2 GB.
 
 from __future__ import annotations
 
-from linscale.models.count import architectures, count_parameters, key_width
+from linscale.models.count import architectures, count_parameters, key_width, shape_of
 from linscale.models.language_model import LanguageModelConfig
 from linscale.models.linearized import LinearizedConfig
 from linscale.ops.cross_entropy import KEPT_BYTES
+from linscale.ops.delta_rule.passes import CHUNK, SEGMENT
 from linscale.train.config import TrainConfig
 
 RECURRENT, LINEARIZED = "recurrent_transformer", "linearized"
@@ -52,7 +53,8 @@ KEPT = {
 def rank_memory(config: LanguageModelConfig, train: TrainConfig, ranks: int) -> tuple[float, int] | None:
     """Bytes on each of `ranks` GPUs in bf16, and how many of them share a sequence for it: train.sequence_parallel, or
     the fewest more with which the sequences of a step can be split. None where training would refuse any number."""
-    for pieces in range(train.sequence_parallel, 1 + (1 if train.documents else ranks)):
+    whole = train.documents or _overwrites(config)
+    for pieces in range(train.sequence_parallel, 1 + (1 if whole else ranks)):
         if ranks % pieces == 0 and train.length % pieces == 0 and train.sequences % (ranks // pieces) == 0:
             share = train.sequences // (ranks // pieces)
             micro = min(train.micro_batch or share, share)
@@ -82,7 +84,22 @@ def _activations(config: LanguageModelConfig, train: TrainConfig, tokens: int, p
     kept = sum(_kept(config, train.activation_checkpointing, layer, pieces) for layer in layers)
     busy = max(_kept(config, "none", layer, pieces) for layer in layers)
     logits = tokens * config.vocab_size * 2
-    return tokens * (kept + busy) + min(logits, KEPT_BYTES)
+    return tokens * (kept + busy) + min(logits, KEPT_BYTES) + _delta_work(config, tokens)
+
+
+def _overwrites(config: LanguageModelConfig) -> bool:
+    return isinstance(config, LinearizedConfig) and config.linear.update == "delta"
+
+
+def _delta_work(config: LanguageModelConfig, tokens: int) -> float:
+    """Bytes that the kernels of the delta rule make of one segment on the way back, fp32: five matrices a chunk, and
+    (I + A)⁻¹ and what is read and written with it."""
+    linear = shape_of(config).linear
+    if linear is None or not linear.delta:
+        return 0.0
+    keys, values = linear.keys, linear.values
+    numbers = (keys * keys + 4 * keys * values) / CHUNK + keys + values + CHUNK
+    return 4 * min(tokens, SEGMENT) * config.n_heads * numbers
 
 
 def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> float:

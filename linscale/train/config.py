@@ -9,7 +9,7 @@ import pydantic
 
 from linscale.config import config, human
 from linscale.data.copying import CopyingConfig
-from linscale.models import ModelConfig, RecurrentTransformerConfig
+from linscale.models import LinearizedConfig, ModelConfig, RecurrentTransformerConfig
 from linscale.train.curriculum import Curriculum
 from linscale.train.teacher_config import TeacherConfig
 
@@ -253,6 +253,17 @@ class RunConfig:
             )
             raise ValueError(
                 f"train.{field}: a model of arch {self.model.arch!r} has no new weights; expected 'linearized'"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _pieces(self) -> RunConfig:
+        """What cannot be shared between ranks along a sequence."""
+        delta = isinstance(self.model, LinearizedConfig) and self.model.linear.update == "delta"
+        if delta and self.train.sequence_parallel > 1:
+            raise ValueError(
+                f"train.sequence_parallel = {self.train.sequence_parallel}: model.linear.update = 'delta' reads a "
+                "sequence as one piece; set it to 1 (FSDP alone takes any number of ranks)"
             )
         return self
 

@@ -172,7 +172,7 @@ def costly_operators(device: str) -> list[Any]:
     spaces = (
         (torch.ops.aten, "mm bmm addmm _scaled_dot_product_cudnn_attention _scaled_dot_product_flash_attention"
          " _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention_for_cpu"),
-        (torch.ops.linscale, "decay_attention linear_scan angles"),
+        (torch.ops.linscale, "decay_attention delta_rule linear_scan angles"),
         (torch.ops._c10d_functional, "all_gather_into_tensor"),
     )  # fmt: skip
     return [getattr(space, name).default for space, names in spaces for name in names.split() if hasattr(space, name)]

@@ -9,7 +9,7 @@ import torch
 from linscale.layers import RopeScaling
 from linscale.models import CONFIGS, MIXERS, LinearMixer, Recurrence, build_model
 from linscale.models.count import count_parameters, state_elements
-from linscale.ops import decay_attention
+from linscale.ops import decay_attention, delta_rule
 
 RECURRENCES = {  # of recurrent transformers; blocks that texts here end inside of
     "recurrent_transformer": Recurrence(block=8),
@@ -22,9 +22,15 @@ LINEAR = {  # mixers of linearized models; "linearized" is SUPRA
     "averaging": MIXERS["gated"],
     "gating": LinearMixer(features="exp", rotary="lrpe", decay="channel", normalizer="rms", gate=True),
     "forgets": MIXERS["hgrn2"],
+    "overwriting": MIXERS["delta"],
 }
 ARCHS = [*CONFIGS, "forgetting", "accumulating"]
-CASES = [(arch, every) for arch in ARCHS for every in (0, 2)] + [("averaging", 2), ("gating", 0), ("forgets", 0)]
+CASES = [(arch, every) for arch in ARCHS for every in (0, 2)] + [
+    ("averaging", 2),
+    ("gating", 0),
+    ("forgets", 0),
+    ("overwriting", 2),
+]
 MODELS = [pytest.param(arch, every, id=f"{arch}-{every}") for arch, every in CASES]
 VOCABULARY = 50
 
@@ -145,13 +151,18 @@ def test_batch_and_padding_do_not_change_the_answer(arch, every):
 def test_chunk_length_and_operator_form_do_not_matter(arch, every, monkeypatch):
     model, text = make(arch, every), tokens(2, 70)
     expected = model(text).logits
-    for name in ("linscale.ops.decay_attention.chunk", "linscale.layers.tpe"):
+    for name in ("linscale.ops.decay_attention.chunk", "linscale.ops.delta_rule.passes", "linscale.layers.tpe"):
         monkeypatch.setattr(importlib.import_module(name), "CHUNK", 8)
     torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
     monkeypatch.setattr(
         importlib.import_module("linscale.layers.linear_attention"),
         "decay_attention",
         lambda *args, **options: decay_attention(*args, **options, backend="reference"),
+    )
+    monkeypatch.setattr(
+        importlib.import_module("linscale.layers.delta_rule"),
+        "delta_rule",
+        lambda *args, **options: delta_rule(*args, **options, backend="reference"),
     )
     torch.testing.assert_close(model(text).logits, expected, rtol=0, atol=1e-10)
 

@@ -5,19 +5,24 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import group_norm, linear, relu, rms_norm
+from torch.nn.functional import group_norm, linear, normalize, relu, rms_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from linscale.config import UserError, parse
 from linscale.layers import Context
 from linscale.layers.head_norm import averaged_attention
 from linscale.models import CONFIGS, MIXERS, LinearizedConfig, LinearMixer, LlamaConfig, ModelConfig, build_model
 from linscale.models.cosformer2 import CosFormer2Config, CosFormer2Mixer
+from linscale.models.count import flops_per_token
 from linscale.models.hgrn2 import HGRN2Config, HGRN2Mixer
 from linscale.models.linearized import LinearAttention, fixed_decay, new_parameters
 from linscale.ops import decay_attention
+from linscale.ops.backend import Choice
+from linscale.ops.delta_rule.passes import forward_pass
 from tests.lazy import Lazy
 
 llama = Lazy("transformers.models.llama.modeling_llama")
+qwen = Lazy("transformers.models.qwen3_next.modeling_qwen3_next")
 
 SHAPE = {"vocab_size": 50, "d_model": 32, "n_layers": 3, "head_dim": 8, "d_ff": 24, "init_std": 0.3}
 HEADS, LENGTH = 4, 45
@@ -182,6 +187,37 @@ def test_angles_on_features_are_those_of_cosformer2():
     torch.testing.assert_close(found[:, -1], expected, rtol=0, atol=1e-12)
 
 
+def test_the_delta_rule_is_that_of_transformers():
+    layer, x = layer_of(MIXERS["delta"], 2), inputs()
+    with torch.no_grad():
+        layer.write_gate.weight.mul_(30)
+        layer.decay_gate.weight.mul_(30)
+        layer.write_gate.bias.zero_()
+        q, k, v = projected(layer, x)
+        q, k = (normalize(turned(y), dim=-1).float() for y in (q, copied(k)))
+        decay, write = (linear(x, y.weight, y.bias).sigmoid() for y in (layer.decay_gate, layer.write_gate))
+        assert 0.2 < (write < 0.4).double().mean() < 0.6
+        o, final = qwen.torch_recurrent_gated_delta_rule(
+            q, k, copied(v).float(), decay.log().float(), write.float(), None, True
+        )  # in float32
+        expected = (o * 8**0.5).flatten(2) * torch.nn.functional.silu(layer.output_gate(x))  # theirs has q / sqrt(8)
+    found, state = attend(layer, x)
+    torch.testing.assert_close(state, final.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_flops_of_the_delta_rule_are_those_of_its_products(monkeypatch):
+    def seen_by_counters(*tensors):
+        *inputs, state, cu_seqlens, scale, _ = tensors
+        return forward_pass(inputs, state, cu_seqlens, scale, Choice("chunk", ""))[:2]
+
+    config = LinearizedConfig(**SHAPE, linear=MIXERS["delta"], tie_embeddings=False)
+    monkeypatch.setattr(importlib.import_module("linscale.ops.delta_rule"), "chunk_delta_rule", seen_by_counters)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_model(config)(torch.zeros(1, 128, dtype=torch.int64))
+    assert counter.get_total_flops() == pytest.approx(128 * flops_per_token(config, "prefill", 128), rel=1e-6)
+
+
 def test_a_positive_factor_of_a_head_leaves_no_trace_behind_a_group_norm():
     layer, x = layer_of(MIXERS["supra"], 2), inputs()
     before, factors = attend(layer, x)[0], torch.tensor([3.0, 0.5, 2.0, 7.0], dtype=torch.float64)
@@ -272,6 +308,11 @@ def test_attend_is_what_the_projection_of_outputs_reads():
         ({"keys": "forget"}, "decay = 'lightning': keys = 'forget' are made from a gate"),
         ({"keys": "forget", "decay": "channel", "rotary": "none"}, "features = 'relu': keys = 'forget' have none"),
         ({"normalizer": "denominator"}, "normalizer = 'denominator' divides by similarities"),
+        ({"update": "delta"}, "decay = 'lightning': update = 'delta' fades by head; expected 'head' or 'none'"),
+        (
+            {"update": "delta", "decay": "none", "rotary": "before", "normalizer": "denominator"},
+            "normalizer = 'denominator': update = 'delta' has no sum of similarities",
+        ),
         ({"normalizer": "layer"}, "linear.normalizer = 'layer': input should be 'group'"),
         ({"feature": "relu"}, "unknown key 'linear.feature'"),
     ],

@@ -19,6 +19,7 @@ class Hopper:
 driver.set_active(Hopper())
 from linscale.ops.decay_attention import hopper, passes
 from linscale.ops.decay_attention.layout import Call
+from linscale.ops.delta_rule import kernel as delta
 from linscale.ops.linear_scan import kernel as scan
 from linscale.ops.launch import Launch
 
@@ -42,6 +43,13 @@ for obstacle, dtype, width in (("not now", torch.float32, 64), (None, torch.bflo
         call = Call(q, k, v, g, None, 1.0)
         saved = passes.run_forward(call, None, True)[2]
         passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
+
+for width, decay, dtype in ((64, True, torch.bfloat16), (128, False, torch.bfloat16), (128, True, torch.float32)):
+    q, k, v = (torch.empty(1, 1024, 4, width, dtype=dtype) for _ in range(3))
+    beta, state = torch.empty(1, 1024, 4), torch.empty(1, 4, width, width)
+    part = delta.KernelSegment((q, k, v, beta, beta if decay else None), state, None, 64, 1.0)
+    part.output()
+    part.backward(v, state)
 
 # Packed, three channels, two segments: LLVM made a wrong product of this once, see first_steps in the kernels.
 scan.FILL = 1 << 12
@@ -67,4 +75,5 @@ def test_every_kernel_compiles_for_hopper(tmp_path):
     assert compiled >= {"grads_kernel", "value_grad_kernel", "token_grads_kernel"}
     assert compiled >= {"hopper_walk_kernel", "hopper_grads_kernel", "hopper_channel_kernel"}
     assert compiled >= {"hopper_channel_states_kernel", "hopper_channel_grads_kernel"}
+    assert compiled >= {"prepare_kernel", "delta_walk_kernel", "inflow_kernel", "delta_grads_kernel"}
     assert compiled >= {"totals_kernel", "forward_kernel", "backward_kernel"}

@@ -240,3 +240,8 @@ def test_sequences_are_cut_evenly_and_not_through_packed_documents(make: Make) -
         make(sequence_parallel=3)
     with pytest.raises(UserError, match=r"packed documents are not cut between ranks"):
         make(sequence_parallel=2, documents=True)
+    linear = {"update": "delta", "decay": "head", "rotary": "before"}
+    with pytest.raises(
+        UserError, match=r"sequence_parallel = 2: model.linear.update = 'delta' reads a sequence as one"
+    ):
+        make(sequence_parallel=2, model={"arch": "linearized", "linear": linear})

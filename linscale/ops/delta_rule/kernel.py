@@ -1,0 +1,104 @@
+"""`delta_rule` on a GPU: a segment in three launches forward and five back, whatever its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from linscale.ops.delta_rule.kernels import (
+    delta_grads_kernel,
+    delta_walk_kernel,
+    inflow_kernel,
+    output_kernel,
+    prepare_kernel,
+)
+from linscale.ops.launch import launch
+
+COLUMNS = 16  # of a state that a program walks with: few, so that one long sequence has work for many
+PART = 32  # columns of values that a program takes at a time: what is on chip fits for any width
+DEEP = 64  # K up to which the next two chunks are on their way in the walk, beyond it one
+
+
+class KernelSegment:
+    """A stretch of the sequence cut into N chunks of `size` steps, and its share of both passes.
+
+    inputs     q, k, v, beta, log_decay or None: (B, T, H, ...), T steps alone
+    state      S before the first chunk, float32
+    cu_chunks  (N+1,) boundaries of packed documents, counted in chunks, or None
+    """
+
+    def __init__(
+        self, inputs: Sequence[Tensor | None], state: Tensor, cu_chunks: Tensor | None, size: int, scale: float
+    ) -> None:
+        q, k, v, beta, g = (None if x is None else x.contiguous() for x in inputs)
+        assert q is not None and k is not None and v is not None and beta is not None  # noqa: PT018
+        self.q, self.k, self.v, self.beta, self.g = q, k, v, beta, g
+        self.cu_chunks, self.scale = cu_chunks, scale
+        batch, length, heads, key = k.shape
+        value, chunks = v.shape[-1], triton.cdiv(length, size)
+        self.shape = chunks, batch, heads
+        self.constants: dict[str, Any] = {
+            "H": heads, "K": key, "V": value, "BK": _tile(key), "BV": min(_tile(value), PART), "C": size,
+        }  # fmt: skip
+        self.rest = {"DECAYS": g is not None, "PRECISION": "tf32x3" if v.dtype == torch.float32 else "tf32"}
+        self.transition, update = self.new(key, key), self.new(key, value)
+        self.reads, self.written, self.inverse = self.new(size, key), self.new(size, value), self.new(size, size)
+        self.decay = self.new() if g is not None else state
+        given = k, v, beta, state if g is None else g
+        tensors = (*given, self.transition, update, self.decay, self.reads, self.written, self.inverse)
+        self.run(prepare_kernel, tensors, (), {"LEVELS": size.bit_length() - 1})
+        self.before, self.final = self.walk(update, state.contiguous())
+
+    def new(self, *shape: int) -> Tensor:
+        """(N, B, H, ...) float32."""
+        return torch.empty(*self.shape, *shape, dtype=torch.float32, device=self.k.device)
+
+    def run(self, kernel: Any, tensors: Sequence[Tensor], numbers: Sequence[float], constants: dict[str, Any]) -> None:
+        """A kernel with one program for each chunk of a head."""
+        chunks, batch, heads = self.shape
+        given = {**self.constants, **constants, **self.rest}
+        launch(kernel, chunks * batch * heads, tensors, (batch, self.k.shape[1], *numbers), given, 8)
+
+    def walk(self, update: Tensor, state: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
+        """`walk` over this segment's chunks: the states met, and the last."""
+        chunks, batch, heads = self.shape
+        met, final = torch.empty_like(update), torch.empty_like(state)
+        constants = {
+            **self.constants, "BV": COLUMNS, "DECAYS": self.rest["DECAYS"], "PACKED": self.cu_chunks is not None,
+            "BACKWARDS": backwards, "STAGES": 3 if self.constants["BK"] <= DEEP else 2,
+        }  # fmt: skip
+        del constants["C"]
+        programs = len(state) * heads * triton.cdiv(self.constants["V"], COLUMNS)
+        cu_chunks = state if self.cu_chunks is None else self.cu_chunks
+        tensors = update, self.transition, self.decay, state, cu_chunks, met, final
+        launch(delta_walk_kernel, programs, tensors, (chunks, batch), constants, 4)
+        return met, final
+
+    def output(self) -> Tensor:
+        """o (B, T, H, V) in the dtype of v."""
+        o = torch.empty_like(self.v)
+        g = self.before if self.g is None else self.g
+        tensors = self.q, self.k, g, self.reads, self.written, self.before, o
+        self.run(output_kernel, tensors, (self.scale,), {})
+        return o
+
+    def backward(self, do: Tensor, dfinal: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        """do (B, T, H, V), dfinal like final -> gradients of the five inputs, and dS at the start."""
+        do, g = do.contiguous(), self.before if self.g is None else self.g
+        dupdate = torch.empty_like(self.before)
+        self.run(inflow_kernel, (self.q, self.k, g, self.reads, do, dupdate), (self.scale,), {})
+        dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
+        grads = [
+            torch.empty_like(x) for x in (self.q, self.k, self.v, self.beta, self.beta if self.g is None else self.g)
+        ]
+        tensors = self.q, self.k, self.v, self.beta, g, self.reads, self.written, self.inverse
+        self.run(delta_grads_kernel, (*tensors, self.before, dafter, do, *grads), (self.scale,), {})
+        return [*grads[:4], None if self.g is None else grads[4]], dstate
+
+
+def _tile(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
