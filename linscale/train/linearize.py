@@ -95,7 +95,8 @@ def recipe_sensitivity(recipe: Recipe, out: Path, on_layer: OnLayer | None = Non
     assert recipe.data is not None
     found = measure_sensitivity(
         teacher, student, TokenDataset.open(recipe.data), length=train["length"], tokens=train["validation_tokens"],
-        sequences=train["micro_batch"] or 8, precision=resolve_precision(train["precision"], device), on_layer=on_layer,
+        sequences=train["micro_batch"] or 8, documents=train["documents"],
+        precision=resolve_precision(train["precision"], device), on_layer=on_layer,
     )  # fmt: skip
     write_json(out / "sensitivity.json", asdict(found))
     return found
