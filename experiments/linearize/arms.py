@@ -190,7 +190,8 @@ def stage_of(run: Path, name: str) -> Row | None:
     found = [
         [record["step"], record["metric"], record["value"]]
         for record in latest_records(run / EVALUATIONS, ("step", "task", "metric"))
-        if record["task"] == "validation" and not record["metric"].startswith("attention_error_")  # of single layers
+        if record["task"] in ("validation", "teacher")
+        and not record["metric"].startswith("attention_error_")  # of single layers
     ]
     batch = read_json(run / "config.json")["train"]["batch_tokens"]
     return {

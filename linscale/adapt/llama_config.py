@@ -90,10 +90,13 @@ def _whole(values: Mapping[str, Any], field: str, source: str) -> int:
 def _rope(values: Mapping[str, Any], source: str) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     field = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
-    found = dict(values.get(field) or {})
+    found = values.get(field) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{source}: {field} = {found!r}: expected a table, or null")
+    found = dict(found)
     base = found.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
     kinds = [found.pop(key, None) for key in ("rope_type", "type")]
-    kind = kinds[0] or kinds[1] or "default"
+    kind = str(kinds[0] or kinds[1] or "default")
     if found.pop("partial_rotary_factor", None) not in (None, 1):
         raise UserError(f"{source}: {field}.partial_rotary_factor: not supported; expected whole heads to turn")
     if kind == "default":

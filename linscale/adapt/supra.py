@@ -123,7 +123,7 @@ def convert(
     """
     config = linearized_config(teacher.config, linear, softmax_layers)
     record = teacher.record | {"seed": seed}
-    if is_conversion(out, config, record | {"folder": teacher.folder.resolve().name}):
+    if is_conversion(out, config, record):
         return out
     fresh = _Fresh(config, seed)
     tensors = {**teacher.entries, **fresh.entries(teacher.entries)}
@@ -141,13 +141,14 @@ def convert(
 
 
 def is_conversion(out: Path, config: LinearizedConfig, record: Mapping[str, Any]) -> bool:
-    """Whether `out` is a run folder that begins with this model. False where nothing is there."""
+    """Whether `out` is a run folder that begins with this model, made of weights and a seed of this record, wherever
+    they lay. False where nothing is there."""
     step = out / CHECKPOINTS / "step_00000000"
     if not step.is_dir():
         return False
     manifest = read_manifest(step)
-    same = manifest["model"] == to_dict(config) and manifest.get("source") == dict(record)
-    if not same:
+    source = {name: value for name, value in (manifest.get("source") or {}).items() if name != "folder"}
+    if manifest["model"] != to_dict(config) or source != dict(record):
         raise UserError(f"out = {out}: holds another conversion; expected the path of a new folder")
     verify(step, (MODEL,))
     return True

@@ -137,7 +137,7 @@ def _special(
     number = model.get(f"{kind}_token_id")
     number = number[0] if isinstance(number, list) and number else number
     if isinstance(number, int):
-        token: str | None = vocabulary.id_to_token(number)
+        token: str | None = vocabulary.id_to_token(number) if number >= 0 else None
         if token is None:
             raise UserError(f"{folder / MODEL}: {kind}_token_id = {number}: no token of {folder / FILE}")
         return token

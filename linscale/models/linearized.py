@@ -248,12 +248,4 @@ def fixed_decay(kind: Literal["lightning", "retnet"] | str, n_heads: int) -> lis
     return [-slope for slope in decay_slopes(n_heads)]
 
 
-__all__ = [
-    "MIXERS",
-    "LinearAttention",
-    "LinearMixer",
-    "Linearized",
-    "LinearizedConfig",
-    "fixed_decay",
-    "new_parameters",
-]
+__all__ = ["MIXERS", "LinearAttention", "Linearized", "LinearizedConfig", "fixed_decay", "new_parameters"]

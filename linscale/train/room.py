@@ -8,6 +8,7 @@ import torch
 
 from linscale.adapt.supra import Teacher
 from linscale.models import LinearizedConfig, build_model
+from linscale.models.count import count_parameters
 from linscale.train.config import checkpoint_steps
 from linscale.train.recipe import Recipe
 from linscale.train.trained import freeze
@@ -20,7 +21,8 @@ def recipe_bytes(recipe: Recipe, teacher: Teacher, config: LinearizedConfig) -> 
     """The most that the folders of a recipe hold at a time: conversion, teacher, checkpoints of all stages."""
     source = sum(entry.bytes for entry in teacher.entries.values())
     learns = any(stage.loss != "text" for stage in recipe.stages)
-    kept = most = source * (1 + learns)
+    new = count_parameters(config).total - count_parameters(teacher.config).total
+    kept = most = source * (1 + learns) + WEIGHT * new
     for number in range(len(recipe.stages)):
         settings = recipe.stage_config(number, Path("start"), Path("teacher"))
         with torch.device("meta"):

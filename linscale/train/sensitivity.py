@@ -10,13 +10,13 @@ which layers to keep, better founded than even spacing, and no more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from linscale.data.loader import validation_batches
+from linscale.data.loader import Batch, validation_batches
 from linscale.data.shards import TokenDataset
 from linscale.distributed import ALONE
 from linscale.evaluate.perplexity import window_means
@@ -57,17 +57,25 @@ class Sensitivity:
 
 def measure_sensitivity(
     teacher: LanguageModel, student: LanguageModel, dataset: TokenDataset, *, length: int, tokens: int,
-    sequences: int = 8, precision: str = "fp32", on_layer: OnLayer | None = None,
+    sequences: int = 8, documents: bool = False, precision: str = "fp32", on_layer: OnLayer | None = None,
 ) -> Sensitivity:  # fmt: skip
     """Both models on one device, of as many layers; on the first `tokens` of the validation split in windows of
-    `length`, `sequences` at a time. The teacher is left as it was."""
-    before = _losses(teacher, dataset, length, tokens, sequences, precision)
+    `length`, `sequences` at a time, whose documents are kept apart where `documents` is true. The teacher is left as
+    it was."""
+
+    def losses() -> Tensor:
+        batches = validation_batches(
+            dataset, "val", length=length, sequences=sequences, max_tokens=tokens, documents=documents
+        )
+        return _losses(teacher, batches, length, precision)
+
+    before = losses()
     found = []
     for layer, (block, other) in enumerate(zip(teacher.blocks, student.blocks, strict=True)):
         own = block.mixer
         block.mixer = other.mixer
         try:
-            added = _losses(teacher, dataset, length, tokens, sequences, precision) - before
+            added = losses() - before
         finally:
             block.mixer = own
         se = added.std().item() / math.sqrt(len(added)) if len(added) > 1 else None
@@ -77,11 +85,8 @@ def measure_sensitivity(
     return Sensitivity(before.mean().item(), len(before) * length, tuple(found))
 
 
-def _losses(
-    model: LanguageModel, dataset: TokenDataset, length: int, tokens: int, sequences: int, precision: str
-) -> Tensor:
+def _losses(model: LanguageModel, batches: Iterator[Batch], length: int, precision: str) -> Tensor:
     """Of every window, (W,)."""
-    batches = validation_batches(dataset, "val", length=length, sequences=sequences, max_tokens=tokens)
 
     def loss(tokens: Tensor, targets: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         found: Tensor = model(tokens, targets=targets, cu_seqlens=cu_seqlens).loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from linscale.config import UserError
 from linscale.layers import SoftmaxAttention
 from linscale.models import LanguageModel
 from linscale.models.linearized import LinearizedConfig, new_parameters
@@ -15,10 +16,13 @@ def new_names(model: LanguageModel) -> set[str]:
 
 
 def freeze(model: LanguageModel, trained: Literal["all", "mixers", "new"]) -> None:
-    """Leave gradients to the weights of `train.trained` alone."""
+    """Leave gradients to the weights of `train.trained` alone. Raises UserError where a model has none of them."""
     if trained == "all":
         return
     chosen = new_names(model) if trained == "new" else _mixers(model)
+    if not chosen:
+        what = "weights that softmax attention has not" if trained == "new" else "layers but softmax attention"
+        raise UserError(f"train.trained = {trained!r}: the model has no {what}; expected 'all'")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 

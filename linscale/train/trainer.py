@@ -161,16 +161,23 @@ def _write_head(run: Run) -> Path | None:
     return checkpoint.newest(run.path, resumable=True, report=logger.warning)
 
 
-def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Source, ranks: Ranks) -> Run:
-    recipe = config.train
+def open_reader(source: Source, recipe: TrainConfig, ranks: Ranks, device: str) -> tuple[Reader, int]:
+    """The batches of a run, and the passes of a step. Raises UserError for a recipe that these ranks, this device or
+    the text are not enough for: before training starts."""
     if recipe.sequence_parallel != ranks.pieces:
+        alone = "alone" if ranks.pieces == 1 else f"in rows of {ranks.pieces}"
         raise UserError(
             f"train.sequence_parallel = {recipe.sequence_parallel}: expected {ranks.pieces}, for this process trains "
-            "alone; start it with torchrun, a study with --executor ray --gpus-per-run"
+            f"{alone}; start it with torchrun, a study with --executor ray --gpus-per-run"
         )
     sequences, passes = split_batch(recipe, ranks)
-    require_capturable(recipe, ranks, settings["device"], passes)
-    loader = source.reader(recipe, ranks, sequences)  # refuses a split that is too short before training starts
+    require_capturable(recipe, ranks, device, passes)
+    return source.reader(recipe, ranks, sequences), passes
+
+
+def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Source, ranks: Ranks) -> Run:
+    recipe = config.train
+    loader, passes = open_reader(source, recipe, ranks, settings["device"])
     model = build_for_training(config.model, recipe, ranks, settings["device"], settings["precision"])
     optimizer = build_optimizer(model, recipe)
     objective = open_objective(config, ranks, settings)

@@ -134,7 +134,8 @@ def test_what_is_converted_is_not_converted_again_and_never_replaced(pristine, t
         with pytest.raises(UserError, match="holds another conversion; expected the path of a new folder"):
             convert(teacher, tmp_path / "out", mixer, layers, seed=seed)
     assert path.stat().st_mtime_ns == before
-    other = shutil.copytree(pristine, tmp_path / "other" / pristine.name)
+    other = shutil.copytree(pristine, tmp_path / "moved")
+    assert convert(read_teacher(other), tmp_path / "out", SUPRA) == tmp_path / "out"
     for file in other.glob("*.safetensors"):
         save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(UserError, match="holds another conversion"):

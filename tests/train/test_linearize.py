@@ -106,6 +106,13 @@ def test_a_hybrid_is_one_field(data: Path, folder: Path, tmp_path: Path) -> None
     ({"stages": []}, r"stages"),
     ({"train": {"length": 32}}, r"train.batch_tokens = None: expected the tokens of a step"),
     ({"softmax_layers": [2]}, r"softmax_layers = \[2\]: expected numbers from 0 to 1"),
+    ({"softmax_layers": [0, 1]}, r"trained = 'new': the model has no weights that softmax attention has not; expected"),
+    ({"softmax_every": 1, "stages": [{"name": "a", "train": {"trained": "mixers"}}]}, r"no layers but softmax attent"),
+    ({"stages": [{"name": "a"}, {"name": "b", "train": {"capture": "on"}}]}, r"train.capture = 'on': the device is"),
+    ({"stages": [{"name": "a"}, {"name": "b", "train": {"sequence_parallel": 2}}]}, r"sequence_parallel = 2: expected"),
+    ({"stages": [{"name": "a"}, {"name": "b", "train": {"curriculum": {"start": 2}}}]}, r"stage 'b': train.curriculum"),
+    ({"tokens": 2**20, "train": {"batch_tokens": 2**18, "length": 2**18, "validation_tokens": 2**18, "device": "cpu"}},
+     r"length = 262144: split 'val' of .* has \d+ tokens"),
 ])  # fmt: skip
 def test_bad_recipes_are_refused_before_work_starts(
     data: Path, folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
@@ -138,3 +145,11 @@ def test_sensitivity_needs_a_stage_of_attention_that_is_done(data: Path, tmp_pat
         recipe_sensitivity(recipe(data), tmp_path)
     with pytest.raises(UserError, match=r"recipe: none of its stages has loss = 'attention'"):
         recipe_sensitivity(recipe(data, stages=[{"name": "text"}]), tmp_path)
+
+
+def test_sensitivity_is_not_measured_where_layers_are_kept(data: Path, folder: Path, tmp_path: Path) -> None:
+    stages = [{"name": "attention", "loss": "attention"}, {"name": "text"}]
+    hybrid = recipe(data, softmax_every=2, tokens=512, stages=stages)
+    run_recipe(hybrid, folder, tmp_path / "run")
+    with pytest.raises(UserError, match=r"1-attention: keeps softmax in layers 1, of which it cannot tell"):
+        recipe_sensitivity(hybrid, tmp_path / "run")

@@ -28,5 +28,9 @@ def test_a_layer_costs_what_the_model_with_it_alone_linear_loses(data: Path) -> 
         assert cost.increase == pytest.approx(loss - plain, abs=1e-6)
         assert cost.se is not None
         assert 0 < cost.se < math.inf
+    apart = measure_sensitivity(teacher, student, dataset, length=32, tokens=512, documents=True)
+    plain = validation_loss(teacher, dataset, length=32, sequences=4, max_tokens=512, documents=True).loss
+    assert apart.loss == pytest.approx(plain, rel=1e-6)
+    assert apart.loss != pytest.approx(found.loss, rel=1e-4)
     dearest = max(found.layers, key=lambda each: each.increase).layer
     assert (found.most(1), found.most(2)) == ((dearest,), (0, 1))
