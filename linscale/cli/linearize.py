@@ -50,7 +50,8 @@ def linearize(
         recipe: A recipe that comes with linscale, or a TOML file as those of configs/linearize.
         data: The text, a folder that `linscale data prepare --tokenizer HF_FOLDER` made. By default the recipe's.
         tokens: Tokens to train on in all, such as 50M. By default the recipe's.
-        mixer: Linear attention other than the recipe's: supra, t2r, hedgehog, gated, tnl, hgrn2 or cosformer2.
+        mixer: Linear attention other than the recipe's: supra, t2r, hedgehog, gated, tnl, hgrn2,
+            cosformer2 or delta.
         softmax_every: Keep softmax attention in layers m, 2m, 3m, ... By default the recipe's.
         softmax_layers: Keep it in these layers, counted from 0. By default the recipe's.
         seed: Of the new weights and the order of the data. By default the recipe's.
