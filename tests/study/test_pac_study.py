@@ -26,7 +26,7 @@ options = { document_bytes = 4096, val_fraction = 0.06 }
 init_std = 0.2
 
 [train]
-tokens = 20_480
+tokens = 10_240
 batch_tokens = 256
 length = 16
 lr = 2e-2
@@ -138,7 +138,7 @@ def test_more_text_than_there_is_is_refused_before_training(folder, capsys):
     path = folder / "more.toml"
     text = TINY.replace('name = "tiny"', 'name = "more"').replace('inputs = ["builtin:tinyshakespeare"]', "")
     text = text.replace("options = { document_bytes = 4096, val_fraction = 0.06 }", f"path = '{folder}/tiny/data'")
-    path.write_text(text.replace("tokens = 20_480", "tokens = 4_096_000").replace("= 8192\n", "= 2_000_000\n"))
+    path.write_text(text.replace("tokens = 10_240", "tokens = 4_096_000").replace("= 8192\n", "= 2_000_000\n"))
     refused = call(capsys, "study", "run", path, "--out", folder, "--workers", "1", status=2)
     assert "unique_tokens = 2000000, and the training split has only" in refused
     assert not list((folder / "more").glob("*/config.json"))
@@ -148,7 +148,7 @@ def test_more_text_than_there_is_is_refused_before_training(folder, capsys):
     ("old", "new", "said"),
     [
         ("unique_tokens = 8192\n", "", "size '4-8192' has no unique_tokens; set it in every size"),
-        ("= 8192\n", "= 100_000\n", "unique_tokens = 100000 is more than the 20480 tokens that it reads"),
+        ("= 8192\n", "= 100_000\n", "unique_tokens = 100000 is more than the 10240 tokens that it reads"),
         ("= 8192\n", "= 1_040\n", "llama has 1 amount(s) of unique_tokens with 3 sizes or more, and the law needs 2"),
         (SHAPE.format(32, 64), SHAPE.format(8, 16), "llama has 0 amount(s) of unique_tokens"),
         ('"0.01"', '"5 nats"', "tolerance = '5 nats': expected nats per token"),

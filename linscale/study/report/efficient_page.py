@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ ANSWERS = {True: "inside", False: "outside", None: sections.MISSING}
 
 def efficient_figures(curves: Sequence[Curve], result: Mapping[str, Any]) -> list[Figure]:
     """Of the law, and every run's loss. `result` is the content of fits.json."""
-    return [*fit_figures(result["groups"], residual_space(result["groups"])), loss_figure(curves, {}, "validation")]
+    losses = replace(loss_figure(curves, {}, "validation"), caption="The validation loss of each run.")
+    return [*fit_figures(result["groups"], residual_space(result["groups"])), losses]
 
 
 def efficient_parts(
