@@ -12,7 +12,7 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     speed            of training
     goals, quality, zero-shot, needle, passkey, recall, positions, parts, writing, training
                      of models that were linearized: see linearize/page.py
-    law              of NAME.json as `linscale fit --law pac --json` writes it: exponents, and where they lie
+    law              of NAME.json, a copy of the fits.json of a study with `law = "pac"`: exponents, and where they lie
     smallest         of the same: the smallest size that is good enough for each amount of text
 
 Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone.

@@ -57,7 +57,10 @@ LAW_FILES = ("surface", "overtrain", "repeat", "sigmoid", "isoflop", "envelope",
 TORCH_FREE = [
     "linscale",
     *(f"linscale.{name}" for name in ("config", "run_folder", "shape", "data", "cli")),
-    *(f"linscale.study.{name}" for name in ("results", "laws", "envelope", "fit", "report", "design", "prospect")),
+    *(
+        f"linscale.study.{name}"
+        for name in ("results", "laws", "envelope", "fit", "pac_study", "report", "design", "prospect")
+    ),
     *(f"linscale.study.table.{name}" for name in ("points", "fit", "sensitivity", *LAW_FILES)),
     *(f"linscale.study.sources.{name}" for name in ("read", "runs", "trainer_state", "harness_results", "wandb_runs")),
     *(f"linscale.study.prediction.{name}" for name in ("forecast", "contest")),

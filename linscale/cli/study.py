@@ -12,6 +12,7 @@ import tyro
 
 from linscale.cli.bill import price, print_bill
 from linscale.cli.executor import open_executor, processes
+from linscale.cli.fit_output import print_fit
 from linscale.cli.output import Json, print_json, print_table, stderr_console, stdout_console
 from linscale.config import UserError, human
 from linscale.distributed import Terminated, cores, limit_threads
@@ -141,15 +142,18 @@ def report(study: StudyFile, *, out: Path = Path("runs"), json: Json = False) ->
 
 def _conclude(outcome: Outcome, json: bool) -> int:
     """Print what a study found, and the names of runs that failed."""
-    from linscale.study.ladder import REPORT
+    from linscale.study.ladder import FITS, REPORT
+    from linscale.study.prediction.fit_file import read_content
     from linscale.study.report import print_summary, summary
 
     page = (outcome.study / REPORT).resolve()
+    found = summary(outcome.study)
     if json:
-        found = summary(outcome.study)
         print_json(found | {"report": str(page), "failed": outcome.failed, "changed": outcome.changed})
     else:
         console = stdout_console()
+        if found["law"] == "pac":
+            print_fit(read_content(outcome.study / FITS))
         print_summary(outcome.study, console)
         if not outcome.changed:
             console.print("\nNothing to do: every run is trained and reported.")

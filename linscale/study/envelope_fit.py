@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pydantic
 
-from linscale.config import config
+from linscale.config import UserError, config
 from linscale.study.envelope import (
     MIN_RANGE,
     Envelope,
@@ -34,6 +34,7 @@ from linscale.study.envelope import (
 )
 from linscale.study.laws import PARAMETERS, PFLOP_S_DAY, fit_power_laws
 from linscale.study.results import Curve, Loss
+from linscale.study.table.options import Tolerance
 
 Array = np.ndarray
 CHUNK = 100  # replicates fitted at a time: bounds memory at some 30 MB
@@ -45,6 +46,9 @@ MIN_REPEATS = 3  # degrees of freedom from which seed noise is measured: with fe
 class FitConfig:
     """How the laws are fitted."""
 
+    law: Literal["envelope", "pac"] = "envelope"
+    """"envelope": L, N_opt and D_opt as powers of compute. "pac": the smallest size that is good enough for each amount
+    of text, N = coefficient unique_tokens^exponent, from the best checkpoint of every run."""
     loss: Loss = "validation"
     """Which loss: "validation" (the same text for every run, unbiased when data repeats) or "train" (the paper's)."""
     grid: Annotated[int, pydantic.Field(ge=50, le=100_000)] = 1500
@@ -62,6 +66,22 @@ class FitConfig:
     measure it; it does with three or more runs beyond the first of their size."""
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     """Seed of the bootstrap."""
+    tolerance: str | None = None
+    """pac: what is good enough, nats above the best loss as in "0.02" (the default), or "1%" of it."""
+
+    @pydantic.model_validator(mode="after")
+    def _of_its_law(self) -> Self:
+        if self.law == "envelope" and self.tolerance is not None:
+            raise ValueError('tolerance: the envelope law does not read it; it is for law = "pac"')
+        if self.law == "pac" and self.loss != "validation":
+            raise ValueError(f'loss = {self.loss!r}: law = "pac" compares validation losses')
+        if self.law == "pac" and (self.grid, self.smooth, self.discard) != (1500, 0.01, 0.02):
+            raise ValueError("grid, smooth and discard: the pac law does not read them; leave them out")
+        try:
+            Tolerance.parse(self.tolerance or "0.02")
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def fit_study(curves: Sequence[Curve], settings: FitConfig) -> dict[str, Any]:
         "version": 1,
         "units": UNITS,
         "loss": settings.loss,
-        "settings": to_dict(settings),
+        "settings": {name: value for name, value in to_dict(settings).items() if name not in ("law", "tolerance")},
         "groups": groups,
         "refused": refused,
     }

@@ -6,6 +6,7 @@ from its newest checkpoints, and a finished one is left alone.
     <out>/<study>/data/           the prepared corpus, when the study file names text
                   <run>/          one folder a run, see linscale/run_folder.py
                   samples.json    a continuation by each architecture's best run
+                  points.csv      with [fit] law = "pac", the best checkpoint of every run
                   fits.json       the laws
                   report.html     the page
 """
@@ -30,6 +31,7 @@ from linscale.run_folder import code_version, disk_errors, locked, read_json, wr
 from linscale.study.evaluations import read_evaluations
 from linscale.study.executors import Executor
 from linscale.study.fit import fit_study
+from linscale.study.pac_study import fit_efficient, require_text
 from linscale.study.plan import PlannedRun, StudyConfig, planned_runs
 from linscale.study.report import is_current, write_report
 from linscale.study.results import read_study, read_summaries
@@ -79,6 +81,8 @@ def run_study(study: StudyConfig, out: Path, executor: Executor, watcher: Watche
         outcome = Outcome(folder)
         dataset = open_data(study, folder, watcher)
         runs = planned_runs(study, vocab_size=dataset.vocab_size, data_path=str(dataset.folder))
+        if study.fit.law == "pac":
+            require_text(runs, dataset.tokens("train"))
         watcher.plan(folder, runs)
         _train(runs, dataset, executor, watcher, outcome)
         finish_study(study, folder, watcher, outcome)
@@ -100,7 +104,7 @@ def finish_study(study: StudyConfig, folder: Path, watcher: Watcher, outcome: Ou
         write_json(folder / SAMPLES, best_samples(study, folder))
         watcher.stage("fitting the laws")
         try:
-            fits = fit_study(read_study(folder, loss=study.fit.loss), study.fit)
+            fits = _fit(study, folder)
         except UserError as error:
             if not read_evaluations(folder).values:
                 raise
@@ -109,6 +113,12 @@ def finish_study(study: StudyConfig, folder: Path, watcher: Watcher, outcome: Ou
         write_json(folder / FITS, {**fits, "inputs": inputs})
     watcher.stage("writing the report")
     write_report(folder, page)
+
+
+def _fit(study: StudyConfig, folder: Path) -> dict[str, Any]:
+    if study.fit.law == "pac":
+        return fit_efficient(folder, study.fit)
+    return fit_study(read_study(folder, loss=study.fit.loss), study.fit)
 
 
 def open_data(study: StudyConfig, folder: Path, watcher: Watcher) -> TokenDataset:

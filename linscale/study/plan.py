@@ -14,6 +14,7 @@ from linscale.models import SIZES, ModelConfig, Recurrence, preset
 from linscale.models.count import count_parameters, flops_per_token, paper_flops_per_step, paper_parameters
 from linscale.study.envelope_fit import FitConfig
 from linscale.study.laws import PFLOP_S_DAY
+from linscale.study.pac_study import require_amounts
 from linscale.train.config import DataConfig, Name, RunConfig, TrainConfig, checkpoint_steps
 
 Arch = Literal["llama", "tnl", "hgrn2", "cosformer2", "recurrent_transformer"]
@@ -185,9 +186,14 @@ class PlannedRun:
 
 
 def load_study(path: str | Path) -> StudyConfig:
-    """Read a study file. Raises UserError naming every problem in it, and shapes that do not fit an architecture."""
+    """Read a study file. Raises UserError naming every problem in it, and shapes that do not fit an architecture.
+
+    And where no run could lead to the law that it asks for.
+    """
     study: StudyConfig = load_toml(path, StudyConfig)
-    planned_runs(study, vocab_size=study.model.vocab_size or 256, data_path="-")
+    runs = planned_runs(study, vocab_size=study.model.vocab_size or 256, data_path="-")
+    if study.fit.law == "pac":
+        require_amounts(runs, str(path))
     return study
 
 

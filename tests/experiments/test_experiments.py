@@ -157,18 +157,3 @@ def test_a_file_that_ships_can_be_run(scripts: Any, path: Path) -> None:
     found = list(run.runs_of(experiment, {}))
     assert len({(arm, seed) for arm, seed, _ in found}) == len(found) >= 2
     assert experiment.name == path.stem
-
-
-def test_the_best_checkpoint_stands_for_a_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    import best
-
-    def rows(run: str, losses: list[float | None], finished: bool) -> list[dict[str, Any]]:
-        count = len(losses)
-        return [
-            {"run": run, "step": step + 1, "final": finished and step == count - 1, "loss": loss, "params": 7}
-            for step, loss in enumerate(losses)
-        ]
-
-    table = (*rows("overfits", [3.0, 2.0, None, 2.5], True), *rows("unfinished", [1.0, 0.5], False))
-    assert best.best_rows(table) == [{"run": "overfits", "params": 7, "loss": 2.0, "best_step": 2, "last_loss": 2.5}]

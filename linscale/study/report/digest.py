@@ -42,24 +42,27 @@ def summary(study: Path, evaluations: Evaluations | None = None) -> dict[str, An
 
     `reference_compute` is the compute C0 in PFLOP/s-days at which all laws are shown side by side, and `at_reference`
     of an architecture what its law says there: `loss`, `params` and `tokens`, each with its 95% interval.
-    Architectures without a law are listed with `fit` None. Raises UserError when the folder holds no runs, or when
-    fits.json or samples.json is damaged.
+    The law of efficient models, `law` = "pac", says nothing of compute: `at_reference` is None, and `fit` the group of
+    fits.json without its draws. Architectures without a law are listed with `fit` None. Raises UserError when the
+    folder holds no runs, or when fits.json or samples.json is damaged.
     """
     runs = read_summaries(study)
     fits = _read_fits(study)
     samples = _read_object(study / SAMPLES)
     laws = {group["group"]: group for group in fits.get("groups", [])}
+    of_compute = {name: group for name, group in laws.items() if group.get("law") != "pac"}
     refused = {item["group"]: item["reason"] for item in fits.get("refused", [])}
-    reference = reference_compute(list(laws.values()))
+    reference = reference_compute(list(of_compute.values()))
     return {
         "provenance": dataclasses.asdict(read_provenance(study)),
+        "law": next(iter(laws.values())).get("law", "envelope") if laws else None,
         "loss": fits.get("loss"),
         "units": fits.get("units", {}),
         "settings": fits.get("settings", {}),
         "reference_compute": reference,
         "architectures": [
             _architecture(arch, runs, laws.get(arch), refused.get(arch), samples.get(arch))
-            | {"at_reference": at_compute(laws[arch], reference) if arch in laws else None}
+            | {"at_reference": at_compute(laws[arch], reference) if arch in of_compute else None}
             for arch in sorted({run.arch for run in runs} | set(laws))
         ],
         "runs": [dataclasses.asdict(run) for run in runs],
@@ -173,7 +176,7 @@ def _architecture(
     return {
         "group": arch,
         "name": display_name(arch),
-        "fit": fit,
+        "fit": {key: value for key, value in fit.items() if key != "draws"} if fit else None,
         "refused": None if fit else (refused or "not fitted yet").removeprefix(f"{arch}: "),
         "best_run": best.run if best else None,
         "validation_loss": best.validation_loss if best else None,

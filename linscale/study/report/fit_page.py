@@ -27,13 +27,12 @@ def write_fit_report(result: Mapping[str, Any], out: Path) -> Path:
     hash, where it still is there. Raises UserError when `out` cannot be written.
     """
     groups = result["groups"]
-    space = "log" if all("of log " in str(group["objective"]["name"]) for group in groups) else "linear"
-    figures = fit_figures(groups, space)
+    figures = fit_figures(groups, residual_space(groups))
     names = [group["group"] for group in groups]
     source = Path(str(result["source"]))
     body = {
         "warnings": sections.warnings(fit_sections.notes(result)),
-        "figures": _sections(figures),
+        "figures": under_headings(figures),
         "parameters": fit_sections.parameters(groups),
         "minimum": fit_sections.minimum(groups),
         "sensitivity": sensitivity(result),
@@ -51,6 +50,11 @@ def write_fit_report(result: Mapping[str, Any], out: Path) -> Path:
     return write_page(page, out)
 
 
+def residual_space(groups: Sequence[Mapping[str, Any]]) -> str:
+    """ "log" where the residuals of all are of logarithms, else "linear"."""
+    return "log" if all("of log " in str(group["objective"]["name"]) for group in groups) else "linear"
+
+
 def sha256(path: Path) -> str | None:
     """Of a file's bytes; None where there is no such file."""
     if not path.is_file():
@@ -59,7 +63,7 @@ def sha256(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sections(figures: Sequence[Figure]) -> str:
+def under_headings(figures: Sequence[Figure]) -> str:
     """Figures under headings: those that belong together side by side."""
     grouped: dict[str, list[Figure]] = {}
     for figure in figures:

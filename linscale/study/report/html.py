@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from linscale.run_folder import EVALUATIONS
 from linscale.study.evaluations import read_evaluations
+from linscale.study.prediction.fit_file import read_content
 from linscale.study.report import sections
-from linscale.study.report.digest import notes, summary
+from linscale.study.report.digest import FITS, notes, summary
+from linscale.study.report.efficient_page import efficient_figures, efficient_parts
 from linscale.study.report.evaluation_figures import evaluation_figures
 from linscale.study.report.evaluation_sections import evaluation_section
 from linscale.study.report.figures import Figure, drawn, series
@@ -29,26 +32,27 @@ def write_report(study: Path, out: Path) -> Path:
     found = summary(study, evaluations)
     names = [item["group"] for item in found["architectures"]]
     measured = evaluation_figures(evaluations.values, names)
-    figures = study_figures(read_curves(study, found["loss"]), found)
-    body = {
-        "loss": drawn(figures["loss"]),
-        "allocation": "\n".join(drawn(figures[name]) for name in ("params", "tokens")),
-        "checks": _checks(figures),
+    curves = read_curves(study, found["loss"])
+    shared = {
         "warnings": sections.warnings(notes(found)),
-        "laws": sections.laws(found),
         "runs": sections.runs_table(found["runs"]),
         "evaluations": evaluation_section(evaluations, measured),
         "samples": sections.samples(found),
-        "method": sections.method(found),
-        "provenance": sections.provenance(found),
     }
+    if found["law"] == "pac":
+        result = read_content(study / FITS)
+        figures = efficient_figures(curves, result)
+        body = template("efficient.html", shared | efficient_parts(study, found, result, figures))
+    else:
+        of_compute = study_figures(curves, found)
+        figures, body = [*of_compute.values()], template("study.html", shared | _laws_of_compute(of_compute, found))
     data = f'<script type="application/json" id="evaluations">{script_json(measured)}</script>'
     page = Page(
         title=f"Scaling laws of {found['provenance']['study']}",
         lead=f"<p>{sections.lead(found)}</p>",
-        body=template("study.html", body) + (data if evaluations.values else ""),
+        body=body + (data if evaluations.values else ""),
         groups=series(names, {item["group"]: item["name"] for item in found["architectures"]}),
-        figures=[*figures.values()],
+        figures=figures,
         head=f'<meta name="evaluations" content="{escape(evaluations_fingerprint(study))}">',
         scripts=("evaluations.js",) if evaluations.values else (),
     )
@@ -71,6 +75,17 @@ def is_current(page: Path, study: Path) -> bool:
         return False
     with page.open("rb") as file:
         return f'name="evaluations" content="{evaluations_fingerprint(study)}"'.encode() in file.read(HEAD)
+
+
+def _laws_of_compute(figures: dict[str, Figure], found: dict[str, Any]) -> dict[str, str]:
+    return {
+        "loss": drawn(figures["loss"]),
+        "allocation": "\n".join(drawn(figures[name]) for name in ("params", "tokens")),
+        "checks": _checks(figures),
+        "laws": sections.laws(found),
+        "method": sections.method(found),
+        "provenance": sections.provenance(found),
+    }
 
 
 def _checks(figures: dict[str, Figure]) -> str:

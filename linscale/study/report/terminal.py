@@ -31,7 +31,10 @@ SAMPLE_LINES, SAMPLE_CHARACTERS = 6, 400
 
 
 def print_summary(study: Path, console: Console) -> None:
-    """Print the laws with their 95% intervals, each architecture's best run, samples, and every warning."""
+    """Print the laws with their 95% intervals, each architecture's best run, samples, and every warning.
+
+    Not the law of efficient models and its warnings, which are printed as those of `linscale fit` are.
+    """
     if console.is_terminal:
         _print(summary(study), console)
         return
@@ -42,8 +45,9 @@ def print_summary(study: Path, console: Console) -> None:
 
 
 def _print(found: dict[str, Any], console: Console) -> None:
-    console.print(_laws_table(found))
-    console.print(_legend(found), style="dim")
+    if found["law"] != "pac":
+        console.print(_laws_table(found))
+        console.print(_legend(found), style="dim")
     for compared in found["evaluations"]["side_by_side"][:1]:  # the largest size
         console.print(_evaluations_table(compared))
         console.print(_evaluations_legend(found["evaluations"]), style="dim")
@@ -53,7 +57,7 @@ def _print(found: dict[str, Any], console: Console) -> None:
     for item in samples:
         console.print(_heading(item))
         console.print(Padding(_sample(item["sample"]), (0, 0, 0, 2)))
-    listed = notes(found)
+    listed = notes(found if found["law"] != "pac" else found | {"architectures": []})
     if found["reference_compute"] != 1:  # the table has no coefficients at 1 PFLOP/s-day
         listed = [note for note in listed if note[0] != "extrapolated_coefficient"]
     if listed:
