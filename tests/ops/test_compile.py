@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-PROGRAM = """
+BEGINNING = """
 import re
 import torch
 from triton.backends.compiler import GPUTarget
@@ -17,10 +17,6 @@ class Hopper:
     get_current_stream = staticmethod(lambda device=None: 0)
 
 driver.set_active(Hopper())
-from linscale.ops.decay_attention import hopper, passes
-from linscale.ops.decay_attention.layout import Call
-from linscale.ops.delta_rule import kernel as delta
-from linscale.ops.linear_scan import kernel as scan
 from linscale.ops.launch import Launch
 
 def compile_only(work, pieces, tensors):
@@ -33,6 +29,10 @@ def compile_only(work, pieces, tensors):
     print(work.kernel.__name__)
 
 Launch.__call__ = compile_only
+"""
+DECAY = """
+from linscale.ops.decay_attention import hopper, passes
+from linscale.ops.decay_attention.layout import Call
 hopper.multiprocessors = lambda device: 132
 KINDS = {"head": (16,), "token": (1, 4096, 16), "channel": (1, 4096, 16, None)}
 for obstacle, dtype, width in (("not now", torch.float32, 64), (None, torch.bfloat16, 128)):
@@ -43,7 +43,11 @@ for obstacle, dtype, width in (("not now", torch.float32, 64), (None, torch.bflo
         call = Call(q, k, v, g, None, 1.0)
         saved = passes.run_forward(call, None, True)[2]
         passes.run_backward(call, v, saved, None, None, None, kind in ("token", "channel"))
-
+"""
+OTHERS = """
+from linscale.ops.delta_rule import kernel as delta
+from linscale.ops.linear_scan import kernel as scan
+from linscale.ops.window_attention import kernel as windows
 for width, decay, dtype in ((64, True, torch.bfloat16), (128, False, torch.bfloat16), (128, True, torch.float32)):
     q, k, v = (torch.empty(1, 1024, 4, width, dtype=dtype) for _ in range(3))
     beta, state = torch.empty(1, 1024, 4), torch.empty(1, 4, width, width)
@@ -57,23 +61,40 @@ x, decay, dh = (torch.rand(1, 557, 3, dtype=torch.bfloat16) for _ in range(3))
 state, dfinal, cu = torch.rand(4, 3), torch.rand(4, 3), torch.tensor([0, 1, 2, 224, 557], dtype=torch.int32)
 h, _ = scan.scan(x, decay, state, cu, final=True, steps=scan.STEPS)
 scan.scan_backward(dh, dfinal, h, decay, state, cu)
+
+class Windows:
+    def __init__(self, kernel):
+        self.kernel = kernel
+    def __getitem__(self, grid):
+        def run(*given, **options):
+            assert self.kernel.warmup(*given, grid=grid, **options).metadata.shared <= 232448
+            print(self.kernel.__name__)
+        return run
+
+windows.window_kernel, windows.window_grads_kernel = map(Windows, (windows.window_kernel, windows.window_grads_kernel))
+for tokens, width, dtype in ((128, 128, torch.bfloat16), (2, 20, torch.float32)):
+    qkv, turns = torch.empty(4, tokens, 6 * width, dtype=dtype, requires_grad=True), torch.empty(2, tokens, width // 2)
+    windows.attend(qkv, 2, turns, 0.1, torch.zeros(1, dtype=torch.int64)).sum().backward()
 """
+DECAY_KERNELS = (
+    "walk_kernel walk_grads_kernel states_kernel join_kernel output_kernel grads_kernel value_grad_kernel "
+    "token_grads_kernel hopper_walk_kernel hopper_grads_kernel hopper_channel_kernel hopper_channel_states_kernel "
+    "hopper_channel_grads_kernel"
+)
+OTHER_KERNELS = (
+    "prepare_kernel delta_walk_kernel inflow_kernel delta_grads_kernel totals_kernel forward_kernel backward_kernel "
+    "window_kernel window_grads_kernel"
+)
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_for_hopper(tmp_path):
+@pytest.mark.parametrize(
+    ("program", "kernels"), [(DECAY, DECAY_KERNELS), (OTHERS, OTHER_KERNELS)], ids=["decay", "others"]
+)
+def test_every_kernel_compiles_for_hopper(program, kernels, tmp_path):
     pytest.importorskip("triton", reason="Triton is made for Linux alone")
     pytest.importorskip("triton.backends.nvidia", reason="Triton was built for another maker's GPUs")
-    run = subprocess.run(
-        [sys.executable, "-c", f"import triton; triton.knobs.cache.dir = {str(tmp_path)!r}\n{PROGRAM}"],
-        capture_output=True,
-        text=True,
-    )
+    cache = f"import triton; triton.knobs.cache.dir = {str(tmp_path)!r}\n"
+    run = subprocess.run([sys.executable, "-c", cache + BEGINNING + program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
-    compiled = set(run.stdout.split())
-    assert compiled >= {"walk_kernel", "walk_grads_kernel", "states_kernel", "join_kernel", "output_kernel"}
-    assert compiled >= {"grads_kernel", "value_grad_kernel", "token_grads_kernel"}
-    assert compiled >= {"hopper_walk_kernel", "hopper_grads_kernel", "hopper_channel_kernel"}
-    assert compiled >= {"hopper_channel_states_kernel", "hopper_channel_grads_kernel"}
-    assert compiled >= {"prepare_kernel", "delta_walk_kernel", "inflow_kernel", "delta_grads_kernel"}
-    assert compiled >= {"totals_kernel", "forward_kernel", "backward_kernel"}
+    assert set(run.stdout.split()) >= set(kernels.split())

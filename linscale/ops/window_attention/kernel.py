@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from linscale.ops.window_attention.kernels import backward_kernel, forward_kernel
+from linscale.ops.window_attention.kernels import window_grads_kernel, window_kernel
 
 LEAST = 16  # rows and columns of a tile that matrix units take
 
@@ -28,7 +28,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(qkv, turns, seed)
         ctx.n_heads, ctx.dropout = n_heads, dropout
         o = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-        _launch(forward_kernel, (qkv, turns, seed, o), qkv, n_heads, dropout)
+        _launch(window_kernel, (qkv, turns, seed, o), qkv, n_heads, dropout)
         return o
 
     @staticmethod
@@ -36,7 +36,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         qkv, turns, seed = ctx.saved_tensors
         dqkv = torch.empty_like(qkv)
-        _launch(backward_kernel, (qkv, turns, seed, do.contiguous(), dqkv), qkv, ctx.n_heads, ctx.dropout)
+        _launch(window_grads_kernel, (qkv, turns, seed, do.contiguous(), dqkv), qkv, ctx.n_heads, ctx.dropout)
         return dqkv, None, None, None, None
 
 

@@ -56,7 +56,7 @@ def kept(seed, window, place, H: tl.constexpr, M: tl.constexpr, DROPOUT: tl.cons
 
 
 @triton.jit
-def forward_kernel(
+def window_kernel(
     qkv, turns, seed, o, batch, H: tl.constexpr, M: tl.constexpr, K: tl.constexpr, TOGETHER: tl.constexpr,
     ROWS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
     TURNED: tl.constexpr, PRECISION: tl.constexpr,
@@ -84,7 +84,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def window_grads_kernel(
     qkv, turns, seed, do, dqkv, batch, H: tl.constexpr, M: tl.constexpr, K: tl.constexpr, TOGETHER: tl.constexpr,
     ROWS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
     TURNED: tl.constexpr, PRECISION: tl.constexpr,
