@@ -246,6 +246,7 @@ def test_the_page_is_true(call, place):
     exec(code.replace("runs/small", "run"), {})
 
 
+@pytest.mark.slow
 def test_text_is_printed_as_it_is_made(place):
     """The real command: the first characters are there long before the last."""
     words = [sys.executable, "-m", "linscale", "generate", "run", "--prompt", "x", "--max-tokens", "100000000"]

@@ -123,6 +123,7 @@ def test_a_share_of_a_domain_is_in_every_larger_one(scripts: Any, corpus: Path) 
     assert [each[:5] for each in held] == ["val d", "val d", "val n", "val n"]
 
 
+@pytest.mark.slow
 def test_arms_are_trained_measured_once_and_tabulated(
     scripts: Any, teacher: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

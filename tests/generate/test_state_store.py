@@ -112,6 +112,7 @@ def saved(store):
     return model
 
 
+@pytest.mark.slow
 def test_another_process_goes_on_to_the_bit(store):
     expected = {}
     for case in CASES:
@@ -355,6 +356,7 @@ def test_of_several_writers_of_one_name_one_wins(store):
     assert store.load("a", model, BYTES).length == len(PROMPT)
 
 
+@pytest.mark.slow
 def test_a_kill_during_a_save_leaves_no_half_file(store):
     """Killed between the last byte of its sixth state and the moment at which that gets the name."""
     model = tiny("hgrn2 0")

@@ -62,6 +62,7 @@ def streamed(client, **body):
         yield from (line.removeprefix("data: ") for line in answer.iter_lines() if line)
 
 
+@pytest.mark.slow
 def test_it_drains_when_it_is_told_to_stop(run):
     with process(run, "--slots", "2", "--drain-s", "60") as (server, client):
         with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="another") as theirs:
