@@ -34,10 +34,20 @@ def angles(turns, place, M: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, w
 
 
 @triton.jit
-def weights(
-    a0, a1, b0, b1, batch, M: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def turned(
+    pointer, turns, rows, there, place, first, M: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr,
+    TURNED: tl.constexpr,
 ):  # fmt: skip
+    """Both halves (ROWS, HALF) of the heads that begin at `first`, turned by their places, in the dtype of products."""
+    low, high = half(pointer, rows, there, first, K, HALF, 0), half(pointer, rows, there, first, K, HALF, 1)
+    if TURNED:
+        c, s = angles(turns, place, M, K, HALF, 0), angles(turns, place, M, K, HALF, 1)
+        low, high = low * c - high * s, high * c + low * s
+    return low.to(pointer.dtype.element_ty), high.to(pointer.dtype.element_ty)
+
+
+@triton.jit
+def weights(a0, a1, b0, b1, M: tl.constexpr, ROWS: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr):
     """Softmax over the rows before in the same window, (ROWS, ROWS) float32; a, b: halves of queries and of keys."""
     scores = tl.dot(a0, tl.trans(b0), input_precision=PRECISION) + tl.dot(a1, tl.trans(b1), input_precision=PRECISION)
     row = tl.arange(0, ROWS)
@@ -66,13 +76,9 @@ def window_kernel(
     rows = (window * M + place) * (3 * H * K)
     first = tl.program_id(1) * K
     narrow: tl.constexpr = qkv.dtype.element_ty
-    q0, q1 = half(qkv, rows, there, first, K, HALF, 0), half(qkv, rows, there, first, K, HALF, 1)
-    k0, k1 = half(qkv, rows, there, first + H * K, K, HALF, 0), half(qkv, rows, there, first + H * K, K, HALF, 1)
-    if TURNED:
-        c, s = angles(turns, place, M, K, HALF, 0), angles(turns, place, M, K, HALF, 1)
-        q0, q1 = q0 * c - q1 * s, q1 * c + q0 * s
-        k0, k1 = k0 * c - k1 * s, k1 * c + k0 * s
-    p = weights(q0.to(narrow), q1.to(narrow), k0.to(narrow), k1.to(narrow), batch, M, TOGETHER, ROWS, SCALE, PRECISION)
+    q0, q1 = turned(qkv, turns, rows, there, place, first, M, K, HALF, TURNED)
+    k0, k1 = turned(qkv, turns, rows, there, place, first + H * K, M, K, HALF, TURNED)
+    p = weights(q0, q1, k0, k1, M, ROWS, SCALE, PRECISION)
     if DROPOUT > 0:
         p *= kept(seed, window, place, H, M, DROPOUT)
     channel = tl.arange(0, WIDE)
@@ -94,14 +100,9 @@ def window_grads_kernel(
     rows = (window * M + place) * (3 * H * K)
     first = tl.program_id(1) * K
     narrow: tl.constexpr = qkv.dtype.element_ty
-    q0, q1 = half(qkv, rows, there, first, K, HALF, 0), half(qkv, rows, there, first, K, HALF, 1)
-    k0, k1 = half(qkv, rows, there, first + H * K, K, HALF, 0), half(qkv, rows, there, first + H * K, K, HALF, 1)
-    if TURNED:
-        c, s = angles(turns, place, M, K, HALF, 0), angles(turns, place, M, K, HALF, 1)
-        q0, q1 = q0 * c - q1 * s, q1 * c + q0 * s
-        k0, k1 = k0 * c - k1 * s, k1 * c + k0 * s
-    q0, q1, k0, k1 = q0.to(narrow), q1.to(narrow), k0.to(narrow), k1.to(narrow)
-    p = weights(q0, q1, k0, k1, batch, M, TOGETHER, ROWS, SCALE, PRECISION)
+    q0, q1 = turned(qkv, turns, rows, there, place, first, M, K, HALF, TURNED)
+    k0, k1 = turned(qkv, turns, rows, there, place, first + H * K, M, K, HALF, TURNED)
+    p = weights(q0, q1, k0, k1, M, ROWS, SCALE, PRECISION)
     channel = tl.arange(0, WIDE)
     mask = there[:, None] & (channel < K)[None, :]
     at = (window * M + place)[:, None] * (H * K) + first + channel[None, :]
