@@ -75,6 +75,14 @@ def test_bf16(kind, device):
     compare(inputs(kind, (1, 70, 1, 16, 16), device, torch.bfloat16))
 
 
+def test_scores_too_small_for_a_scale_of_their_own(device):
+    """Subnormal numbers, as closed gates make them, once became infinite scales and gradients that are no numbers."""
+    q, k, v, g, state = inputs("channel", (1, 70, 1, 16, 16), device, torch.bfloat16)
+    tiny = torch.where(torch.arange(70, device=device) % 3 > 0, 1e-20, 1.0)[:, None, None].to(q)
+    tensors = [x.detach().requires_grad_() for x in (q * tiny, k * tiny, v, g, state * 1e-42)]
+    compare(tensors)
+
+
 def test_strided_and_expanded_inputs(device):
     q, k, v, g, state = (x.detach() for x in inputs("channel", (2, 40, 3, 16, 16), device))
     apart = torch.stack([q, k, v], dim=-1)

@@ -142,10 +142,10 @@ def product(a, b, b_rest, total, DOT: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def pack(x, type):
     """x (rows, columns) to be stored as `type`, and log2 of a scale for each row. float16 holds 11 binary digits, three
-    more than bf16; what it lacks in range the rows' scales give."""
+    more than bf16; what it lacks in range the rows' scales give, down to 2^-100: the inverse of a scale is finite, and
+    log2 sees no subnormal number, which some devices take for 0."""
     if type == tl.float16:
-        largest = tl.max(tl.abs(x), axis=1)
-        scale = tl.floor(tl.log2(tl.where(largest > 0.0, largest, 1.0)))
+        scale = tl.floor(tl.log2(tl.maximum(tl.max(tl.abs(x), axis=1), 2.0**-100)))
         return (x * tl.exp2(-scale)[:, None]).to(type), scale
     return x.to(type), tl.zeros((x.shape[0],), dtype=tl.float32)
 
