@@ -38,7 +38,7 @@ def whole(x, weight, teacher, targets, text_weight):
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_it_is_torchs_and_so_are_its_gradients(given, text_weight, kept, block, monkeypatch):
     x, weight, teacher, targets, dloss = given
-    monkeypatch.setattr(distillation, "BLOCK_BYTES", 2 * 4 * VOCABULARY * block)
+    monkeypatch.setattr(distillation, "BLOCK_BYTES", 2 * 8 * VOCABULARY * block)
     if not kept:
         monkeypatch.setattr(distillation, "KEPT_BYTES", 0)
     found = linear_divergence(x, weight, teacher, targets, text_weight)
@@ -52,10 +52,10 @@ def test_it_is_torchs_and_so_are_its_gradients(given, text_weight, kept, block, 
 def test_only_a_block_of_logits_exists(given, monkeypatch):
     """Of 14 tokens 3 at a time, twice: without gradients nothing of the vocabulary's width is kept."""
     x, weight, teacher, targets, _ = given
-    monkeypatch.setattr(distillation, "BLOCK_BYTES", 2 * 4 * VOCABULARY * 3)
+    monkeypatch.setattr(distillation, "BLOCK_BYTES", 2 * 8 * VOCABULARY * 3)
     sizes = []
-    block = distillation._block
-    monkeypatch.setattr(distillation, "_block", lambda x, *others: sizes.append(len(x)) or block(x, *others))
+    logits = distillation._logits
+    monkeypatch.setattr(distillation, "_logits", lambda x, *others: sizes.append(len(x)) or logits(x, *others))
     linear_divergence(x, weight, teacher, targets)
     assert sizes == [3, 3, 3, 3, 2]
 
