@@ -52,7 +52,7 @@ class Arm:
     most_sensitive: int | None = None
     "Keep softmax in so many layers: those that cost most where they alone are linear, as measured on another arm."
     measured_on: Name = "ours"
-    "That arm, which must come before and learn from the teacher's attention."
+    "That arm, which must have learnt from the teacher's attention: its first stage is enough."
 
 
 @config
@@ -122,8 +122,7 @@ class Bench:
         }  # fmt: skip
         if status["state"] == "done":
             if any(each.most_sensitive and each.measured_on == arm.name for each in self.experiment.arms):
-                found = recipe_sensitivity(recipe, run).layers
-                row["sensitivity"] = [[each.layer, each.increase, each.se] for each in found]
+                row["sensitivity"] = self.sensitivity(arm)
             self.keep(arm.name, row, run)
         else:
             self.write(arm.name, row)
@@ -132,9 +131,20 @@ class Bench:
         """The layers that an arm keeps."""
         found = self.rows.get(arm.measured_on, {}).get("sensitivity")
         if found is None:
-            raise UserError(f"arm {arm.name!r}: keeps what {arm.measured_on!r} is most sensitive in; train that first")
+            try:
+                found = self.sensitivity(next(each for each in self.experiment.arms if each.name == arm.measured_on))
+            except UserError as error:
+                raise UserError(
+                    f"arm {arm.name!r}: keeps what {arm.measured_on!r} is most sensitive in: {error}"
+                ) from None
         costly = sorted(found, key=lambda each: each[1], reverse=True)[: arm.most_sensitive]
         return sorted(layer for layer, _, _ in costly)
+
+    def sensitivity(self, arm: Arm) -> list[Any]:
+        """What each layer costs, by the first stage of an arm, which another call may be training on."""
+        recipe = recipe_of(arm, self.experiment, {"data": str(self.options.data), **self.own()})
+        found = recipe_sensitivity(recipe, self.folder / arm.name).layers
+        return [[each.layer, each.increase, each.se] for each in found]
 
     def own(self) -> dict[str, Any]:
         return {} if self.options.tokens is None else {"tokens": self.options.tokens}

@@ -6,7 +6,8 @@ text. The published form is alpha_form "fixed" or "learned", normed false, posit
 "published", norm "layer" and mlp "gelu" or "relu", with norm_eps 1e-5. What the other choices change:
 
     alpha        below 0.5 the past fades, above it grows until numbers overflow: channel and gated cannot get there
-    normed       what is taken over has a length that is learned, and alpha means the same after thousands of blocks
+    normed       what is taken over has a length that is learned. Language bears a larger alpha then; but where
+                 something has to be kept over many blocks, gradients explode and training breaks down
     positions    rotary: places inside the window alone, so that a text may be longer than those of the training
     closing      published: the last block of a text comes out as T(c), so what a token gives depends on whether more
                  than its block follows; with several layers steps read what closed blocks below gave, unlike a whole
@@ -35,11 +36,11 @@ class Recurrence:
 
     block: NonNegativeInt = 64
     "Tokens of a block K; a window holds two. 0: no windows, softmax over the whole text: the regular transformer."
-    alpha: float = 0.45
+    alpha: float = 0.05
     "How much of the left state is taken over, at first; fixed at 0, only the last block is handed on."
     alpha_form: AlphaForm = "channel"
     "fixed; learned: one number in [0, 1]; channel: one a channel below 0.5; gated: one a head below 0.5, by the data."
-    normed: bool = True
+    normed: bool = False
     "Whether the left state is normed before it is added."
     positions: Literal["rotary", "table", "none"] = "rotary"
     "Rotary inside the window; a learned table over the whole text, which cannot be longer; or none."
