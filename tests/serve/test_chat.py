@@ -2,7 +2,6 @@
 
 import json
 
-import openai
 import pytest
 from pydantic import ValidationError
 
@@ -11,7 +10,10 @@ from linscale.generate.jinja_template import ChatTemplate
 from linscale.generate.sample import sample, write
 from linscale.generate.sampling import Sampling
 from linscale.serve.schemas import ChatRequest, StateRequest
+from tests.lazy import Lazy
 from tests.serve.conftest import BYTES, serving
+
+openai = Lazy("openai")
 
 JSON = {"Content-Type": "application/json"}
 CHAT = [

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from scipy.optimize import approx_fprime, differential_evolution, least_squares
 
 from linscale.config import UserError
 from linscale.study.table.form import Form, FormProblem
@@ -22,6 +21,9 @@ from linscale.study.table.repeat import repeat, repeat_form, repeat_starts
 from linscale.study.table.resampling import drawn_counts, stretch
 from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 Array = np.ndarray
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 4e9, 8), np.geomspace(1e8, 2e11, 8)))
@@ -90,7 +92,7 @@ def test_the_form_is_the_law_and_its_gradient_is_exact(name):
     np.testing.assert_allclose(problem.form.predict(best[None])[0][0], each.values, rtol=1e-9)
     vector = best + 0.1 * np.random.default_rng(1).normal(size=best.size)
     gradient = problem.form.predict(vector[None])[1][0]
-    numeric = approx_fprime(vector, lambda at: problem.form.predict(at[None])[0][0], 1e-7)
+    numeric = optimize.approx_fprime(vector, lambda at: problem.form.predict(at[None])[0][0], 1e-7)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
 
@@ -106,7 +108,7 @@ def test_first_and_second_derivatives_of_the_objective(name, space):
         return goal.derivatives(at[None], goal.predict(at[None]), weights, False, True)[0][0]
 
     gradient, second = goal.derivatives(vector[None], goal.predict(vector[None]), weights, False, True)
-    height = approx_fprime(vector, lambda at: goal.objective(goal.predict(at[None])[0], weights)[0], 1e-7)
+    height = optimize.approx_fprime(vector, lambda at: goal.objective(goal.predict(at[None])[0], weights)[0], 1e-7)
     np.testing.assert_allclose(gradient[0], height, rtol=1e-3, atol=1e-4 * np.abs(height).max())
     steps = 1e-5 * np.eye(vector.size)
     numeric = np.array([(slope(vector + step) - slope(vector - step)) / 2e-5 for step in steps])
@@ -132,7 +134,7 @@ def test_scipy_finds_no_lower_minimum(name, kind):
     assert ours.agree >= ours.starts / 2
     if kind == "l2":
         goal = problem.regression(problem.form.predict)
-        other = least_squares(
+        other = optimize.least_squares(
             lambda at: problem.residuals(at),
             np.clip(starts[0], problem.form.bounds[0] + 1e-9, problem.form.bounds[1] - 1e-9),
             lambda at: goal.jacobian(*goal.predict(at[None]))[0],
@@ -145,7 +147,7 @@ def test_scipy_finds_no_lower_minimum(name, kind):
 
 def test_a_global_search_finds_no_lower_minimum_of_the_sigmoid():
     problem, starts, _ = problem_of("sigmoid", Loss("l2", space="linear"), 0.05)
-    search = differential_evolution(
+    search = optimize.differential_evolution(
         lambda at: float((problem.residuals(at) ** 2).sum() / 2), problem.form.bounds.T, seed=0, tol=1e-12
     )
     assert minimum(problem, starts).objective <= search.fun * (1 + 1e-6)
