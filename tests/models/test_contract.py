@@ -65,15 +65,26 @@ def test_causality(arch, every):
     assert (before[:, 40:] - after[:, 40:]).abs().amax(dim=(0, 2)).min() > 1e-9  # and the future does depend on it
 
 
-@pytest.mark.parametrize(("arch", "every"), MODELS)
-def test_prefill_and_steps_equal_one_forward_at_every_split(arch, every):
-    model, text = make(arch, every), tokens(1, 40)
-    whole = model(text).logits
-    for split in range(1, 40):
+def split_at(model, text, whole, splits):
+    for split in splits:
         head = model(text[:, :split])
         tail = model(text[:, split:], state=head.state)
         torch.testing.assert_close(torch.cat([head.logits, tail.logits], 1), whole, rtol=0, atol=1e-10)
-        assert tail.state.position.tolist() == [40]
+        assert tail.state.position.tolist() == [text.shape[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "every"), MODELS)
+def test_prefill_and_the_rest_equal_one_forward_at_every_split(arch, every):
+    model, text = make(arch, every), tokens(1, 30)
+    split_at(model, text, model(text).logits, range(1, 30))
+
+
+@pytest.mark.parametrize(("arch", "every"), MODELS)
+def test_prefill_and_steps_equal_one_forward(arch, every):
+    model, text = make(arch, every), tokens(1, 40)
+    whole = model(text).logits
+    split_at(model, text, whole, (1, 8, 21, 39))  # in and at the ends of blocks, and of texts
     state, outputs = None, []
     for t in range(40):
         output = model(text[:, t : t + 1], state=state)
