@@ -1,7 +1,8 @@
-"""Every test runs on one thread, so that two pytest workers share two cores."""
+"""Every test runs on one thread, so that two pytest workers share two cores, and waits for no disk."""
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +18,11 @@ def one_thread() -> None:
 
     torch.set_num_threads(1)
     gc.freeze()  # what was imported stays: no collection need look at it again
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_disk() -> Iterator[None]:
+    """What a test writes need not outlive a loss of power, which is all that waiting for the disk is for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
