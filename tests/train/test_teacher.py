@@ -20,7 +20,6 @@ from linscale.train.objective import Attention, Logits, Texts
 from linscale.train.optim import build_optimizer
 from linscale.train.teacher_config import TeacherConfig
 from linscale.train.trainer import train
-
 from tests.quick import quick
 
 from .teachers import save_run, student_of, teacher_of

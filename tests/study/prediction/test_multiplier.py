@@ -186,6 +186,7 @@ def test_groups_of_several_files_get_names_that_differ(make):
     assert names(("all", "a.json")) == ["all"]
 
 
+@pytest.mark.slow
 def test_intervals_of_a_multiplier_hold_the_truth():
     """20 pairs of tables of planted laws with 1% noise: about 95% of 60 intervals, of which runs at once are alike."""
     compute = np.geomspace(0.01, 10, 30)

@@ -22,6 +22,7 @@ from linscale.study.table.resampling import drawn_counts, stretch
 from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss
 from tests.lazy import Lazy
+from tests.quick import quick
 
 optimize = Lazy("scipy.optimize")
 
@@ -73,6 +74,7 @@ def case(name: str) -> Case:
 
 
 NAMES = ["overtrain", "repeat", "repeat_no_excess", "downstream", "sigmoid", "sigmoid_chance"]
+QUICK = quick(NAMES, *(name for name in NAMES if name != "repeat"))
 
 
 def problem_of(name: str, loss: Loss, noise: float = 0.0, seed: int = 0) -> tuple[FormProblem, Array, Case]:
@@ -118,7 +120,7 @@ def test_first_and_second_derivatives_of_the_objective(name, space):
 @pytest.mark.parametrize(
     ("kind", "space"), [("huber:1e-3", "log"), ("l2", "log"), ("lad", "log"), ("l2", "linear"), ("lad", "linear")]
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_planted_truths_come_back(name, kind, space):
     problem, starts, each = problem_of(name, Loss.parse(kind, space))
     found = minimum(problem, starts)
@@ -126,7 +128,7 @@ def test_planted_truths_come_back(name, kind, space):
 
 
 @pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_scipy_finds_no_lower_minimum(name, kind):
     problem, starts, _ = problem_of(name, Loss.parse(kind, "log"), 0.01)
     ours, theirs = minimum(problem, starts), classical(problem, starts)
@@ -145,6 +147,7 @@ def test_scipy_finds_no_lower_minimum(name, kind):
         assert ours.objective <= other.cost * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_global_search_finds_no_lower_minimum_of_the_sigmoid():
     problem, starts, _ = problem_of("sigmoid", Loss("l2", space="linear"), 0.05)
     search = optimize.differential_evolution(
@@ -153,7 +156,7 @@ def test_a_global_search_finds_no_lower_minimum_of_the_sigmoid():
     assert minimum(problem, starts).objective <= search.fun * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_profile_of_squares_agrees_with_their_covariance(name):
     problem, starts, _ = problem_of(name, Loss("l2"), 0.002)
     found = minimum(problem, starts)
@@ -202,7 +205,7 @@ def test_resamples_start_from_the_best_and_are_stretched():
         drawn_counts(np.zeros(5), 3, 0)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", quick(["huber:1e-3", "l2", "lad"], "huber:1e-3", "l2"))
 def test_a_point_of_weight_two_is_two_points(kind):
     values = overtrain(N, D, 1.84, 166.0, 367.0, -0.27) * np.exp(0.01 * np.random.default_rng(0).normal(size=N.size))
     weights = np.where(np.arange(N.size) < 9, 2.0, 1.0)

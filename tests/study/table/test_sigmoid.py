@@ -115,6 +115,7 @@ def as_published(x: np.ndarray, a: float, x_0: float, k: float, b: float) -> np.
     return a / (1 + np.exp(-k * (x - x_0))) + b
 
 
+@pytest.mark.slow
 @published
 def test_the_published_accuracies_of_the_olmo_ladder_come_back(tmp_path):
     """Step 2, and chained: bits per byte by the chinchilla law, then the sigmoid. (0, 1) is a point of the authors."""
