@@ -47,7 +47,7 @@ def test_a_prompt_has_its_length_and_says_its_key_twice_somewhere(tokenizer):
     assert len(places) > 3
 
 
-@pytest.mark.parametrize("case", quick(CASES, "cosformer2", "hgrn2 in half"))
+@pytest.mark.parametrize("case", quick(CASES, "cosformer2"))
 @TOKENIZERS
 @torch.no_grad()
 def test_keys_are_scored_as_in_prompts_read_alone(case, tokenizer, monkeypatch):

@@ -58,6 +58,7 @@ def test_a_planted_sigmoid_is_within_its_intervals(tmp_path):
     assert group["warnings"] == []
 
 
+@pytest.mark.slow
 def test_the_low_end_at_chance(tmp_path):
     path = planted(tmp_path / "p.csv")
     free, held = fit(path, bootstrap=100), fit(path, bootstrap=100, options=LawOptions(chance=0.25))
