@@ -88,7 +88,7 @@ def test_a_models_own_template_and_the_tokens_that_end_its_answers(model, tmp_pa
 
 def test_texts_and_plain_answers_end_at_every_token_that_ends_them(server, model, tmp_path):
     def texts(asked, **more):
-        ask = {"max_tokens": 200, "temperature": 0, **more}
+        ask = {"max_tokens": 80, "temperature": 0, **more}
         (text,) = asked.post("/v1/completions", prompt="Hi", **ask).json()["choices"]
         (answer,) = asked.post("/v1/chat/completions", messages=CHAT[3:], **ask).json()["choices"]
         return text["text"], answer["message"]["content"]

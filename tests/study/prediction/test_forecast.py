@@ -277,6 +277,7 @@ def test_groups_that_cannot_answer_are_refused_and_the_others_answer(make):
         forecast_all([law], Question(flops=1e20), [law])
 
 
+@pytest.mark.slow
 def test_resamples_of_a_short_ladder_are_fits_and_predict_as_such():
     """16 runs leave E open. Vectors stretched along a straight line would miss the very points by far more."""
     truth = (0.5, 11.0, 60.0, 0.1955, 0.2565)
