@@ -27,6 +27,7 @@ class Lazy:
 
 def lazy_or_skip(name: str) -> Any:
     """As pytest.importorskip: where there is no such package, the file that asks for it is skipped."""
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"could not find {name}", allow_module_level=True)
+    package = name.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"could not find {package}", allow_module_level=True)
     return Lazy(name)

@@ -320,7 +320,6 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     (group,) = result["groups"]
     keys |= set(group["derived"]) | {key for each in group["parameters"].values() for key in each}
     assert not missing(text, keys)
-    assert not missing(text, keys_of_other_laws(tmp_path))
     written = set(re.findall(r"^\| `(\w+)` \|", text.split("## Warnings")[1], re.M))
     sources = [path.read_text(encoding="utf-8") for path in Path(table_laws.__file__).parent.glob("*.py")]
     raised = {name for source in sources for name in re.findall(r"[^_]warning\(\s*\"(\w+)\"", source)}
@@ -329,6 +328,11 @@ def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> No
     assert options <= set(re.findall(r"`(--[\w-]+)`", text))
     for law in TABLE_LAWS:
         assert f"`{law.split('_')[0]}`" in text, law
+
+
+@pytest.mark.slow
+def test_every_key_of_the_laws_of_overtraining_repetition_and_accuracy(tmp_path: Path) -> None:
+    assert not missing(page("fit.md"), keys_of_other_laws(tmp_path))
 
 
 @pytest.mark.parametrize("law", ["isoflop", "envelope", "pac"])

@@ -88,8 +88,10 @@ def test_that_rule_sees_torch(tmp_path):
 
 def test_no_environment_switches_and_no_kwargs():
     for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        text = path.read_text(encoding="utf-8")
+        if not any(words in text for words in ("**", "environ", "getenv")):
+            continue  # read in vain
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.args.kwarg is None, f"{path}: {node.name} takes **{node.args.kwarg.arg}"
             if isinstance(node, ast.Attribute):

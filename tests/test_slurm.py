@@ -38,6 +38,7 @@ for ((i = 0; i < TENTHS; i++)); do sleep 0.1; done
 exit 3
 """,
     "scontrol": 'echo "scontrol $*" >> "$CALLS"',
+    "sleep": '[[ $1 == 2 ]] && set -- 0.1; exec /bin/sleep "$1"',  # between two looks of the recipe
     "hostname": "echo 10.0.0.7 fe80::1",
 }
 

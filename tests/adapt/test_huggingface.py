@@ -25,6 +25,7 @@ from linscale.layers import RopeScaling
 from tests.adapt.folders import ROPES, close, their_folder, their_model
 from tests.adapt.runs import run_of, tiny, weights
 from tests.lazy import Lazy
+from tests.quick import quick
 
 transformers = Lazy("transformers")
 
@@ -36,9 +37,15 @@ SCALINGS = {
 }
 
 
-@pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize(("kv_heads", "tied"), [(4, True), (2, False), (1, True)])
-def test_an_imported_llama_has_the_logits_of_transformers(tmp_path, text, rope, kv_heads, tied):
+HEADS = [(4, True), (2, False), (1, True)]
+
+
+@pytest.mark.parametrize(
+    "case", quick([(rope, *heads) for heads in HEADS for rope in ROPES], *((rope, 2, False) for rope in ROPES),
+                  *(("default", *heads) for heads in HEADS))
+)  # fmt: skip
+def test_an_imported_llama_has_the_logits_of_transformers(tmp_path, text, case):
+    rope, kv_heads, tied = case
     theirs = their_model(rope, kv_heads, tied)
     ours, tokenizer = linscale.load(import_folder(their_folder(tmp_path / "hf", theirs), tmp_path / "run"))
     with torch.no_grad():

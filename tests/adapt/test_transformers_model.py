@@ -14,6 +14,7 @@ from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.batch import greedy
 from tests.adapt.runs import run_of, tiny
 from tests.lazy import Lazy
+from tests.quick import quick
 
 transformers = Lazy("transformers")
 
@@ -21,7 +22,7 @@ CASES = [("tnl", 0), ("hgrn2", 0), ("cosformer2", 0), ("hgrn2", 2), ("llama", 0)
 CASES += [("linearized", 2)]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=quick(CASES, ("cosformer2", 0), ("hgrn2", 2), ("linearized", 2)))
 def pair(request, tmp_path_factory):
     """A model, and its exported folder as transformers loads it."""
     arch, every = request.param

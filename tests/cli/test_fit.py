@@ -148,6 +148,7 @@ def test_a_file_that_is_not_there(capsys):
     assert "nope.csv: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_parameter_of_every_law_is_shown(tmp_path, capsys):
     """Also `a`, which is a derived number of other laws and the same there as n_opt_exponent."""
     lines = ["params,tokens,unique_tokens,loss,error,bits_per_byte,accuracy"]

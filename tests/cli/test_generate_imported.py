@@ -7,13 +7,15 @@ import sys
 import pytest
 import tokenizers
 import torch
-import transformers
 
 from linscale.adapt.tokenizer_folder import export_tokenizer, import_tokenizer
 from linscale.cli import main, serve
 from linscale.data.tokenizer import load_tokenizer, train_bpe
 from linscale.generate.end_tokens import end_tokens
 from linscale.generate.engine_config import EngineConfig
+from tests.lazy import Lazy
+
+transformers = Lazy("transformers")
 
 WORDS = ["the cat sat on the mat, and the dog looked at the cat"] * 3
 

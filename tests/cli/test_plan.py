@@ -37,6 +37,7 @@ def plan(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_published_laws_with_both_counts_of_flops_and_a_ladder_that_a_study_accepts(tmp_path, capsys):
     out = tmp_path / "deep" / "my ladder.toml"
     words = ["--flops", "1e19", "--arch", "hgrn2,llama", "--length", "2048", "--vocab", "32000", "--out", str(out)]
@@ -126,6 +127,7 @@ def test_a_ladder_on_text_that_is_to_be_prepared(tmp_path, capsys):
     assert "below_range" in {item["name"] for item in result["plans"][0]["warnings"]}
 
 
+@pytest.mark.slow
 def test_a_prepared_corpus_gives_the_vocabulary_and_says_when_it_is_short(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("\n".join(f"line {number} of a text" for number in range(400)))
     options = ["--document-bytes", "300", "--val-fraction", "0.1", "--out", str(tmp_path / "data")]
@@ -186,6 +188,7 @@ def test_names_of_studies(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_recurrent_transformer_is_planned_by_a_fit_and_a_stated_share(fit, tmp_path, capsys):
     own, out = tmp_path / "fit.json", tmp_path / "ladder.toml"
     own.write_text(Path(fit).read_text().replace('"tnl"', '"recurrent_transformer"'))

@@ -106,8 +106,8 @@ def test_counting_flops_moves_the_optimum_and_not_the_law(table, capsys):
 
 
 def test_what_cannot_be_fitted_without_a_condition_is_refused_not_fatal(table, capsys):
-    with open(table, "a", encoding="utf-8") as file:
-        file.write("1e8,1e9,6e17,nan" + "," * 7 + "\n")
+    text = table.read_text().replace("arch,", "a,").replace("n_heads", "b").replace("vocab_size,length", "c,e")
+    table.write_text(text + "1e8,1e9,6e17,nan" + "," * 7 + "\n")  # what is left of shapes makes few counts of FLOPs
     words = ["fit", str(table), "--law", "power", "--where", "not isnan(loss)", "--bootstrap", "0", "--sensitivity"]
     assert main([*words, "--json", "-"]) == 0
     entries = {each["changed"]: each for each in json.loads(capsys.readouterr().out)["sensitivity"]}

@@ -145,10 +145,11 @@ def test_bad_input_is_one_line_that_names_it(call, words, problem):
 
 def test_a_long_file_is_read_in_chunks_with_progress_and_its_state_is_no_larger(call, place, monkeypatch):
     draw = random.Random(0)
-    words = [draw.choice(["to", "be", "or", "not", "that", "is\n", "the", "question"]) for _ in range(25_000)]
+    words = [draw.choice(["to", "be", "or", "not", "that", "is\n", "the", "question"]) for _ in range(6000)]
     (place / "long.txt").write_text(" ".join(words))
     count = (place / "long.txt").stat().st_size + 1
-    assert count > 100_000
+    monkeypatch.setattr(sessions, "CHUNK", 1000)
+    assert count > 20 * sessions.CHUNK
     lengths, advance = [], sessions.Session._advance
     monkeypatch.setattr(
         sessions.Session,

@@ -55,11 +55,11 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Three files, 900 documents of 0 to 4 kB of random words, some with the name of the end-of-text token."""
+    """Three files, 900 documents of 0 to 2 kB of random words, some with the name of the end-of-text token."""
     folder, draw = tmp_path_factory.mktemp("inputs"), random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=draw.randrange(1, 9))) for _ in range(500)] + ["<|endoftext|>", "é"]
     for name in "abc":
-        texts = [" ".join([f"{name}{number}", *draw.choices(words, k=draw.randrange(800))]) for number in range(300)]
+        texts = [" ".join([f"{name}{number}", *draw.choices(words, k=draw.randrange(400))]) for number in range(300)]
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return folder
@@ -80,7 +80,7 @@ def child(tmp_path, inputs):
     return start
 
 
-OPTIONS = {"shard_tokens": 200_000, "val_fraction": 0.05}
+OPTIONS = {"shard_tokens": 100_000, "val_fraction": 0.05}
 
 
 def files(folder):
@@ -167,13 +167,13 @@ def test_kill_at_any_moment_and_go_on(child, whole, tmp_path, tokenizer):
 def test_killed_with_workers_it_leaves_no_process_and_goes_on(child, whole, tmp_path):
     """The pipe that parent and workers write to closes only when all of them are gone."""
     out = tmp_path / "out"
-    process = child(out, tokenizer="bpe:400", pool_bytes=0, workers=2, shard_tokens=100_000, stop=8)
+    process = child(out, tokenizer="bpe:400", pool_bytes=0, workers=2, shard_tokens=50_000, stop=8)
     while process.stdout.readline() != "now\n":
         assert process.poll() is None
     assert (out / "tokenizer.json").exists()  # it is past the training: a shard is being closed, both workers wait
     process.kill()
     process.communicate(timeout=20)
-    assert child(out, tokenizer="bpe:400", pool_bytes=0, workers=2, shard_tokens=100_000).wait(timeout=60) == 0
+    assert child(out, tokenizer="bpe:400", pool_bytes=0, workers=2, shard_tokens=50_000).wait(timeout=60) == 0
     dataset = TokenDataset.open(out, verify=True)
     undisturbed = json.loads(whole["bpe:400"]["manifest.json"])["splits"]
     for split in ("train", "val"):
@@ -183,13 +183,13 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(child, whole, tmp_
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_keeps_what_is_there(child, whole, tmp_path):
     """A file size limit stands in for the full disk: the write fails the same way."""
-    process = child(tmp_path / "out", limit=126_000, shard_tokens=60_000)
+    process = child(tmp_path / "out", limit=63_800, shard_tokens=30_000)
     message, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert message.startswith("UserError")
     assert "free space and run the same command again" in message
     assert (tmp_path / "out" / "train-00000.bin").exists()
-    assert child(tmp_path / "out", shard_tokens=60_000).wait(timeout=60) == 0
+    assert child(tmp_path / "out", shard_tokens=30_000).wait(timeout=60) == 0
     undisturbed = json.loads(whole["byte"]["manifest.json"])["splits"]
     assert TokenDataset.open(tmp_path / "out", verify=True).tokens("train") == undisturbed["train"]["tokens"]
 

@@ -16,8 +16,9 @@ from linscale.data import PrepareOptions, documents, faults, prepare, remote_fil
 from linscale.data.documents import read_documents
 from linscale.data.inputs import find_sources
 from linscale.data.sources import UnavailableInputError
+from tests.lazy import lazy_or_skip
 
-pytest.importorskip("aiohttp")
+lazy_or_skip("aiohttp")
 
 TEXTS = [f"document {number} é\n" + "word " * (number % 97) for number in range(3000)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()

@@ -12,11 +12,12 @@ from linscale.data.tokenizer import load_tokenizer
 from linscale.evaluate import likelihood
 from linscale.evaluate.passages import Passages
 from linscale.models import CONFIGS, build_model
+from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 
 
-@pytest.fixture(params=["tnl", "llama"])
+@pytest.fixture(params=quick(["tnl", "llama"], "llama"))
 def model(request):
     shape = {"vocab_size": 257, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.3}
     return build_model(CONFIGS[request.param](**shape)).double().eval()

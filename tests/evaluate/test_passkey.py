@@ -12,6 +12,7 @@ from linscale.evaluate.passkey import HAYSTACK, NEEDLE, QUESTION, Passkey, passk
 from linscale.generate import states
 from linscale.generate.sample import stream
 from linscale.models import CONFIGS, build_model
+from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 BPE = train_bpe([HAYSTACK.text + NEEDLE + QUESTION], 300)
@@ -46,7 +47,7 @@ def test_a_prompt_has_its_length_and_says_its_key_twice_somewhere(tokenizer):
     assert len(places) > 3
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, "cosformer2"))
 @TOKENIZERS
 @torch.no_grad()
 def test_keys_are_scored_as_in_prompts_read_alone(case, tokenizer, monkeypatch):

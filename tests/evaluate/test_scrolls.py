@@ -23,6 +23,7 @@ from linscale.generate.sample import stream
 from linscale.models import CONFIGS, build_model
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
+from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 BPE = train_bpe(["The cat sat.\n\nQuestion: who?\nAnswer: no yes " * 30], 300)
@@ -77,7 +78,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-@pytest.fixture(params=["hgrn2", "llama"])
+@pytest.fixture(params=quick(["hgrn2", "llama"], "llama"))
 def model(request: pytest.FixtureRequest):
     shape = {"vocab_size": 300, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.5}
     torch.manual_seed(1)

@@ -14,13 +14,14 @@ from linscale.generate.batch import continue_greedily, greedy, read_documents, t
 from linscale.generate.sample import stream
 from linscale.generate.states import fork, join
 from linscale.models import CONFIGS, build_model
+from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "recurrent_transformer": 0}
 MOST = 12
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=quick(CASES, "hgrn2 in half"))
 def model(request):
     shape = {"vocab_size": 300, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.5}
     config = CONFIGS[request.param.split()[0]](**shape, softmax_every=CASES[request.param])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-import transformers
 
 from linscale.adapt.huggingface import import_folder
 from linscale.config import UserError
@@ -14,6 +13,9 @@ from linscale.data.tokenizer import load_tokenizer
 from linscale.generate.end_tokens import end_tokens
 from linscale.generate.jinja_template import ChatTemplate, load_chat_template
 from linscale.generate.snapshot import Snapshot
+from tests.lazy import Lazy
+
+transformers = Lazy("transformers")
 
 CHATML = """{% for message in messages %}
     {%- if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}

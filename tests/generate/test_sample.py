@@ -16,6 +16,7 @@ from linscale.generate.sampling import Sampling
 from linscale.generate.session import Session
 from linscale.generate.snapshot import Snapshot
 from linscale.models import LanguageModel, ModelConfig, build_model
+from tests.quick import quick
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +85,13 @@ def test_the_prompt_is_opened_by_eos_and_read_once(tokenizer: Tokenizer) -> None
     assert model.seen == [[256, 97, 98], [120], [120]]
 
 
-def test_draws_follow_temperature_and_top_k(tokenizer: Tokenizer) -> None:
-    model, count = planted({"a": 2.0, "b": 1.0, "c": 0.0}), 1500
-    for temperature, top_k in ((1.0, None), (2.0, None), (1.0, 2), (1e-6, None)):
-        kept = torch.tensor([2.0, 1.0, 0.0])[:top_k]
-        expected = (kept.double() / temperature).softmax(0).tolist() + [0.0] * (3 - len(kept))
-        text = sample(model, tokenizer, "", max_tokens=count, temperature=temperature, top_k=top_k, seed=1)
-        assert [text.count(letter) / count for letter in "abc"] == pytest.approx(expected, abs=0.05)
+@pytest.mark.parametrize("choice", quick([(1.0, None), (2.0, None), (1.0, 2), (1e-6, None)], (2.0, None)))
+def test_draws_follow_temperature_and_top_k(tokenizer: Tokenizer, choice: tuple[float, int | None]) -> None:
+    model, count, (temperature, top_k) = planted({"a": 2.0, "b": 1.0, "c": 0.0}), 1500, choice
+    kept = torch.tensor([2.0, 1.0, 0.0])[:top_k]
+    expected = (kept.double() / temperature).softmax(0).tolist() + [0.0] * (3 - len(kept))
+    text = sample(model, tokenizer, "", max_tokens=count, temperature=temperature, top_k=top_k, seed=1)
+    assert [text.count(letter) / count for letter in "abc"] == pytest.approx(expected, abs=0.05)
 
 
 def test_the_seed_alone_decides(tokenizer: Tokenizer) -> None:

@@ -17,6 +17,7 @@ from linscale.generate.session import Session
 from linscale.generate.solo import Solo
 from linscale.models import CONFIGS, build_model
 from linscale.ops.decode import plain
+from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
@@ -29,7 +30,7 @@ def tiny(case, seed=0):
     return build_model(CONFIGS[case.split()[0]](**shape, softmax_every=CASES[case]), seed=seed)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=quick(CASES, "hgrn2 in half", "recurrent_transformer", "linearized"))
 def model(request):
     return tiny(request.param)
 

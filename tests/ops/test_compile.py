@@ -91,10 +91,13 @@ OTHER_KERNELS = (
 @pytest.mark.parametrize(
     ("program", "kernels"), [(DECAY, DECAY_KERNELS), (OTHERS, OTHER_KERNELS)], ids=["decay", "others"]
 )
-def test_every_kernel_compiles_for_hopper(program, kernels, tmp_path):
+def test_every_kernel_compiles_for_hopper(program, kernels, tmp_path, request):
+    """What is compiled is kept from run to run: a kernel is compiled again when it, or Triton, has changed."""
     pytest.importorskip("triton", reason="Triton is made for Linux alone")
     pytest.importorskip("triton.backends.nvidia", reason="Triton was built for another maker's GPUs")
-    cache = f"import triton; triton.knobs.cache.dir = {str(tmp_path)!r}\n"
+    kept = getattr(request.config, "cache", None)
+    folder = str(kept.mkdir("triton") if kept else tmp_path)
+    cache = f"import triton; triton.knobs.cache.dir = {folder!r}\n"
     run = subprocess.run([sys.executable, "-c", cache + BEGINNING + program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     assert set(run.stdout.split()) >= set(kernels.split())

@@ -28,6 +28,8 @@ from linscale.ops.numerics import (
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper", reason="this Triton has no Gluon")
 
+from tests.quick import quick
+
 from .gluon_emulator import run
 
 hopper = importlib.import_module("linscale.ops.decay_attention.hopper")
@@ -99,7 +101,7 @@ def test_what_has_faded_is_not_missed(situation, launched, monkeypatch):
     assert all(torch.equal(x, b[name]) for a, b in zip(few, every, strict=True) for name, x in a.items())
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65])
+@pytest.mark.parametrize("length", quick([1, 63, 64, 65], 1, 65))
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths(kind, length, launched):
     found = check(Case(kind, length, "ordinary", torch.bfloat16), kernels, CPU)

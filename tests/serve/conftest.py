@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 import torch
 import uvicorn
@@ -21,6 +20,9 @@ from linscale.generate.worker import Worker
 from linscale.models import CONFIGS, build_model
 from linscale.serve.app import create_app
 from linscale.serve.options import ServeOptions
+from tests.lazy import Lazy
+
+openai = Lazy("openai")
 
 BYTES = load_tokenizer("byte")
 KEY = "sk-tiny"

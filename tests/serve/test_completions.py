@@ -2,13 +2,15 @@
 
 import threading
 
-import openai
 import pytest
 import torch
 
 from linscale.generate.sample import opened, sample, write
 from linscale.generate.sampling import Sampling
+from tests.lazy import Lazy
 from tests.serve.conftest import BYTES, serving, tiny
+
+openai = Lazy("openai")
 
 PROMPT = "To be, or not"
 

@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,7 +14,10 @@ from linscale.generate.engine import Engine
 from linscale.generate.sample import sample
 from linscale.serve.limits import names_of
 from linscale.serve.metrics import Metrics
+from tests.lazy import Lazy
 from tests.serve.conftest import BYTES, KEY, serving, tiny
+
+openai = Lazy("openai")
 
 LONG = {"prompt": "x", "max_tokens": 2000, "temperature": 0, "ignore_eos": True}
 

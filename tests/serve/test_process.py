@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
-import openai
 import pytest
 from fastapi import FastAPI
 
@@ -23,7 +22,10 @@ from linscale.config import UserError
 from linscale.generate.sample import sample
 from linscale.serve.process import drain, listen
 from linscale.serve.process import run as serve_until_told
+from tests.lazy import Lazy
 from tests.serve.conftest import BYTES, KEY, save_run, serving, tiny
+
+openai = Lazy("openai")
 
 LONG = {"prompt": "x", "temperature": 0, "stream": True, "ignore_eos": True}
 START = "import sys, torch; torch.set_num_threads(1); from linscale.cli import main; sys.exit(main())"

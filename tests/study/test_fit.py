@@ -279,6 +279,7 @@ def test_one_refused_architecture_does_not_stop_the_others() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+@pytest.mark.slow
 def test_four_architectures_with_a_thousand_replicates_take_seconds() -> None:
     curves = [replace(c, arch=arch) for arch in "abcd" for c in ladder(CHINCHILLA, LOG_SPACED)]
     started = time.perf_counter()

@@ -94,7 +94,7 @@ def snapshot(folder):
 def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
     """One undisturbed study; then one that is killed with SIGKILL at random moments and ends the same, bit for bit."""
     whole = tmp_path / "whole"
-    result = run("run", study_file, "--out", whole, "--json")
+    result = here("run", study_file, "--out", whole, "--json")
     found = json.loads(result.stdout)
     assert {item["group"] for item in found["architectures"]} == {"llama", "tnl"}
     assert "training 6 of 6 runs" in result.stderr  # lines with an ETA follow where it takes long enough
@@ -127,7 +127,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for_orphans(killed)
-    run("run", study_file, "--out", killed)
+    here("run", study_file, "--out", killed)
     assert same(weights(whole / "tiny"), weights(killed / "tiny"))
     assert losses(whole / "tiny") == losses(killed / "tiny")
     assert not list(killed.rglob("*.tmp"))
@@ -263,7 +263,7 @@ def test_too_few_runs_to_fit_is_one_clear_line(study_file, here, tmp_path):
     shorten(study_file)
     text = study_file.read_text()
     study_file.write_text(text[: text.index('[[sizes]]\nname = "b"')] + text[text.index("[fit]") :])
-    result = run("run", study_file, "--out", tmp_path / "out", status=2)
+    result = here("run", study_file, "--out", tmp_path / "out", "--workers", 1, status=2)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("linscale: ")
     assert "tnl" in last

@@ -11,6 +11,7 @@ from linscale.cli import main
 from linscale.study.laws import PAPER_LAWS, PFLOP_S_DAY
 from linscale.study.report.fit_figures import fit_figures
 from linscale.study.table.surfaces import chinchilla
+from tests.quick import quick
 
 BUDGET = 2e20
 RATIOS = np.geomspace(0.2, 5, 7)
@@ -62,7 +63,10 @@ def study_fit(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[*LAWS, "study"])
+QUICK = ("chinchilla", "overtrain", "chinchilla, FLOPs of a column", "isoflop", "envelope", "study")
+
+
+@pytest.fixture(scope="module", params=quick([*LAWS, "study"], *QUICK))
 def fit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fit")
     if request.param == "study":

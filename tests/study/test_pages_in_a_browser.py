@@ -21,9 +21,10 @@ from linscale.study.table.group import PointFit
 from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
 from linscale.study.table.surfaces import chinchilla
+from tests.lazy import lazy_or_skip
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+playwright = lazy_or_skip("playwright.sync_api")
+axe = lazy_or_skip("axe_playwright_python.sync_playwright")
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

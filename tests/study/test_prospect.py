@@ -152,6 +152,7 @@ def test_points_are_known_by_their_residuals_and_a_run_counts_once():
     assert together.question(*here).now[0] == pytest.approx(variance[0], rel=0.35)
 
 
+@pytest.mark.slow
 def test_the_linear_variance_is_about_that_of_refitted_tables():
     """The half-width that the design reports, against the spread of predictions over tables with new noise."""
     from linscale.study.table.surface_fit import Loss, Problem, fit

@@ -222,12 +222,13 @@ def task(runs):
     return path, (str(path), to_dict(config), [str(path.parent.parent / "data" / "manifest.json")], 1, 1)
 
 
-def test_a_task_waits_for_the_process_before_it(task):
+def test_a_task_waits_for_the_process_before_it(task, monkeypatch):
     path, arguments = task
+    monkeypatch.setattr(ray_executor, "POLL_S", 0.05)
     with ThreadPoolExecutor(1) as pool:
         with locked(path):  # by a process on a node that is cut off
             waits = pool.submit(_task, *arguments)
-            time.sleep(0.7)
+            time.sleep(0.3)
             assert not waits.done()
         assert waits.result() is None
     assert read_status(path)["state"] == "done"
@@ -236,6 +237,7 @@ def test_a_task_waits_for_the_process_before_it(task):
 def test_a_task_does_not_wait_for_ever(task, monkeypatch):
     path, arguments = task
     monkeypatch.setattr(ray_executor, "LOCK_S", 0.1)
+    monkeypatch.setattr(ray_executor, "POLL_S", 0.05)
     with locked(path):
         assert "another process is writing this run" in _task(*arguments)
 

@@ -1,7 +1,8 @@
 """A corpus of a few words, and runs on it that take a moment."""
 
+import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 
 from linscale.config import parse
 from linscale.data.prepare import PrepareOptions, prepare
+from linscale.train import trainer
 from linscale.train.config import RunConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_once() -> Iterator[None]:
+    """What the machine can do, which every run measures first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "matrix_rate", functools.cache(trainer.matrix_rate))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,7 @@ def make(data: Path) -> Make:
 
     def config(*, model: dict[str, Any] | None = None, path: Path = data, **changes: Any) -> RunConfig:
         shape = {
-            "arch": "hgrn2",
+            "arch": "tnl",
             "vocab_size": 257,
             "d_model": 32,
             "n_layers": 2,

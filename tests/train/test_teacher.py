@@ -20,6 +20,7 @@ from linscale.train.objective import Attention, Logits, Texts
 from linscale.train.optim import build_optimizer
 from linscale.train.teacher_config import TeacherConfig
 from linscale.train.trainer import train
+from tests.quick import quick
 
 from .teachers import save_run, student_of, teacher_of
 
@@ -133,7 +134,7 @@ def test_a_student_comes_nearer_to_its_teachers_predictions(
     assert {name for name in after if torch.equal(before[name], after[name])} == {n for n in after if "mixer." not in n}
 
 
-@pytest.mark.parametrize("loss", ["attention", "logits"])
+@pytest.mark.parametrize("loss", quick(["attention", "logits"], "attention"))
 def test_a_taught_run_goes_on_bit_for_bit(loss: str, make: Make, folders: dict[str, Path], tmp_path: Path) -> None:
     config = taught(make, folders, loss, micro_batch=4)
     train(tmp_path / "whole", config)

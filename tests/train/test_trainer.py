@@ -25,6 +25,7 @@ from linscale.run_folder import latest_records, locked, read_json, read_records
 from linscale.train import trainer
 from linscale.train.config import RunConfig, checkpoint_steps
 from linscale.train.trainer import train
+from tests.quick import quick
 
 CONFIG_KEYS = [
     *("run", "study", "size", "model", "data", "train", "params", "flops_per_token", "precision", "device", "torch"),
@@ -114,7 +115,7 @@ def test_a_run_learns_and_records_every_step_and_checkpoint(make: Make, data: Pa
 
 
 def test_accumulation_does_not_change_the_gradient(make: Make, whole: Path, tmp_path: Path) -> None:
-    train(tmp_path / "run", make(micro_batch=2))
+    train(tmp_path / "run", make(micro_batch=4))
     expected = losses(whole)
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=2e-5)
 
@@ -131,12 +132,12 @@ def test_bf16_trains_in_mixed_precision_and_is_part_of_the_config(make: Make, wh
 
 def test_packed_documents_train_and_differ_from_plain_windows(make: Make, whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "one", make(documents=True))
-    train(tmp_path / "two", make(documents=True, micro_batch=2))
+    train(tmp_path / "two", make(documents=True, micro_batch=4))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     assert losses(tmp_path / "one")[10] != losses(whole)[10]
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 10])
+@pytest.mark.parametrize("step", quick([1, 4, 5, 10], 5))
 def test_a_crashed_run_resumes_to_the_same_bits(make: Make, whole: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(CrashError):
         train(tmp_path / "run", make(log_every=1), on_step=crash_at(step))
@@ -155,7 +156,7 @@ def files(run: Path) -> list[str]:
     return sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
 
 
-@pytest.mark.parametrize("steps", [(1,), (3, 5, 7), (4,), (9,)])
+@pytest.mark.parametrize("steps", quick([(1,), (3, 5, 7), (4,), (9,)], (3, 5, 7)))
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
     make: Make, whole: Path, tmp_path: Path, steps: tuple[int, ...]
 ) -> None:
@@ -435,7 +436,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, forward: bool = True) ->
     monkeypatch.setattr(trainer, "_loss", loss)
 
 
-@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("forward", quick([True, False], False))
 def test_a_step_that_is_not_finite_is_left_out_and_counted(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: bool
 ) -> None:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq
 
 from linscale.study.prediction.contest import contest
 from linscale.study.prediction.fitted import paired
 from linscale.study.prediction.multiplier import At
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 DAY = 8.64e19
 SPEC_CROSSINGS = {"cosformer2": 2.7e3, "hgrn2": 1.5e6, "tnl": 6e6}  # PFLOP/s-days, where LLaMA overtakes
@@ -19,7 +21,7 @@ def test_laws_with_constants_cross_twice_once_or_never(power):
     def difference(t):
         return 0.1 + 2 * np.exp(-0.3 * t) - 2.09 * np.exp(-0.2 * t)
 
-    falls, rises = brentq(difference, -5, 2), brentq(difference, 5, 30)
+    falls, rises = optimize.brentq(difference, -5, 2), optimize.brentq(difference, 5, 30)
     found = {each["overtakes"]: each for each in contest([x, y], "", At(losses=(2.5,)))["pairs"][0]["crossings"]}
     assert found["x"]["flops"]["value"] == pytest.approx(np.exp(falls) * DAY, rel=1e-9)
     assert found["llama"]["flops"]["value"] == pytest.approx(np.exp(rises) * DAY, rel=1e-9)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq, minimize_scalar
 
 from linscale.config import UserError
 from linscale.study.prediction.answer import Question
@@ -13,6 +12,9 @@ from linscale.study.table.group import PointFit
 from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
 from linscale.study.table.surfaces import chinchilla
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 DAY = 8.64e19
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
@@ -32,7 +34,7 @@ def one(content, **asked):
 
 def cheapest(loss, flops, k=6.0, p=1.0):
     """The lowest loss of a budget of k N^p D FLOPs, its N and D, by scipy."""
-    found = minimize_scalar(
+    found = optimize.minimize_scalar(
         lambda x: loss(np.exp(x), flops / k / np.exp(p * x)), bounds=(5, 40), method="bounded", options={"xatol": 1e-10}
     )
     n = np.exp(found.x)
@@ -61,14 +63,14 @@ def test_the_best_use_of_compute_is_scipys(make, law):
 def test_what_a_loss_takes_is_the_root_of_the_law(make, law):
     values, loss = SURFACES[law]
     target = one(make(law, values), loss=2.4)["target"]
-    flops = np.exp(brentq(lambda x: cheapest(loss, np.exp(x))[0] - 2.4, np.log(1e15), np.log(1e28)))
+    flops = np.exp(optimize.brentq(lambda x: cheapest(loss, np.exp(x))[0] - 2.4, np.log(1e15), np.log(1e28)))
     assert target["flops"]["value"] == pytest.approx(flops, rel=1e-6)
     assert 6 * target["params"]["value"] * target["tokens"]["value"] == pytest.approx(flops, rel=1e-6)
-    tokens = brentq(lambda d: loss(2e9, d) - 2.6, 1e8, 1e14)
+    tokens = optimize.brentq(lambda d: loss(2e9, d) - 2.6, 1e8, 1e14)
     at_size = one(make(law, values), loss=2.6, params=2e9)["target"]
     assert at_size["tokens"]["value"] == pytest.approx(tokens, rel=1e-6)
     assert at_size["flops"]["value"] == pytest.approx(6 * 2e9 * tokens, rel=1e-6)
-    params = brentq(lambda n: loss(n, 4e10) - 2.6, 1e6, 1e14)
+    params = optimize.brentq(lambda n: loss(n, 4e10) - 2.6, 1e6, 1e14)
     assert one(make(law, values), loss=2.6, tokens=4e10)["target"]["params"]["value"] == pytest.approx(params, rel=1e-6)
 
 
@@ -275,6 +277,7 @@ def test_groups_that_cannot_answer_are_refused_and_the_others_answer(make):
         forecast_all([law], Question(flops=1e20), [law])
 
 
+@pytest.mark.slow
 def test_resamples_of_a_short_ladder_are_fits_and_predict_as_such():
     """16 runs leave E open. Vectors stretched along a straight line would miss the very points by far more."""
     truth = (0.5, 11.0, 60.0, 0.1955, 0.2565)

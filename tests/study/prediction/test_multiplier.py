@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq
 
 from linscale.config import UserError
 from linscale.study.prediction.compute_law import compute_law, paper_groups
@@ -13,6 +12,9 @@ from linscale.study.table.fit import fit_points
 from linscale.study.table.group import PointFit
 from linscale.study.table.points import Points
 from linscale.study.table.surface_fit import Loss
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 DAY = 8.64e19
 SPEC_CROSSINGS = {"cosformer2": 2.7e3, "hgrn2": 1.5e6, "tnl": 6e6}  # PFLOP/s-days, where LLaMA overtakes
@@ -41,7 +43,7 @@ def test_a_multiplier_is_the_ratio_of_the_compute_to_one_loss(power):
     at_loss, at_flops = result["pairs"][0]["rows"]
 
     def flops(coefficient, exponent, floor, loss):
-        root = brentq(lambda t: floor + coefficient * np.exp(exponent * t) - loss, -50, 50)
+        root = optimize.brentq(lambda t: floor + coefficient * np.exp(exponent * t) - loss, -50, 50)
         return np.exp(root) * DAY
 
     expected = flops(2.4, -0.25, 1.4, 2.5) / flops(2.0, -0.2, 1.5, 2.5)
@@ -184,6 +186,7 @@ def test_groups_of_several_files_get_names_that_differ(make):
     assert names(("all", "a.json")) == ["all"]
 
 
+@pytest.mark.slow
 def test_intervals_of_a_multiplier_hold_the_truth():
     """20 pairs of tables of planted laws with 1% noise: about 95% of 60 intervals, of which runs at once are alike."""
     compute = np.geomspace(0.01, 10, 30)

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from linscale.config import UserError
 from linscale.study.prediction.answer import Question
 from linscale.study.prediction.fit_file import groups_of
 from linscale.study.prediction.forecast import forecast
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 DAY = 8.64e19
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
@@ -22,7 +24,7 @@ def one(content, **asked):
 
 def cheapest(loss, flops, k=6.0, p=1.0):
     """The lowest loss of a budget of k N^p D FLOPs, its N and D, by scipy."""
-    found = minimize_scalar(
+    found = optimize.minimize_scalar(
         lambda x: loss(np.exp(x), flops / k / np.exp(p * x)), bounds=(5, 40), method="bounded", options={"xatol": 1e-10}
     )
     n = np.exp(found.x)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from linscale.study.flops import Flops, fit_flops
 from linscale.study.table.compute import compute_of
@@ -13,6 +12,9 @@ from linscale.study.table.group import PointFit, select
 from linscale.study.table.points import read_points
 from linscale.study.table.surface_fit import Loss
 from linscale.study.table.surfaces import chinchilla
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 TRUTH = {"A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.29}
 
@@ -27,7 +29,9 @@ def test_the_optimum_is_the_lowest_loss_on_the_budget(k, kappa):
             n = np.exp(log_size)
             return chinchilla(n, c / (k * n ** (1 + kappa)), 1.7, *TRUTH.values())
 
-        best = minimize_scalar(loss, bounds=(np.log(1e4), np.log(1e13)), method="bounded", options={"xatol": 1e-10}).x
+        best = optimize.minimize_scalar(
+            loss, bounds=(np.log(1e4), np.log(1e13)), method="bounded", options={"xatol": 1e-10}
+        ).x
         assert log_n + a * np.log(c) == pytest.approx(best, abs=1e-4)
         d = log_d + (1 - (1 + kappa) * a) * np.log(c)
         assert np.log(k) + (1 + kappa) * (log_n + a * np.log(c)) + d == pytest.approx(np.log(c))

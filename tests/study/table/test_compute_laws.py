@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
 
 from linscale.study.table.compute_laws import (
     bound_warnings,
@@ -12,6 +11,9 @@ from linscale.study.table.compute_laws import (
     range_warnings,
     residuals,
 )
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 LOG_C = np.linspace(-4, 3, 8)
 
@@ -40,7 +42,7 @@ def test_a_law_with_constant_is_scipys_least_squares_for_every_replicate():
         def relative(c, e, a, b, of=each[use]):
             return (e + a * np.exp(b * c)) / of
 
-        oracle, _ = curve_fit(relative, LOG_C[use], np.ones(use.sum()), p0=(1.7, 0.9, -0.15))
+        oracle, _ = optimize.curve_fit(relative, LOG_C[use], np.ones(use.sum()), p0=(1.7, 0.9, -0.15))
         np.testing.assert_allclose(laws[row, :3], oracle, rtol=1e-4)
     np.testing.assert_allclose(residuals(LOG_C[None], stacked, laws)[:, 1:], 0, atol=1e-9)
 

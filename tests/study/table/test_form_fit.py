@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from scipy.optimize import approx_fprime, differential_evolution, least_squares
 
 from linscale.config import UserError
 from linscale.study.table.form import Form, FormProblem
@@ -22,6 +21,10 @@ from linscale.study.table.repeat import repeat, repeat_form, repeat_starts
 from linscale.study.table.resampling import drawn_counts, stretch
 from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss
+from tests.lazy import Lazy
+from tests.quick import quick
+
+optimize = Lazy("scipy.optimize")
 
 Array = np.ndarray
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 4e9, 8), np.geomspace(1e8, 2e11, 8)))
@@ -71,6 +74,7 @@ def case(name: str) -> Case:
 
 
 NAMES = ["overtrain", "repeat", "repeat_no_excess", "downstream", "sigmoid", "sigmoid_chance"]
+QUICK = quick(NAMES, *(name for name in NAMES if name != "repeat"))
 
 
 def problem_of(name: str, loss: Loss, noise: float = 0.0, seed: int = 0) -> tuple[FormProblem, Array, Case]:
@@ -90,7 +94,7 @@ def test_the_form_is_the_law_and_its_gradient_is_exact(name):
     np.testing.assert_allclose(problem.form.predict(best[None])[0][0], each.values, rtol=1e-9)
     vector = best + 0.1 * np.random.default_rng(1).normal(size=best.size)
     gradient = problem.form.predict(vector[None])[1][0]
-    numeric = approx_fprime(vector, lambda at: problem.form.predict(at[None])[0][0], 1e-7)
+    numeric = optimize.approx_fprime(vector, lambda at: problem.form.predict(at[None])[0][0], 1e-7)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
 
@@ -106,25 +110,26 @@ def test_first_and_second_derivatives_of_the_objective(name, space):
         return goal.derivatives(at[None], goal.predict(at[None]), weights, False, True)[0][0]
 
     gradient, second = goal.derivatives(vector[None], goal.predict(vector[None]), weights, False, True)
-    height = approx_fprime(vector, lambda at: goal.objective(goal.predict(at[None])[0], weights)[0], 1e-7)
+    height = optimize.approx_fprime(vector, lambda at: goal.objective(goal.predict(at[None])[0], weights)[0], 1e-7)
     np.testing.assert_allclose(gradient[0], height, rtol=1e-3, atol=1e-4 * np.abs(height).max())
     steps = 1e-5 * np.eye(vector.size)
     numeric = np.array([(slope(vector + step) - slope(vector - step)) / 2e-5 for step in steps])
     np.testing.assert_allclose(second[0], numeric, rtol=5e-2, atol=1e-2 * np.abs(numeric).max())
 
 
-@pytest.mark.parametrize(
-    ("kind", "space"), [("huber:1e-3", "log"), ("l2", "log"), ("lad", "log"), ("l2", "linear"), ("lad", "linear")]
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_planted_truths_come_back(name, kind, space):
-    problem, starts, each = problem_of(name, Loss.parse(kind, space))
+LOSSES_IN = [("huber:1e-3", "log"), ("l2", "log"), ("lad", "log"), ("l2", "linear"), ("lad", "linear")]
+
+
+@pytest.mark.parametrize("loss", quick(LOSSES_IN, ("huber:1e-3", "log"), ("lad", "linear")))
+@pytest.mark.parametrize("name", QUICK)
+def test_planted_truths_come_back(name, loss):
+    problem, starts, each = problem_of(name, Loss.parse(*loss))
     found = minimum(problem, starts)
     np.testing.assert_allclose(problem.form.numbers(found.vector), each.truth, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", quick(["huber:1e-3", "l2", "lad"], "l2"))
+@pytest.mark.parametrize("name", QUICK)
 def test_scipy_finds_no_lower_minimum(name, kind):
     problem, starts, _ = problem_of(name, Loss.parse(kind, "log"), 0.01)
     ours, theirs = minimum(problem, starts), classical(problem, starts)
@@ -132,7 +137,7 @@ def test_scipy_finds_no_lower_minimum(name, kind):
     assert ours.agree >= ours.starts / 2
     if kind == "l2":
         goal = problem.regression(problem.form.predict)
-        other = least_squares(
+        other = optimize.least_squares(
             lambda at: problem.residuals(at),
             np.clip(starts[0], problem.form.bounds[0] + 1e-9, problem.form.bounds[1] - 1e-9),
             lambda at: goal.jacobian(*goal.predict(at[None]))[0],
@@ -143,15 +148,16 @@ def test_scipy_finds_no_lower_minimum(name, kind):
         assert ours.objective <= other.cost * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_global_search_finds_no_lower_minimum_of_the_sigmoid():
     problem, starts, _ = problem_of("sigmoid", Loss("l2", space="linear"), 0.05)
-    search = differential_evolution(
+    search = optimize.differential_evolution(
         lambda at: float((problem.residuals(at) ** 2).sum() / 2), problem.form.bounds.T, seed=0, tol=1e-12
     )
     assert minimum(problem, starts).objective <= search.fun * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_profile_of_squares_agrees_with_their_covariance(name):
     problem, starts, _ = problem_of(name, Loss("l2"), 0.002)
     found = minimum(problem, starts)
@@ -200,7 +206,7 @@ def test_resamples_start_from_the_best_and_are_stretched():
         drawn_counts(np.zeros(5), 3, 0)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", "lad"])
+@pytest.mark.parametrize("kind", quick(["huber:1e-3", "l2", "lad"], "huber:1e-3", "l2"))
 def test_a_point_of_weight_two_is_two_points(kind):
     values = overtrain(N, D, 1.84, 166.0, 367.0, -0.27) * np.exp(0.01 * np.random.default_rng(0).normal(size=N.size))
     weights = np.where(np.arange(N.size) < 9, 2.0, 1.0)

@@ -88,6 +88,7 @@ def test_bad_tables(tmp_path):
         fit(path)
 
 
+@pytest.mark.slow
 @published
 def test_the_published_answers_of_redpajama_come_back(tmp_path):
     with open(SCALING / "gadre" / "runs.csv", encoding="utf-8") as file:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
 
 from linscale.config import UserError
 from linscale.study.table.fit import TABLE_LAWS, fit_points
@@ -20,6 +19,9 @@ from linscale.study.table.sigmoid import sigmoid, sigmoid_form, sigmoid_starts
 from linscale.study.table.surface_fit import Loss, Problem
 from linscale.study.table.surface_fit import fit as surface_minimum
 from linscale.study.table.surfaces import LAWS, chinchilla
+from tests.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 ROOT = Path(__file__).parents[3]
 SCALING = next((p for at in (ROOT, ROOT.parent) if (p := at / "shared" / "data" / "scaling").is_dir()), Path("none"))
@@ -56,6 +58,7 @@ def test_a_planted_sigmoid_is_within_its_intervals(tmp_path):
     assert group["warnings"] == []
 
 
+@pytest.mark.slow
 def test_the_low_end_at_chance(tmp_path):
     path = planted(tmp_path / "p.csv")
     free, held = fit(path, bootstrap=100), fit(path, bootstrap=100, options=LawOptions(chance=0.25))
@@ -113,6 +116,7 @@ def as_published(x: np.ndarray, a: float, x_0: float, k: float, b: float) -> np.
     return a / (1 + np.exp(-k * (x - x_0))) + b
 
 
+@pytest.mark.slow
 @published
 def test_the_published_accuracies_of_the_olmo_ladder_come_back(tmp_path):
     """Step 2, and chained: bits per byte by the chinchilla law, then the sigmoid. (0, 1) is a point of the authors."""
@@ -139,7 +143,7 @@ def test_the_published_accuracies_of_the_olmo_ladder_come_back(tmp_path):
         second = minimum(problem, sigmoid_starts(problem, x, None)[::3])
         law = problem.form.numbers(second.vector)
         begin, bounds = (-0.75, 0.9, 3.0, 1.0), ([-1, 0, 0, 0], [0, np.inf, np.inf, 1])
-        theirs, _ = curve_fit(as_published, x, y, p0=begin, bounds=bounds)
+        theirs, _ = optimize.curve_fit(as_published, x, y, p0=begin, bounds=bounds)
         assert second.objective <= ((as_published(x, *theirs) - y) ** 2).sum() / 2 * (1 + 1e-6)
         bits = averaged([float(row[f"{task}.bpb"]) for row in target])[-1]
         assert sigmoid(bits, *law) == pytest.approx(answer, abs=1e-5), task

@@ -12,6 +12,7 @@ from linscale.study.table.classical import classical
 from linscale.study.table.profile import profiles
 from linscale.study.table.surface_fit import Loss, Problem, fit, resample
 from linscale.study.table.surfaces import LAWS, chinchilla, evaluate, gamma_form, power
+from tests.quick import quick
 
 ROOT = Path(__file__).parents[3]
 SCALING = next((p for at in (ROOT, ROOT.parent) if (p := at / "shared" / "data" / "scaling").is_dir()), Path("none"))
@@ -19,6 +20,12 @@ published = pytest.mark.skipif(not SCALING.is_dir(), reason="the published point
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(2e7, 2e10, 8), np.geomspace(5e8, 5e11, 6)))
 TRUTH = (1.69, 406.4, 410.7, 0.34, 0.28)
 SURFACE = chinchilla(N, D, *TRUTH)
+
+
+MINIMA = quick(
+    itertools.product(["chinchilla", "gamma"], ["huber:1e-3", "l2", "lad"]),
+    *(("chinchilla", "huber:1e-3"), ("chinchilla", "l2"), ("gamma", "l2")),
+)
 
 
 def noisy(loss: np.ndarray, scale: float, seed: int = 0) -> np.ndarray:
@@ -62,7 +69,7 @@ def test_intervals_hold_a_planted_law_as_often_as_they_say():
     assert hits.sum() >= 68
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", quick(["huber:1e-3", "l2", "lad"], "l2"))
 def test_resamples_are_reproducible_and_profiles_enclose_the_estimate(kind):
     problem = Problem(LAWS["chinchilla"], Loss.parse(kind, "log"), np.array([N, D]), noisy(SURFACE, 0.003))
     found = fit(problem)
@@ -84,9 +91,9 @@ def test_the_profile_of_squares_agrees_with_their_covariance():
     assert each.high - each.low == pytest.approx(2 * 1.96 * error[3], rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["huber:1e-3", "l2", pytest.param("lad", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("law", ["chinchilla", "gamma"])
-def test_newton_and_scipy_find_the_same_minimum(law, kind):
+@pytest.mark.parametrize("both", MINIMA)
+def test_newton_and_scipy_find_the_same_minimum(both):
+    law, kind = both
     problem = Problem(LAWS[law], Loss.parse(kind, "log"), np.array([N, D]), noisy(SURFACE, 0.01))
     ours, theirs = fit(problem), classical(problem)
     assert ours.objective == pytest.approx(theirs.objective, rel=1e-5)
@@ -138,6 +145,7 @@ def test_the_published_objective_of_gemstones_is_reached():
     np.testing.assert_allclose((np.log(E), np.log(A), np.log(B), alpha, beta), published, rtol=1e-3)
 
 
+@pytest.mark.slow
 @published
 def test_the_published_predictions_of_the_olmo_ladder_come_back():
     with open(SCALING / "olmo-ladder" / "ladder_checkpoints.csv", encoding="utf-8") as file:

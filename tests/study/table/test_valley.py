@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.interpolate import Akima1DInterpolator
-from scipy.optimize import minimize_scalar
 
 from linscale.study.table.valley import Axis, degree_of, drawn_curve, find_minimum
+from tests.lazy import Lazy
+
+interpolate, optimize = Lazy("scipy.interpolate"), Lazy("scipy.optimize")
 
 LOG_N = np.array([17.0, 17.9, 18.3, 19.5, 20.0, 21.2])
 RANDOM = np.random.default_rng(0)
@@ -16,7 +17,7 @@ def lowest(curve):
     """By scipy, between the ends of LOG_N, from a fine grid."""
     grid = np.linspace(LOG_N[0], LOG_N[-1], 2001)
     at = grid[np.argmin(curve(grid))]
-    return minimize_scalar(curve, bounds=(at - 0.01, at + 0.01), method="bounded", options={"xatol": 1e-10})
+    return optimize.minimize_scalar(curve, bounds=(at - 0.01, at + 0.01), method="bounded", options={"xatol": 1e-10})
 
 
 @pytest.mark.parametrize("method", ["parabola", "akima", "cubic-log"])
@@ -25,7 +26,7 @@ def test_minima_are_those_of_numpy_and_scipy(method):
     found = find_minimum(method, axis, VALLEYS)
     for row, values in enumerate(VALLEYS):
         if method == "akima":
-            curve = Akima1DInterpolator(LOG_N, values)
+            curve = interpolate.Akima1DInterpolator(LOG_N, values)
         else:
             curve = np.poly1d(np.polyfit(LOG_N - 19, values, degree_of(method, 6)))(np.poly1d([1, -19]))
         oracle = lowest(curve)
