@@ -46,21 +46,20 @@ class ShortConv(nn.Module):
     def forward(self, x: Tensor, tail: Tensor | None, documents: Documents | None = None) -> tuple[Tensor, Tensor]:
         """`tail` (B, R, C) are the last inputs before x, (N, R, C) for packed documents; None: there are none, zeros.
 
-        Returns y and the tail behind x, at least float32, as sums are.
+        Returns y and the tail behind x. Sums are at least float32.
         """
-        wide = _wide(x)
-        weight, taps = self.weight.to(wide.dtype), self.weight.shape[1]
-        rows = len(x) if documents is None else len(documents.lengths)
-        before = wide.new_zeros(rows, taps - 1, x.shape[-1]) if tail is None else tail.to(wide.dtype)
-        if documents is None:
-            seen = torch.cat([before, wide], 1)
-            earlier, behind = (seen[:, tap : tap + x.shape[1]] for tap in range(taps - 1)), seen[:, x.shape[1] :]
-        else:
-            earlier = (_earlier(wide, before, taps - 1 - tap, documents) for tap in range(taps - 1))
-            behind = _tail_behind(wide, before, documents)
-        y = wide * weight[:, -1]
-        for tap, shifted in enumerate(earlier):
-            y = torch.addcmul(y, shifted, weight[:, tap])
+        weight, taps = self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.weight.shape[1]
+        length, nothing = x.shape[1], x.new_zeros(len(x), taps - 1, x.shape[2])
+        seen = torch.cat([nothing if tail is None or documents is not None else tail, x], 1)
+        behind, seen = seen[:, length:], seen.to(weight.dtype)  # kept for the backward pass as it was before
+        shifts = [seen[:, tap : tap + length] for tap in range(taps)]
+        if documents is not None:
+            before = nothing.expand(len(documents.lengths), -1, -1) if tail is None else tail
+            behind = _tail_behind(x, before, documents)
+            shifts = [_own(shifted, taps - 1 - tap, before, documents) for tap, shifted in enumerate(shifts)]
+        y = shifts[-1] * weight[:, -1]
+        for tap in range(taps - 1):
+            y = torch.addcmul(y, shifts[tap], weight[:, tap])
         return y.to(x.dtype), behind
 
     def reset(self) -> None:
@@ -70,12 +69,13 @@ class ShortConv(nn.Module):
         copy_into(self.weight, values)
 
 
-def _earlier(x: Tensor, tail: Tensor, steps: int, documents: Documents) -> Tensor:
-    """What each token of a packed row x (1, T, C) has so many steps behind it in its own document: (1, T, C)."""
-    inside = (documents.places >= steps)[:, None]
+def _own(shifted: Tensor, steps: int, tail: Tensor, documents: Documents) -> Tensor:
+    """A packed row (1, T, C) that was shifted by so many steps, with what comes from another document replaced."""
+    if not steps:
+        return shifted
     before = (tail.shape[1] + documents.places - steps).clamp(max=tail.shape[1] - 1)
-    shifted = pad(x, (0, 0, steps, 0))[:, : x.shape[1]]
-    return torch.where(inside, shifted, tail[documents.of, before])
+    inside = (documents.places >= steps)[:, None]
+    return torch.where(inside, shifted, tail[documents.of, before].to(shifted.dtype))
 
 
 def _tail_behind(x: Tensor, tail: Tensor, documents: Documents) -> Tensor:
@@ -134,7 +134,3 @@ def _tails(convs: Sequence[ShortConv], rows: Tensor) -> list[Tensor]:
     sizes = [kept * channels for kept, channels in shapes]
     parts = rows.flatten(1)[:, : sum(sizes)].split(sizes, 1)
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
