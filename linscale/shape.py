@@ -1,6 +1,7 @@
 """The shape of a model, and what follows from it alone: parameters and FLOPs, in plain arithmetic without torch.
 
-Exact     `count_parameters`, every element; `flops_per_token`, every matrix product as linscale's code runs it.
+Exact     `count_parameters`, every element; `flops_per_token`, every matrix product as linscale's code runs it, and
+          the filters of convolutions over time.
 Paper     `paper_parameters` and `paper_flops_per_step`: the closed forms of arXiv 2406.16690 that define N and C in
           its laws. They leave out embeddings and head, put 8/3 · d_model for the GLU's width in FLOPs, and drop small
           terms.
@@ -47,7 +48,7 @@ class Linear:
     values: int
     """Columns of its state: V, or V + 1."""
     features: int
-    """Elements of the matrices of its feature maps."""
+    """Elements of the matrices of its feature maps, and of the filters of its convolutions."""
     products: int
     """Multiply-accumulates of a token there: the elements, twice those of a matrix for both queries and keys."""
     gates: int
@@ -58,6 +59,8 @@ class Linear:
     angles: int
     delta: bool = False
     """Whether its states are overwritten, by the delta rule."""
+    tails: int = 0
+    """Rows of its state behind the K: the last inputs of its convolutions."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,6 @@ def state_elements(shape: Shape, length: int) -> int:
         elif shape.windows is not None:
             elements += shape.windows.slots * shape.windows.block * shape.d_model
         else:
-            values = shape.linear.values if shape.linear else shape.head_dim
-            elements += shape.n_heads * key_width(shape, layer) * values
+            values, tails = (shape.linear.values, shape.linear.tails) if shape.linear else (shape.head_dim, 0)
+            elements += shape.n_heads * (key_width(shape, layer) + tails) * values
     return elements

@@ -1,7 +1,7 @@
 """A snapshot as a file: safetensors, whole or not there, bound to its model and tokenizer.
 
     embedding              state of the position encoder (cosFormer2's TPE), (D, e)
-    layers.N               state of linear layer N, (H, K, V); of a recurrent transformer (S, K, D)
+    layers.N               state of linear layer N, (H, K, V), or as models.count.state_shape has it
     layers.N.k, .v         keys and values of softmax layer N, (position, H, K)
     logits                 (V,) behind the last token read, unless tokens are left to read
     seen                   (tokens of the tokenizer,) whether the text has each, where that is known

@@ -65,18 +65,20 @@ def _linear(config: LinearizedConfig) -> Linear:
         biases = width * (heads + (0 if shared else config.kv_heads))
     elif m.learned:  # W of each head, half as wide as what it gives
         features = products = 2 * heads * head_dim * (width // 2)
+    convs = m.conv * (d + 2 * config.kv_heads * head_dim)
     rates = {"head": heads, "channel": heads * width}.get(m.decay, 0)
     writes = heads if m.update == "delta" else 0
     return Linear(
         keys=m.key_width(head_dim),
         values=m.value_width(head_dim),
-        features=features,
-        products=products,
+        features=features + convs,
+        products=products + convs,
         gates=d * (0 if m.keys == "forget" else rates) + d * d * m.gate + d * writes,
         biases=biases + rates + d * m.gate + writes,
         gains=d if m.normalizer == "rms" else 0,
         angles=heads * width if m.rotary == "lrpe" else 0,
         delta=m.update == "delta",
+        tails=m.tail_rows(heads, config.kv_heads, head_dim),
     )
 
 
@@ -114,8 +116,10 @@ def state_shape(config: LanguageModelConfig, layer: int) -> tuple[int, ...]:
     """Of one sequence's state of a layer that is not softmax attention."""
     if isinstance(config, RecurrentTransformerConfig):
         return config.recurrence.slots, config.recurrence.block, config.d_model
-    values = config.linear.value_width(config.head_dim) if isinstance(config, LinearizedConfig) else config.head_dim
-    return config.n_heads, key_width(config, layer), values
+    if isinstance(config, LinearizedConfig):
+        linear = _linear(config)
+        return config.n_heads, linear.keys + linear.tails, linear.values
+    return config.n_heads, key_width(config, layer), config.head_dim
 
 
 def state_elements(config: LanguageModelConfig, length: int = 8192) -> int:

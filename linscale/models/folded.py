@@ -34,18 +34,22 @@ class FoldedAttention(LinearAttention):
         self.q_features = self.k_features = None
         self.activated = queries.activated, keys.activated
 
-    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _features(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         width = self.linear.feature_dim or self.head_dim
         q, k = (
-            activated(projection(x).unflatten(-1, (-1, width)))
-            for activated, projection in zip(self.activated, (self.q_proj, self.k_proj), strict=True)
+            activated(product.unflatten(-1, (-1, width)))
+            for activated, product in zip(self.activated, (q, k), strict=True)
         )
         return q, self._for_every_head(k)
 
 
 def can_fold(model: LanguageModel) -> bool:
-    """Whether it has feature maps with weights right behind its projections: no rotation between them."""
-    return isinstance(model, Linearized) and model.config.linear.learned and model.config.linear.rotary != "before"
+    """Whether it has feature maps with weights right behind its projections: no rotation between them, and no
+    convolution, which filters every channel of a projection by itself."""
+    if not isinstance(model, Linearized):
+        return False
+    linear = model.config.linear
+    return linear.learned and linear.rotary != "before" and not linear.conv
 
 
 def fold(model: LanguageModel) -> LanguageModel:

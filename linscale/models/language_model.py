@@ -110,7 +110,8 @@ class State(NamedTuple):
     embedding: Tensor | None
     """State of the position encoder (cosFormer2's TPE), or None."""
     layers: tuple[Any, ...]
-    """State of every mixer: (B, H, K, V) float32 for linear attention, KeyValues for softmax attention."""
+    """State of every mixer: (B, H, K, V) float32 for linear attention, KeyValues for softmax attention; or as
+    `count.state_shape` has it."""
 
 
 class Output(NamedTuple):

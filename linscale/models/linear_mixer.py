@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from linscale.config import config
+from linscale.layers.short_conv import tail_rows
 
 
 @config
@@ -35,6 +36,9 @@ class LinearMixer:
     update: Literal["add", "delta"] = "add"
     """What a step does to the state. add: k vᵀ is added; delta: what is held under k is replaced by v, as far as a gate
     of each head says (Gated DeltaNet, arXiv 2412.06464), with queries and keys of length 1."""
+    conv: NonNegativeInt = 0
+    """Tokens that a short causal convolution sees, one filter a channel, on what the projections of q, k and v give,
+    before anything else; it begins as the identity. 2 to 8, or 0: there is none."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -70,6 +74,12 @@ class LinearMixer:
             )
         return self
 
+    @model_validator(mode="after")
+    def _conv_fits(self) -> Self:
+        if self.conv == 1 or self.conv > 8:
+            raise ValueError(f"conv = {self.conv}: expected 2 to 8 tokens, or 0 for none")
+        return self
+
     @property
     def learned(self) -> bool:
         """Whether the features have weights."""
@@ -79,6 +89,11 @@ class LinearMixer:
     def gated(self) -> bool:
         """Whether the data decide about the decay."""
         return self.decay in ("head", "channel")
+
+    @property
+    def in_one_piece(self) -> str | None:
+        """The choice for which ranks cannot share a sequence, or None."""
+        return "update = 'delta'" if self.update == "delta" else f"conv = {self.conv}" if self.conv else None
 
     def feature_width(self, head_dim: int) -> int:
         """Features of a head."""
@@ -92,6 +107,11 @@ class LinearMixer:
         """Columns of the state: V, and one for the sum of similarities."""
         return head_dim + (self.normalizer == "denominator")
 
+    def tail_rows(self, n_heads: int, kv_heads: int, head_dim: int) -> int:
+        """Rows of the state behind those of its keys: the last inputs of the short convolutions."""
+        numbers = max(self.conv - 1, 0) * (n_heads + 2 * kv_heads) * head_dim
+        return tail_rows(numbers, n_heads, self.value_width(head_dim))
+
 
 MIXERS: Mapping[str, LinearMixer] = {
     "supra": LinearMixer(),  # arXiv 2405.06640
@@ -104,7 +124,7 @@ MIXERS: Mapping[str, LinearMixer] = {
     ),  # 2404.07904
     "cosformer2": LinearMixer(features="silu", rotary="lrpe", decay="none", normalizer="rms", gate=True),  # 2406.16690
     "delta": LinearMixer(
-        features="none", rotary="before", decay="head", normalizer="none", gate=True, update="delta"
-    ),  # 2412.06464, without its convolutions
+        features="none", rotary="before", decay="head", normalizer="none", gate=True, update="delta", conv=4
+    ),  # 2412.06464, with its convolutions, but for the activation behind them
 }
 """By name: published mixers, on the projections of a softmax layer."""

@@ -1,6 +1,7 @@
 """A LLaMA whose softmax attention is linear attention made of choices: what a pretrained model is turned into.
 
     q, k, v = x W_q, x W_k, x W_v          as in LLaMA, keys and values repeated for the heads that share them
+    q, k, v = w_q ∗ q, w_k ∗ k, w_v ∗ v    optional: short causal convolutions over time, one filter a channel
     q, k    = φ(q), φ(k)                   with rotations before or after φ
     S_t     = diag(exp g_t) S_{t-1} + k_t v_tᵀ / sqrt(K),   o_t = S_tᵀ q_t
     y       = [norm(o) * silu(x W_g + b)] W_o
@@ -30,6 +31,7 @@ from linscale.layers.feature_map import DenseFeatures, HeadFeatures
 from linscale.layers.head_norm import GROUP_EPS, HeadGroupNorm, HeadRMSNorm, averaged_attention
 from linscale.layers.linear_attention import stepped_attention
 from linscale.layers.rope import attention_factor, rope_frequencies
+from linscale.layers.short_conv import ShortConv, convolved, with_tails
 from linscale.models.language_model import LanguageModel, LanguageModelConfig
 from linscale.models.linear_mixer import MIXERS, LinearMixer
 from linscale.models.tnl import decay_slopes
@@ -64,7 +66,10 @@ class LinearizedConfig(LanguageModelConfig):
 
 
 class LinearAttention(nn.Module):
-    """The mixer; its state (B, H, K, V), or (B, H, K, V + 1) where the last column holds the sums of similarities."""
+    """The mixer; its state (B, H, K, V), or (B, H, K, V + 1) where the last column holds the sums of similarities.
+
+    With convolutions there are rows behind the K: see `short_conv.with_tails`.
+    """
 
     log_decay: Tensor | None
 
@@ -78,6 +83,10 @@ class LinearAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, kv_width, bias=False)
         self.v_proj = nn.Linear(d_model, kv_width, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        taps = config.linear.conv
+        self.q_conv, self.k_conv, self.v_conv = (
+            ShortConv(width, taps) if taps else None for width in (d_model, kv_width, kv_width)
+        )
         self.q_features, self.k_features = self._feature_maps()
         width = config.linear.feature_width(config.head_dim)
         self.lrpe = LRPE(config.n_heads, width) if config.linear.rotary == "lrpe" else None
@@ -137,6 +146,8 @@ class LinearAttention(nn.Module):
                 values = torch.randn(gate.weight.shape, generator=generator) * SPREAD * gate.in_features**-0.5
                 copy_into(gate.weight, values)
                 copy_into(gate.bias, torch.full(gate.bias.shape, first))
+        for conv in self._convs():
+            conv.reset()
         if self.lrpe is not None:
             self.lrpe.reset_parameters()
         if isinstance(self.norm, HeadRMSNorm):
@@ -150,8 +161,12 @@ class LinearAttention(nn.Module):
 
     def attend(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """What o_proj reads, (B, T, H V), and the state."""
-        q, k, log_decay = self._queries_keys(x, context)
-        v = self._for_every_head(self.v_proj(x).unflatten(-1, (self.n_kv_heads, -1)))
+        read, tails = [self.q_proj(x), self.k_proj(x), self.v_proj(x)], None
+        if self.linear.conv:
+            keys = self.linear.key_width(self.head_dim)
+            read, state, tails = convolved(self._convs(), read, state, keys, context)
+        q, k, log_decay = self._queries_keys(read[0], read[1], x, context)
+        v = self._for_every_head(read[2].unflatten(-1, (self.n_kv_heads, -1)))
         if self.write_gate is not None:
             o, state = delta_attention(q, k, v, self.write_gate(x), log_decay, state, context)
         elif self.linear.normalizer == "denominator":
@@ -159,16 +174,20 @@ class LinearAttention(nn.Module):
         else:
             o, state = stepped_attention(q, k * k.shape[-1] ** -0.5, v, log_decay, state, context)
         o = (o if self.norm is None else self.norm(o)).flatten(2)
-        return (o if self.output_gate is None else o * silu(self.output_gate(x))), state
+        o = o if self.output_gate is None else o * silu(self.output_gate(x))
+        return o, state if tails is None else with_tails(state, tails)
 
-    def _queries_keys(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
-        """q, k (B, T, H, K) as the recurrence takes them, and its log_decay."""
+    def _convs(self) -> list[ShortConv]:
+        return [conv for conv in (self.q_conv, self.k_conv, self.v_conv) if conv is not None]
+
+    def _queries_keys(self, q: Tensor, k: Tensor, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        """q, k (B, T, H, K) as the recurrence takes them, of what the projections gave, and its log_decay."""
         if isinstance(self.decay_gate, ForgetGate):
-            q, k = self._projected(x, context)
+            q, k = self._by_head(q, k, context)
             q = self._mapped(q, self.q_features)
             k, log_decay = self.decay_gate(self._for_every_head(k))
         else:
-            q, k = self._features(x, context)
+            q, k = self._features(q, k, context)
             log_decay = self.log_decay if self.decay_gate is None else self.decay_gate(x)
         if self.linear.rotary == "after":
             q, k = self._rotated(q, k, context)
@@ -178,15 +197,14 @@ class LinearAttention(nn.Module):
                 log_decay = torch.cat([log_decay, log_decay], -1)  # a channel's cosine and sine fade alike
         return q, k, log_decay
 
-    def _projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _by_head(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """q (B, T, H, d) and k (B, T, G, d), rotated where that comes before the features."""
-        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))
-        k = self.k_proj(x).unflatten(-1, (self.n_kv_heads, -1))
+        q, k = q.unflatten(-1, (self.n_heads, -1)), k.unflatten(-1, (self.n_kv_heads, -1))
         return self._rotated(q, k, context) if self.linear.rotary == "before" else (q, k)
 
-    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _features(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """φ(q) and φ(k), (B, T, H, K)."""
-        q, k = self._projected(x, context)
+        q, k = self._by_head(q, k, context)
         dense = isinstance(self.q_features, DenseFeatures)
         k = k if dense else self._for_every_head(k)
         q, k = self._mapped(q, self.q_features), self._mapped(k, self.k_features or self.q_features)

@@ -53,7 +53,7 @@ KEPT = {
 def rank_memory(config: LanguageModelConfig, train: TrainConfig, ranks: int) -> tuple[float, int] | None:
     """Bytes on each of `ranks` GPUs in bf16, and how many of them share a sequence for it: train.sequence_parallel, or
     the fewest more with which the sequences of a step can be split. None where training would refuse any number."""
-    whole = train.documents or _overwrites(config)
+    whole = train.documents or (isinstance(config, LinearizedConfig) and bool(config.linear.in_one_piece))
     for pieces in range(train.sequence_parallel, 1 + (1 if whole else ranks)):
         if ranks % pieces == 0 and train.length % pieces == 0 and train.sequences % (ranks // pieces) == 0:
             share = train.sequences // (ranks // pieces)
@@ -87,10 +87,6 @@ def _activations(config: LanguageModelConfig, train: TrainConfig, tokens: int, p
     return tokens * (kept + busy) + min(logits, KEPT_BYTES) + _delta_work(config, tokens)
 
 
-def _overwrites(config: LanguageModelConfig) -> bool:
-    return isinstance(config, LinearizedConfig) and config.linear.update == "delta"
-
-
 def _delta_work(config: LanguageModelConfig, tokens: int) -> float:
     """Bytes that the kernels of the delta rule make of one segment on the way back, fp32: five matrices a chunk, and
     (I + A)⁻¹ and what is read and written with it."""
@@ -116,7 +112,9 @@ def _kept(config: LanguageModelConfig, mode: str, layer: int, pieces: int) -> fl
 
 
 def _beside_supra(config: LinearizedConfig, mode: str) -> float:
-    """Tensors of the model's width of an output gate, gates of channels, and features before they are rounded."""
+    """Tensors of the model's width of an output gate, gates of channels, what goes into convolutions, which "cheap"
+    keeps in any case, and features before they are rounded."""
     wide, mixer = config.linear.key_width(config.head_dim) / config.head_dim, config.linear
     gates = mixer.gate + (wide if mixer.decay == "channel" else 0)
-    return gates if mode == "cheap" else 2 * gates + wide - 1
+    convolved = 1 + 2 * config.kv_heads / config.n_heads if mixer.conv else 0
+    return gates if mode == "cheap" else 2 * gates + wide - 1 + convolved

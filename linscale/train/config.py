@@ -259,10 +259,10 @@ class RunConfig:
     @pydantic.model_validator(mode="after")
     def _pieces(self) -> RunConfig:
         """What cannot be shared between ranks along a sequence."""
-        delta = isinstance(self.model, LinearizedConfig) and self.model.linear.update == "delta"
-        if delta and self.train.sequence_parallel > 1:
+        choice = self.model.linear.in_one_piece if isinstance(self.model, LinearizedConfig) else None
+        if choice and self.train.sequence_parallel > 1:
             raise ValueError(
-                f"train.sequence_parallel = {self.train.sequence_parallel}: model.linear.update = 'delta' reads a "
+                f"train.sequence_parallel = {self.train.sequence_parallel}: model.linear.{choice} reads a "
                 "sequence as one piece; set it to 1 (FSDP alone takes any number of ranks)"
             )
         return self

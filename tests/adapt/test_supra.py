@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,17 @@ def test_what_comes_out_is_exported_and_imported_as_any_run(pristine, tmp_path):
     run = convert(read_teacher(pristine), tmp_path / "out", MIXERS["gated"], [0])
     back = import_folder(export(run, tmp_path / "hf"), tmp_path / "back")
     assert weights(back).read_bytes() == weights(run).read_bytes()
+
+
+def test_short_convolutions_change_nothing_at_first(pristine, tmp_path, text):
+    teacher, delta = read_teacher(pristine), MIXERS["delta"]
+    runs = [convert(teacher, tmp_path / str(n), mixer) for n, mixer in enumerate((delta, replace(delta, conv=0)))]
+    (ours, _), (without, _) = (linscale.load(run) for run in runs)
+    assert ours.blocks[0].mixer.k_conv.weight.shape == (32, 4)
+    with torch.no_grad():
+        assert torch.equal(ours(text).logits, without(text).logits)
+    back = import_folder(export(runs[0], tmp_path / "hf"), tmp_path / "back")
+    assert weights(back).read_bytes() == weights(runs[0]).read_bytes()
 
 
 def test_an_interrupted_conversion_is_not_there_and_starts_again(pristine, tmp_path):

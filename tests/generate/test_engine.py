@@ -14,12 +14,15 @@ from linscale.generate import engine_config
 from linscale.generate.continuation import Piece
 from linscale.generate.engine import Engine
 from linscale.generate.engine_config import EngineConfig
+from linscale.generate.identity import identify
 from linscale.generate.request import Failed, Finished, Progress, Request
 from linscale.generate.sample import write
 from linscale.generate.sampling import Sampling
+from linscale.generate.saved_state import read_state, write_state
 from linscale.generate.session import Session
+from linscale.generate.states import fork, join
 from linscale.generate.worker import Worker
-from linscale.models import CONFIGS, build_model
+from linscale.models import CONFIGS, MIXERS, LinearizedConfig, build_model
 from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
@@ -115,6 +118,35 @@ def test_a_kept_text_goes_on_from_its_state(case, sampling):
         assert tokens_of(engine, Request(tokens, more, state=snapshot)) == expected
     found = tokens_of(engine, Request((), more, state=snapshot))
     assert found == [piece.token for piece in Session(model, BYTES, snapshot).stream(more)]
+
+
+def test_what_short_convolutions_saw_moves_with_a_state(tmp_path):
+    """Through slots, files and rows of a batch; prompts shorter than the filters too."""
+    shape = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "head_dim": 16, "d_ff": 32, "init_std": 0.4}
+    model = build_model(LinearizedConfig(**shape, n_kv_heads=1, linear=MIXERS["delta"]), seed=0)
+    for name, weight in model.named_parameters():
+        if "_conv" in name:
+            torch.nn.init.normal_(weight.data, generator=torch.Generator().manual_seed(len(name)))
+
+    def greedy(tokens, count=6):
+        text = list(tokens)
+        for _ in range(count):
+            with torch.no_grad():
+                text.append(int(model(torch.tensor([text])).logits[0, -1, : BYTES.vocab_size].argmax()))
+        return text
+
+    engine, more = engine_of(model), Sampling(max_tokens=6, temperature=0, ignore_eos=True)
+    heard = [Heard(engine, Request(PROMPT[:length], more, keep=True)) for length in (1, 2, 3, 40)]
+    finish(engine)
+    for events, length in zip(heard, (1, 2, 3, 40), strict=True):
+        expected = greedy(PROMPT[:length], 12)[length:]
+        assert events.tokens == expected[:6]
+        write_state(tmp_path / "state", events[-1].snapshot, identify(model, BYTES))
+        snapshot = read_state(tmp_path / "state", model, identify(model, BYTES))
+        with torch.no_grad():
+            both = join([model(torch.tensor([[9]])).state, snapshot.state])
+        snapshot = snapshot._replace(state=fork(both, torch.tensor([1])))
+        assert tokens_of(engine, Request((), more, state=snapshot)) == expected[6:]
 
 
 def test_a_state_that_ended_at_the_end_of_text_has_not_read_it():

@@ -55,9 +55,9 @@ def test_it_is_a_matrix_for_each_projection_and_shares_the_rest():
     assert not isinstance(own, FoldedAttention)
 
 
-@pytest.mark.parametrize("mixer", ["t2r", "hedgehog", "tnl"])
-def test_what_has_a_rotation_between_or_no_weights_stays_as_it_is(mixer):
-    model = model_of(MIXERS[mixer])
+@pytest.mark.parametrize("mixer", [MIXERS["t2r"], MIXERS["hedgehog"], MIXERS["tnl"], LinearMixer(conv=2)])
+def test_what_has_a_rotation_or_a_filter_between_or_no_weights_stays_as_it_is(mixer):
+    model = model_of(mixer)
     assert fold(model) is model
 
 

@@ -45,6 +45,21 @@ def test_groups_cover_the_model_once_and_decay_matrices_only(arch: str) -> None:
     assert not any("_proj" in name or name.startswith(("embedding", "head")) for name in rest), rest
 
 
+def test_filters_that_begin_as_the_identity_are_not_drawn_away_from_it() -> None:
+    shape = {
+        "arch": "linearized",
+        "vocab_size": 257,
+        "d_model": 32,
+        "n_layers": 2,
+        "head_dim": 16,
+        "linear": {"conv": 4},
+    }
+    model = build_model(parse(ModelConfig, shape))
+    filters = {id(parameter) for name, parameter in model.named_parameters() if name.endswith("_conv.weight")}
+    assert len(filters) == 6
+    assert filters <= {id(parameter) for parameter in parameter_groups(model, 0.1)[1]["params"]}
+
+
 def test_weight_decay_is_decoupled_from_the_gradient() -> None:
     model = tiny("hgrn2")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

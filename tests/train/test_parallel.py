@@ -251,3 +251,5 @@ def test_sequences_are_cut_evenly_and_not_through_packed_documents(make: Make) -
         UserError, match=r"sequence_parallel = 2: model.linear.update = 'delta' reads a sequence as one"
     ):
         make(sequence_parallel=2, model={"arch": "linearized", "linear": linear})
+    with pytest.raises(UserError, match=r"sequence_parallel = 2: model.linear.conv = 4 reads a sequence as one"):
+        make(sequence_parallel=2, model={"arch": "linearized", "linear": {"conv": 4}})
