@@ -1,6 +1,5 @@
 """Every test runs on one thread, so that two pytest workers share two cores, and waits for no disk."""
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -17,7 +16,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    gc.freeze()  # what was imported stays: no collection need look at it again
 
 
 @pytest.fixture(scope="session", autouse=True)
