@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096  # logits at a time; rows are read again from L2
-WARPS = 8
+from linscale.ops.cross_entropy.kernel import BLOCK, WARPS, log_total, more
 
 
 def divergence_rows(own: Tensor, given: Tensor, targets: Tensor, share: float, write: bool) -> Tensor:
@@ -22,21 +21,6 @@ def divergence_rows(own: Tensor, given: Tensor, targets: Tensor, share: float, w
             num_warps=WARPS,
         )  # fmt: skip
     return loss
-
-
-@triton.jit
-def more(largest, total, z):
-    """Every lane keeps the largest logit that it has met and its sum of exponentials relative to that one; one that has
-    met nothing but -inf stays empty."""
-    top = tl.maximum(largest, z)
-    return top, tl.where(top > -float("inf"), total * tl.exp(largest - top) + tl.exp(z - top), 0.0)
-
-
-@triton.jit
-def log_total(largest, total):
-    """The logarithm of what all lanes have met."""
-    top = tl.max(largest, 0)
-    return top + tl.log(tl.sum(tl.where(largest > -float("inf"), total * tl.exp(largest - top), 0.0), 0))
 
 
 @triton.jit
