@@ -28,7 +28,8 @@ from linscale.checkpoint.tensors import MODEL, model_tensors
 from linscale.config import UserError, fingerprint, parse, to_dict
 from linscale.data.tokenizer import Tokenizer
 from linscale.models import LanguageModelConfig, LinearizedConfig, LinearMixer, LlamaConfig, build_model
-from linscale.models.linearized import LinearAttention, new_parameters
+from linscale.models.linearized import new_parameters
+from linscale.models.linearized_mixer import LinearAttention
 from linscale.run_folder import CHECKPOINTS, CONFIG, read_json
 
 PADDING = 0.1  # of the embedding's rows, that a tokenizer may leave unused: released models have up to 3%

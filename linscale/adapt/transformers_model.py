@@ -19,7 +19,7 @@ from linscale.adapt.transformers_past import Past
 from linscale.config import parse
 from linscale.layers import ToeplitzEncoding
 from linscale.models import LanguageModel, ModelConfig, State, build_model
-from linscale.models.linearized import LinearAttention
+from linscale.models.linearized_mixer import LinearAttention
 from linscale.models.tnl import TNLMixer
 
 

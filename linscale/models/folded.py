@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from linscale.layers import Context
 from linscale.layers.feature_map import DenseFeatures, HeadFeatures
 from linscale.models.language_model import LanguageModel
-from linscale.models.linearized import LinearAttention, Linearized, LinearizedConfig
+from linscale.models.linearized import Linearized, LinearizedConfig
+from linscale.models.linearized_mixer import LinearAttention
 
 
 class FoldedAttention(LinearAttention):

@@ -15,7 +15,8 @@ from linscale.models import CONFIGS, MIXERS, LinearizedConfig, LinearMixer, Llam
 from linscale.models.cosformer2 import CosFormer2Config, CosFormer2Mixer
 from linscale.models.count import flops_per_token
 from linscale.models.hgrn2 import HGRN2Config, HGRN2Mixer
-from linscale.models.linearized import LinearAttention, fixed_decay, new_parameters
+from linscale.models.linearized import new_parameters
+from linscale.models.linearized_mixer import LinearAttention, fixed_decay
 from linscale.ops import decay_attention
 from linscale.ops.backend import Choice
 from linscale.ops.delta_rule.passes import forward_pass
