@@ -12,13 +12,13 @@ import tyro
 
 from linscale.adapt.supra import convert, linearized_config, read_teacher
 from linscale.cli.output import Json, ProgressBar, duration, file_size, print_json, print_note, print_table
+from linscale.cli.ranks import joined
 from linscale.config import UserError, amount, human, parse, to_dict
-from linscale.distributed import Ranks, cores, join_ranks, limit_threads, sigterm_noted
+from linscale.distributed import Ranks, sigterm_noted
 from linscale.models import MIXERS
 from linscale.models.count import count_parameters
 from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.recipe import Recipe, load_recipe
-from linscale.train.settings import resolve_device
 
 
 def linearize(
@@ -123,14 +123,7 @@ def _sensitivity(recipe: Recipe, out: Path, json: bool) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, out: Path, json: bool) -> None:
-    settings = recipe.stage_config(0, out, out)
-    with contextlib.ExitStack() as stack:
-        try:
-            cuda = resolve_device(settings.device) == "cuda"
-            ranks = stack.enter_context(join_ranks(settings.sequence_parallel, cuda=cuda))
-        except ValueError as error:
-            raise UserError(f"train.{error}") from None
-        limit_threads(max(1, cores() // ranks.local_size))
+    with joined(recipe.stage_config(0, out, out)) as ranks:
         status = _follow(recipe, folder, out, ranks)
     if not ranks.first:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,10 +9,10 @@ from typing import Annotated, Any
 import tyro
 
 from linscale.cli.output import Json, ProgressBar, duration, print_json, print_table
-from linscale.config import UserError, human, load_toml
-from linscale.distributed import Ranks, cores, join_ranks, limit_threads, sigterm_noted
+from linscale.cli.ranks import joined
+from linscale.config import human, load_toml
+from linscale.distributed import Ranks, sigterm_noted
 from linscale.train.config import RunConfig
-from linscale.train.settings import resolve_device
 from linscale.train.trainer import train as train_run
 
 
@@ -32,13 +31,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], *, out: Path | None = N
     """
     run: RunConfig = load_toml(config, RunConfig)
     folder = out or Path("runs") / run.name
-    device = resolve_device(run.train.device)
-    with contextlib.ExitStack() as stack:
-        try:
-            ranks = stack.enter_context(join_ranks(run.train.sequence_parallel, cuda=device == "cuda"))
-        except ValueError as error:
-            raise UserError(f"train.{error}") from None
-        limit_threads(max(1, cores() // ranks.local_size))
+    with joined(run.train) as ranks:
         status = _train(run, folder, ranks)
     if not ranks.first:
         return
