@@ -178,6 +178,16 @@ def delta_walk_kernel(
 
 
 @triton.jit
+def queries(
+    q, k, first, steps, live, past, triangle, scale, K: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """q * exp G (C, BK) of a chunk, and its scores tril(D * q kᵀ) (C, C); both times scale."""
+    q_tile = tile(q, first, steps, live, 0, K, BK) * scale
+    k_tile = tile(k, first, steps, live, 0, K, BK)
+    return q_tile * past[:, None], tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * triangle
+
+
+@triton.jit
 def output_kernel(
     q, k, g, reads, written, met, o,
     B, T, scale,
@@ -187,10 +197,7 @@ def output_kernel(
     """o = tril(D * q kᵀ) u + (q * exp G) S,  u = T β v - W S."""
     number, first, steps, live = place(B, T, H, C)
     past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
-    q_tile = tile(q, first, steps, live, 0, K, BK) * scale
-    k_tile = tile(k, first, steps, live, 0, K, BK)
-    scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * triangle
-    q_past = q_tile * past[:, None]
+    q_past, scores = queries(q, k, first, steps, live, past, triangle, scale, K, BK, PRECISION)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
@@ -210,11 +217,9 @@ def inflow_kernel(
     """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do."""
     number, first, steps, live = place(B, T, H, C)
     past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
-    q_tile = tile(q, first, steps, live, 0, K, BK) * scale
-    k_tile = tile(k, first, steps, live, 0, K, BK)
+    q_past, scores = queries(q, k, first, steps, live, past, triangle, scale, K, BK, PRECISION)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
-    scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * triangle
-    query = q_tile * past[:, None] - tl.dot(scores, reads_tile, input_precision=PRECISION)
+    query = q_past - tl.dot(scores, reads_tile, input_precision=PRECISION)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
         keep(dupdate, tl.dot(tl.trans(query), do_tile, input_precision=PRECISION), number, part, K, V, BK, BV)
