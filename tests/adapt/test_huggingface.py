@@ -1,7 +1,6 @@
 """Hugging Face folders against transformers and safetensors: same bits, same logits, all else refused by name."""
 
 import json
-import math
 import re
 import shutil
 import struct
@@ -323,39 +322,13 @@ STORIES = [ROOT / "data/models/stories260K", ROOT.parent / "shared/data/models/s
 
 
 def stories_folder(source, folder):
-    """The 260K model of llama2.c (a header of seven integers, then matrices of all layers) as transformers saves it."""
-    data = (source / "stories260K.bin").read_bytes()
-    width, inner, layers, heads, kv_heads, vocabulary, length = struct.unpack("7i", data[:28])
-    values = torch.frombuffer(bytearray(data[28:]), dtype=torch.float32)
-    kv_width, place = width // heads * kv_heads, 0
-
-    def take(*shape):
-        nonlocal place
-        count = math.prod(shape)
-        place += count
-        return values[place - count : place].view(shape)
-
-    def halves(x, n):  # llama2.c turns neighbours, released weights turn halves
-        return x.view(n, -1, 2, width).transpose(1, 2).reshape(-1, width)
-
-    parts = {"model.embed_tokens.weight": take(vocabulary, width)}
-    shapes = {
-        "input_layernorm": (width,), "self_attn.q_proj": (width, width), "self_attn.k_proj": (kv_width, width),
-        "self_attn.v_proj": (kv_width, width), "self_attn.o_proj": (width, width), "post_attention_layernorm": (width,),
-        "mlp.gate_proj": (inner, width), "mlp.down_proj": (width, inner), "mlp.up_proj": (inner, width),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        for layer, x in enumerate(take(layers, *shape)):
-            turned = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
-            parts[f"model.layers.{layer}.{name}.weight"] = halves(x, turned) if turned else x
-    parts["model.norm.weight"] = take(width)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, rms_norm_eps=1e-5,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+    """The 260K model of llama2.c as transformers saves it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments/linearize"))
+        from llama2c_folder import read_model
+    config, parts = read_model(source / "stories260K.bin")
     with torch.device("meta"):
-        theirs = transformers.LlamaForCausalLM(config)
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
     theirs.load_state_dict(parts, strict=False, assign=True)
     theirs.tie_weights()
     theirs.save_pretrained(folder)
