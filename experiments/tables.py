@@ -15,7 +15,8 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     law              of NAME.json, a copy of the fits.json of a study with `law = "pac"`: exponents, and where they lie
     smallest         of the same: the smallest size that is good enough for each amount of text
 
-Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone.
+Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone. Runs that
+were stopped behind half their steps count as they stood, and the column of seeds tells how far they came: "3 (to 96%)".
 """
 
 from __future__ import annotations
@@ -51,12 +52,19 @@ def mean(values: Iterable[float | None], form: str = ".4f") -> str:
 
 
 def by_arm(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of each arm, finished ones alone."""
+    """Rows of each arm: finished ones, and those stopped behind half their steps. To leave these out would favour arms
+    some of whose runs end early because they have learnt the task."""
     arms: dict[str, list[Row]] = {}
     for row in rows:
-        if row["state"] == "done":
+        if row["state"] == "done" or (row["validation"] and row["step"] >= row["steps"] / 2):
             arms.setdefault(row["arm"], []).append(row)
     return arms
+
+
+def seeds(rows: list[Row]) -> str:
+    """How many, and how far those came that were stopped."""
+    stopped = [f"{row['step'] / row['steps']:.0%}" for row in rows if row["state"] != "done"]
+    return str(len(rows)) + (f" (to {', '.join(stopped)})" if stopped else "")
 
 
 def best(row: Row, metric: str) -> float:
@@ -68,7 +76,7 @@ def best(row: Row, metric: str) -> float:
 def loss(rows: list[Row]) -> Table:
     head = ("arm", "parameters", "MFLOPs a token", "seeds", "best validation loss", "last")
     return [head, *(
-        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.1f}", str(len(each)),
+        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.1f}", seeds(each),
          mean(best(row, "loss") for row in each), mean(row["validation"][-1]["loss"] for row in each))
         for arm, each in by_arm(rows).items()
     )]  # fmt: skip
@@ -77,7 +85,7 @@ def loss(rows: list[Row]) -> Table:
 def accuracy(rows: list[Row]) -> Table:
     head = ("arm", "parameters", "MFLOPs a token", "seeds", "best accuracy", "last", "best validation loss")
     return [head, *(
-        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.2f}", str(len(each)),
+        (arm, f"{each[0]['params']:,}", f"{each[0]['flops_per_token'] / 1e6:.2f}", seeds(each),
          mean((best(row, "accuracy") for row in each), ".2%"),
          mean((row["validation"][-1]["accuracy"] for row in each), ".2%"), mean(best(row, "loss") for row in each))
         for arm, each in by_arm(rows).items()
@@ -96,7 +104,7 @@ def copying(rows: list[Row]) -> Table:
         "until mastered",
     )
     return [head, *(
-        (arm, f"{each[0]['params']:,}", str(len(each)),
+        (arm, f"{each[0]['params']:,}", seeds(each),
          mean((row["validation"][-1]["accuracy"] for row in each), ".2%"),
          mean((best(row, "accuracy") for row in each), ".2%"),
          mean((row["step"] * row["sequences"] for row in each), ",.0f"),
@@ -137,8 +145,9 @@ def _short(refused: str) -> str:
 def alpha(rows: list[Row]) -> Table:
     table: Table = [("arm", "layer", "alpha, mean over channels or heads", "lowest", "highest", "gain of the norm")]
     for arm, each in by_arm(rows).items():
-        for layer in range(max(len(row["alpha"]) for row in each)):
-            found = [row["alpha"][layer] for row in each]
+        known = [row["alpha"] for row in each if "alpha" in row]  # of finished ones
+        for layer in range(max(map(len, known), default=0)):
+            found = [each_alpha[layer] for each_alpha in known]
             names = ("mean", "low", "high", "gain")
             table.append((arm, str(layer), *(mean((one.get(name) for one in found), ".3f") for name in names)))
     return table
