@@ -15,8 +15,9 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     law              of NAME.json, a copy of the fits.json of a study with `law = "pac"`: exponents, and where they lie
     smallest         of the same: the smallest size that is good enough for each amount of text
 
-Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone. Runs that
-were stopped behind half their steps count as they stood, and the column of seeds tells how far they came: "3 (to 96%)".
+Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone. Runs
+that were stopped behind half their steps count as they stood, and the column of seeds tells how far they came: "3 (to
+96%)".
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Forward and backward pass as one CUDA graph: a step of thousands of short kernels costs the host one launch.
 
 Where windows or layers are small, the host that launches them is what a GPU waits for. A graph is of one shape; when
-batches have another, as in a curriculum, it is recorded anew and the one before is let go.
+batches have another, as in a curriculum, it is recorded anew and the one before is let go. A recording that fails is
+tried once more.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ class Captured:
         self._replay, self._gradients, self._loss = None, [], torch.empty(0)
         device = self._parameters[0].device
         self._tokens, self._targets = batch.tokens.to(device, copy=True), batch.targets.to(device, copy=True)
-        self._replay, self._loss = self._record(self._pass)
+        try:
+            self._replay, self._loss = self._record(self._pass)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # where something was compiled as late as in the recorded pass; it is there now
+            self._replay, self._loss = self._record(self._pass)
         self._gradients = [parameter.grad for parameter in self._parameters]
 
     def _pass(self) -> Tensor:
@@ -96,6 +102,13 @@ def on_cuda(function: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     graph = torch.cuda.CUDAGraph()
     # On the same stream: what autograd keeps of a parameter belongs to the stream that it was first used on.
     # "thread_local": the thread that pins batches in memory goes on meanwhile.
-    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-        result = function()
+    try:
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            result = function()
+    except RuntimeError:
+        # The generator would wait for this recording to end, and refuse to draw, for as long as the process lives.
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        torch.cuda.set_rng_state(random)
+        raise
     return graph.replay, result

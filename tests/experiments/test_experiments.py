@@ -105,7 +105,14 @@ def test_why_a_length_was_refused_is_one_clause(scripts: Any) -> None:
     refused = (
         "a text of 72 tokens: the table of positions has 40 rows (model.recurrence.table), and a text cannot be longer"
     )
-    row = {"arm": "a", "state": "done", "step": 1, "steps": 1, "validation": [{"accuracy": 1.0}], "lengths": {"64": {"refused": refused}}}
+    row = {
+        "arm": "a",
+        "state": "done",
+        "step": 1,
+        "steps": 1,
+        "validation": [{"accuracy": 1.0}],
+        "lengths": {"64": {"refused": refused}},
+    }
     assert tables.lengths([row])[1][2] == "a text of 72 tokens: the table of positions has 40 rows"
 
 
@@ -116,7 +123,16 @@ def test_runs_that_were_stopped_late_count_and_are_told(scripts: Any) -> None:
     late, early = ({**done, "state": "stopped", "step": step, "looks": []} for step in (75, 49))
     late["validation"] = [{"accuracy": 0.5}]
     (row,) = tables.copying([done, late, early])[1:]
-    assert row == ("a", "7", "2 (to 75%)", "75.00% ± 317.66%", "75.00% ± 317.66%", "115 ± 445", "80 (1 of 2)", "80 (1 of 2)")
+    assert row == (
+        "a",
+        "7",
+        "2 (to 75%)",
+        "75.00% ± 317.66%",
+        "75.00% ± 317.66%",
+        "115 ± 445",
+        "80 (1 of 2)",
+        "80 (1 of 2)",
+    )
 
 
 def test_the_interval_is_students(scripts: Any) -> None:

@@ -42,6 +42,28 @@ class Recorder:
         return replay, result
 
 
+def test_a_recording_that_fails_is_tried_once_more() -> None:
+    model = nn.Linear(3, 1)
+    recorder = Recorder(model)
+    failures = [RuntimeError("operation failed due to a previous error during capture")]
+
+    def flaky(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], Any], torch.Tensor]:
+        if failures:
+            raise failures.pop()
+        return recorder(function)
+
+    def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (model(tokens) - targets).square().mean()
+
+    batch = Batch(torch.randn(2, 3), torch.randn(2, 1), None)
+    assert torch.equal(Captured(model, loss_of, flaky)(batch), loss_of(batch.tokens, batch.targets))
+    for given in ([RuntimeError("again"), RuntimeError("first")], [torch.OutOfMemoryError("too large")]):
+        failures[:] = given
+        with pytest.raises(RuntimeError, match=r"again|too large"):
+            Captured(model, loss_of, flaky)(batch)
+        assert not failures
+
+
 def test_a_recorded_step_is_that_of_each_batch() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11))
