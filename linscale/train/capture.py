@@ -24,10 +24,10 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 """Records what a function does on the device: how to do it again, and its result, which lies where it lay."""
 
 
-def require_capturable(train: TrainConfig, ranks: Ranks, device: str, passes: int) -> None:
-    """Raises UserError where `train.capture` asks for what there is not."""
+def captures(train: TrainConfig, ranks: Ranks, device: str, passes: int) -> bool:
+    """What `train.capture` comes to. Raises UserError where it asks for what there is not."""
     if train.capture == "off":
-        return
+        return False
     obstacles = {
         f"the device is {device!r}, and it takes CUDA": device != "cuda",
         f"{ranks.size} ranks exchange gradients on the way": ranks.size > 1,
@@ -37,9 +37,10 @@ def require_capturable(train: TrainConfig, ranks: Ranks, device: str, passes: in
         ),
         f"a step is {passes} passes, and it holds one (train.micro_batch)": passes > 1,
     }
-    for obstacle, there in obstacles.items():
-        if there:
-            raise UserError(f"train.capture = 'on': {obstacle}; set it to 'off'")
+    found = [obstacle for obstacle, there in obstacles.items() if there]
+    if found and train.capture == "on":
+        raise UserError(f"train.capture = 'on': {found[0]}; set it to 'auto' or 'off'")
+    return not found
 
 
 class Captured:

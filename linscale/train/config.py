@@ -84,9 +84,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile every block with torch.compile, which fuses what stands between matrix products. auto: where the Triton
     kernels run."""
-    capture: Literal["on", "off"] = "off"
+    capture: Literal["auto", "on", "off"] = "off"
     """Forward and backward pass as one CUDA graph, for small models, whose kernels a host launches slower than a GPU
-    runs them. One GPU, and one pass a step."""
+    runs them. One GPU, and one pass a step. auto: where these and nothing else stand in the way."""
     activation_checkpointing: Literal["none", "cheap", "full"] = "none"
     """What the backward pass computes again instead of keeping it. cheap: all but matrix products and attention, for a
     third of the memory at a few percent of the time where blocks are compiled. full: all but what enters each block, a

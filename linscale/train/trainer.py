@@ -34,7 +34,7 @@ from linscale.models import LanguageModel
 from linscale.models.count import count_parameters, flops_per_token
 from linscale.run_folder import disk_errors, locked
 from linscale.train.agreement import tasks_of
-from linscale.train.capture import Captured, require_capturable
+from linscale.train.capture import Captured, captures
 from linscale.train.config import RunConfig, TrainConfig, checkpoint_steps
 from linscale.train.curriculum import Course, Stage
 from linscale.train.diagnose import first_bad_tensor
@@ -171,7 +171,7 @@ def open_reader(source: Source, recipe: TrainConfig, ranks: Ranks, device: str) 
             f"{alone}; start it with torchrun, a study with --executor ray --gpus-per-run"
         )
     sequences, passes = split_batch(recipe, ranks)
-    require_capturable(recipe, ranks, device, passes)
+    captures(recipe, ranks, device, passes)
     return source.reader(recipe, ranks, sequences), passes
 
 
@@ -185,7 +185,7 @@ def _build(path: Path, config: RunConfig, settings: dict[str, Any], source: Sour
     if tokenizer is not None and recipe.start is not None:
         tokenizer = find_origin(recipe.start, "train.start").tokenizer
     run = Run(path, settings, recipe, source, loader, passes, model, optimizer, ranks, objective, tokenizer)
-    if recipe.capture == "on":
+    if captures(recipe, ranks, settings["device"], passes):
         run.captured = Captured(model, partial(_loss_of, run))
     return run
 

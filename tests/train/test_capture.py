@@ -12,7 +12,7 @@ from linscale.config import UserError
 from linscale.data.loader import Batch
 from linscale.distributed import ALONE
 from linscale.run_folder import latest_records
-from linscale.train.capture import Captured, require_capturable
+from linscale.train.capture import Captured, captures
 from linscale.train.config import TrainConfig
 from linscale.train.trainer import train
 
@@ -94,18 +94,21 @@ def test_a_recorded_step_is_that_of_each_batch() -> None:
 
 def test_where_there_is_no_graph_is_said() -> None:
     recipe = {"tokens": 64, "batch_tokens": 64, "length": 32, "validation_tokens": 32}
-    require_capturable(TrainConfig(**recipe), ALONE, "cpu", 2)
-    on = TrainConfig(**recipe, capture="on")
-    require_capturable(on, ALONE, "cuda", 1)
+    assert not captures(TrainConfig(**recipe), ALONE, "cpu", 2)
+    on, auto = (TrainConfig(**recipe, capture=capture) for capture in ("on", "auto"))
+    assert captures(on, ALONE, "cuda", 1)
+    assert captures(auto, ALONE, "cuda", 1)
+    assert not captures(auto, ALONE, "cpu", 1)
+    assert not captures(auto, ALONE, "cuda", 2)
     with pytest.raises(UserError, match="the device is 'cpu'"):
-        require_capturable(on, ALONE, "cpu", 1)
+        captures(on, ALONE, "cpu", 1)
     with pytest.raises(UserError, match="a step is 2 passes"):
-        require_capturable(on, ALONE, "cuda", 2)
+        captures(on, ALONE, "cuda", 2)
     recomputed = TrainConfig(**recipe, capture="on", activation_checkpointing="full", dropout=0.1)
     with pytest.raises(UserError, match="drop out the same again"):
-        require_capturable(recomputed, ALONE, "cuda", 1)
+        captures(recomputed, ALONE, "cuda", 1)
     with pytest.raises(UserError, match=r"train\.documents"):
-        require_capturable(TrainConfig(**recipe, capture="on", documents=True), ALONE, "cuda", 1)
+        captures(TrainConfig(**recipe, capture="on", documents=True), ALONE, "cuda", 1)
 
 
 def test_a_run_with_a_curriculum_is_the_same_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +120,7 @@ def test_a_run_with_a_curriculum_is_the_same_captured(tmp_path: Path, monkeypatc
         return Captured(model, loss, recorders[-1])
 
     monkeypatch.setattr("linscale.train.trainer.Captured", captured)
-    monkeypatch.setattr("linscale.train.trainer.require_capturable", lambda *_: None)
+    monkeypatch.setattr("linscale.train.trainer.captures", lambda train, *given: train.capture == "on")
     found = []
     for capture in ("off", "on"):
         train(tmp_path / capture, run_config(capture=capture))
