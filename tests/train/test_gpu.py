@@ -12,6 +12,7 @@ from linscale.config import to_dict
 from linscale.models import CONFIGS, LlamaConfig, build_model
 from linscale.models.linearized import MIXERS, LinearizedConfig
 from linscale.run_folder import latest_records
+from linscale.train.capture import on_cuda
 from linscale.train.config import RunConfig
 from linscale.train.trainer import train
 
@@ -63,6 +64,24 @@ def test_what_is_dropped_out_differs_from_step_to_step(make: Make, tmp_path: Pat
     assert len(found.unique()) == len(found)
     again = train(tmp_path / "again", config) and losses(tmp_path / "again")
     torch.testing.assert_close(again, found, rtol=1e-3, atol=0)
+
+
+def test_a_recording_that_failed_leaves_the_generator_as_it_was() -> None:
+    """What waits for the device cannot be recorded; random numbers can be drawn again, and recorded."""
+
+    def draw(wait: bool) -> torch.Tensor:
+        x = torch.rand(4, device="cuda")
+        if wait and torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return x
+
+    torch.manual_seed(5)
+    with pytest.raises(RuntimeError):
+        on_cuda(lambda: draw(wait=True))
+    replay, drawn = on_cuda(lambda: draw(wait=False))
+    replay()
+    torch.manual_seed(5)
+    assert torch.equal(drawn, draw(wait=False))
 
 
 @pytest.mark.parametrize("arch", CONFIGS)
