@@ -15,9 +15,10 @@ anew at each call; all other text stays. Where there is no such file, or no row 
     law              of NAME.json, a copy of the fits.json of a study with `law = "pac"`: exponents, and where they lie
     smallest         of the same: the smallest size that is good enough for each amount of text
 
-Numbers over several seeds are means with the half width of their 95% interval (Student's t); of one seed alone. Runs
-that were stopped behind half their steps count as they stood, and the column of seeds tells how far they came: "3 (to
-96%)".
+Numbers over several seeds are means with the half width of their 95% interval (Student's t); those of each seed where
+there are two, or where the interval is as wide as the mean. One number is that of one seed, or of all. Runs that were
+stopped behind half their steps count as they stood, and the column of seeds tells how far they came: "3 (to 96%)".
+Alpha and accuracies at other lengths are those of finished runs.
 """
 
 from __future__ import annotations
@@ -41,15 +42,18 @@ MASTERED = 0.02  # nats of a payload token: where 99% and more are right
 
 
 def mean(values: Iterable[float | None], form: str = ".4f") -> str:
-    """Mean ± half width of the 95% interval of the mean, over seeds."""
-    found = [value for value in values if value is not None and math.isfinite(value)]
+    """Mean ± half width of the 95% interval of the mean, over three seeds or more. The values themselves of two,
+    whose interval is six times as wide as they are apart, and where it is as wide as the mean."""
+    found = [value for value in values if value is not None]
     if not found:
         return "-"
-    text = format(statistics.mean(found), form)
-    if len(found) == 1:
-        return text
-    half = stats.t.ppf(0.975, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
-    return f"{text} ± {half:{form}}"
+    if len(set(found)) == 1:
+        return format(found[0], form)
+    if len(found) > 2 and all(map(math.isfinite, found)):
+        half = stats.t.ppf(0.975, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
+        if half < abs(statistics.mean(found)) / 2:
+            return f"{statistics.mean(found):{form}} ± {half:{form}}"
+    return " / ".join(format(value, form) for value in found)
 
 
 def by_arm(rows: list[Row]) -> dict[str, list[Row]]:
@@ -165,20 +169,39 @@ def speed(rows: list[Row]) -> Table:
 
 def law(groups: list[Row]) -> Table:
     table: Table = [
-        ("", "gamma", "95% interval", "0.44 to 0.72", "1", "amounts of text", "at half and twice the tolerance")
+        (
+            "",
+            "gamma",
+            "95% interval",
+            "holds 0.44, 0.72",
+            "holds 1",
+            "amounts of text",
+            "one of them left out",
+            "at half and twice the tolerance",
+        )
     ]
     for group in groups:
         gamma = group["parameters"]["exponent"]
         low, high = gamma["low"], gamma["high"]
-        inside = {each["exponent"]: "inside" if each["inside"] else "outside" for each in group["compared"]}
+        inside = {each["exponent"]: "yes" if each["inside"] else "no" for each in group["compared"]}
         others = [each["exponent"] for each in group["sensitivity"]]
         table.append((
             group["group"], f"{gamma['value']:.2f}", "-" if low is None else f"{low:.2f} to {high:.2f}",
             "-" if low is None else f"{inside[0.44]}, {inside[0.72]}", "-" if low is None else inside[1.0],
-            str(len(group["minima"]["tokens"])),
+            str(len(group["minima"]["tokens"])), " to ".join(f"{each:.2f}" for each in _without_one(group["minima"])),
             ", ".join("-" if value is None else f"{value:.2f}" for value in (others[0], others[-1])),
         ))  # fmt: skip
     return table
+
+
+def _without_one(minima: dict[str, list[float]]) -> tuple[float, float]:
+    """The lowest and the highest exponent with one amount of text left out."""
+    points = [(math.log(d), math.log(n)) for d, n in zip(minima["tokens"], minima["params"], strict=True)]
+    slopes = [
+        statistics.linear_regression(*zip(*(points[:left] + points[left + 1 :]), strict=True)).slope
+        for left in range(len(points))
+    ]
+    return min(slopes), max(slopes)
 
 
 def smallest(groups: list[Row]) -> Table:

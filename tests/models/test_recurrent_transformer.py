@@ -73,6 +73,17 @@ def test_closed_as_published_a_step_gives_what_the_text_so_far_gives():
         torch.testing.assert_close(output.logits[:, -1], expected, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("closing", ["published", "uniform"])
+@pytest.mark.parametrize(("alpha", "form"), [(0.0, "fixed"), (0.5, "learned"), (0.3, "gated")])
+def test_no_token_reaches_one_before_it(alpha, form, closing):
+    model = model_of(alpha=alpha, alpha_form=form, n_layers=2, **{**PUBLISHED, "closing": closing})
+    text = text_of(19).repeat(19, 1)
+    changed = text + torch.eye(19, dtype=torch.long)  # row t differs in token t
+    moved = (model(text).logits - model(changed % 30).logits).abs().amax(-1)
+    assert moved.tril(-1).max() == 0
+    assert moved.diagonal().min() > 1e-6
+
+
 def test_causality_and_reach():
     """A change reaches the last block through the left state, where windows alone, with alpha = 0, reach as far."""
     model, text = model_of(alpha=0.5, alpha_form="fixed", **PUBLISHED), text_of(20)

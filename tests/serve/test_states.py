@@ -5,6 +5,8 @@ import json
 import shutil
 import threading
 
+import pytest
+
 from linscale.generate.sample import sample
 from linscale.generate.session import Session
 from linscale.generate.state_store import StateStore
@@ -12,6 +14,18 @@ from linscale.serve import saved_states
 from tests.serve.conftest import BYTES, serving, tiny
 
 TEXT = "It was the best of times, it was the worst of times. "
+
+
+@pytest.mark.parametrize("arch", ["recurrent_transformer", "llama"])
+def test_texts_and_states_of_the_other_kinds_of_memory(arch, tmp_path):
+    """A window that slides, across the end of its block of 64 tokens; keys and values of all tokens."""
+    model = tiny(arch)
+    with serving(tmp_path, model) as server:
+        whole = sample(model, BYTES, TEXT, max_tokens=40, temperature=0)
+        assert server.complete(TEXT, max_tokens=40) == whole
+        assert server.post("/v1/states", name="times", text=TEXT).status_code == 201
+        answer = server.post("/v1/completions", state="times", temperature=0, max_tokens=40).json()
+        assert answer["choices"][0]["text"] == whole
 
 
 def test_a_state_is_created_listed_forked_deleted_and_gone_on_from(server, model, names):
