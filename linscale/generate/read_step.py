@@ -1,7 +1,7 @@
 """A decoding step for models that have none of their own: `LanguageModel.read` on all slots at once.
 
 It computes every row whether it is active or not, keeps the states of those that are not, and launches whatever the
-model's own code launches: no graph is captured of it.
+model's own code launches: many small kernels, for linearized models in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from linscale.generate.packing import can_pack
 from linscale.generate.step import DecodingStep
 from linscale.layers.softmax_attention import KeyValues
-from linscale.models import LanguageModel, State
+from linscale.models import LanguageModel, Linearized, State
 from linscale.models.count import state_shape
 from linscale.ops.decode import plain
 
@@ -40,7 +40,8 @@ class ReadStep(DecodingStep):
 
     @property
     def captures(self) -> bool:
-        return False
+        """A recurrent transformer asks the device where its texts stand."""
+        return self.tokens.is_cuda and isinstance(self.model, Linearized)
 
     def _attention_scratch(self) -> None:
         """Softmax layers work in none."""
