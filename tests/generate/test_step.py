@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linscale.generate.read_step import ReadStep
+from linscale.generate.slots import _captured
 from linscale.generate.step import DecodingStep
 from linscale.generate.steps import decoding_step
 from linscale.generate.window_step import WindowStep
@@ -192,6 +193,26 @@ def test_steps_of_linearized_models_wait_for_nothing(mixer, softmax_layers):
     with Watched() as watched:
         step.run()
     assert not any("lift_fresh" in name or "_local_scalar" in name for name in watched.seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("softmax_layers", [(), (1,)])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_captured_steps_of_linearized_models_are_those_of_their_launches(mixer, softmax_layers):
+    shape = {"vocab_size": VOCABULARY, "d_model": 64, "head_dim": 32, "n_kv_heads": 1, "d_ff": 40, "n_layers": 3}
+    config = LinearizedConfig(**shape, linear=MIXERS[mixer], softmax_layers=list(softmax_layers))
+    model = build_model(config).eval().cuda()
+    launched, captured = step_of(model, 3), step_of(model, 3)
+    assert captured.captures
+    graph, _ = _captured(captured.run)  # no row is active
+    tokens = torch.randint(VOCABULARY, (12, 3), device="cuda")
+    for number, column in enumerate(tokens):
+        for step, run in ((launched, launched.run), (captured, graph.replay)):
+            step.active.copy_(torch.tensor([1, number % 3, 1]).clamp(max=1))
+            step.tokens.copy_(column)
+            run()
+        torch.testing.assert_close(captured.logits, launched.logits, rtol=1e-5, atol=1e-5)
+    assert captured.positions.tolist() == launched.positions.tolist()
 
 
 def test_texts_with_a_longest_length_are_stepped_by_the_forward_pass():
