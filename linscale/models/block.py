@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -32,6 +32,16 @@ class Block(nn.Module):
             return x + self.mlp(self.mlp_norm(x)), state
         x = x + dropout(y, self.dropout)
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout), state
+
+    def watch(self, x: Tensor, context: Context, before: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of texts that start afresh; and beside x, what enters the mixer (B, T, D) and what `mix` gives of
+        it."""
+        entered, mixer = self.mixer_norm(x), cast(Any, self.mixer)
+        left = Block.mix(
+            self, entered, context, before
+        )  # sharded blocks let go of their weights behind their own `mix`
+        x = x + (mixer.o_proj(left) if before else left)
+        return x + self.mlp(self.mlp_norm(x)), entered, left
 
     def mix(self, x: Tensor, context: Context, before: bool) -> Tensor:
         """What the mixer makes of texts that start afresh, of what enters it behind its norm, x (B, T, D): what it adds

@@ -206,18 +206,27 @@ class LanguageModel(nn.Module):
         blocks: list[Any] = list(self.blocks)
         return [block.mix(x, of, before) for block, x, of in zip(blocks, entered, own, strict=True)]
 
+    def watch(
+        self, tokens: Tensor, cu_seqlens: Tensor | None = None, *, before: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What enters and what leaves each mixer while tokens are read, (B, T, D) a layer: see `Block.watch`."""
+        context, shared = self._context(tokens, None, cu_seqlens), self.shared()
+        x, _ = self._enter(tokens, None, context, cu_seqlens)
+        blocks: list[Any] = list(self.blocks)
+        entered, left = [], []
+        for layer, block in enumerate(blocks):
+            own = context if shared is None else replace(context, shared=shared[layer])
+            x, one, other = block.watch(x, own, before)
+            entered.append(one)
+            left.append(other)
+        return entered, left
+
     def read(
         self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """`forward` up to the head: what `logits` takes, (B, T, D), and the new state."""
         context, shared = self._context(tokens, state, cu_seqlens), self.shared()
-        x = self.embed(tokens, context)
-        encoder_state = None
-        if self.position_encoder is not None:
-            x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens, self.piece)
-        x = x.to(autocast_dtype(x.device) or x.dtype)
-        if self.dropout and self.training:
-            x = dropout(x, self.dropout)
+        x, encoder_state = self._enter(tokens, state, context, cu_seqlens)
         states = []
         for layer, block in enumerate(self.blocks):
             own = context if shared is None else replace(context, shared=shared[layer])
@@ -225,6 +234,16 @@ class LanguageModel(nn.Module):
             states.append(after)
         read = tokens.shape[1] if cu_seqlens is None else cu_seqlens.diff()
         return self.norm(x), State(context.start + read, encoder_state, tuple(states))
+
+    def _enter(
+        self, tokens: Tensor, state: State | None, context: Context, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the first layer reads (B, T, D), and the state of a position encoder behind it."""
+        x, encoder_state = self.embed(tokens, context), None
+        if self.position_encoder is not None:
+            x, encoder_state = self.position_encoder(x, state.embedding if state else None, cu_seqlens, self.piece)
+        x = x.to(autocast_dtype(x.device) or x.dtype)
+        return dropout(x, self.dropout) if self.dropout and self.training else x, encoder_state
 
     def logits(self, x: Tensor) -> Tensor:
         """The head on some of what `read` returns: (..., D) -> (..., vocab)."""

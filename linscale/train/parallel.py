@@ -68,7 +68,7 @@ def build_teacher(path: Path, train: TrainConfig, ranks: Ranks, device: str, pre
     where one rank holds them all those of products in `precision`."""
     assert train.teacher is not None
     recipe = replace(train, dropout=0.0, activation_checkpointing="none")
-    watched = train.teacher.loss == "attention"  # and inside a compiled block nobody can watch
+    way = "watch" if train.teacher.loss == "attention" else "forward"
     if ranks.size == 1:
         model = checkpoint.load_model(path).float().to(device)
         for module in model.modules() if precision == "bf16" else ():
@@ -78,8 +78,7 @@ def build_teacher(path: Path, train: TrainConfig, ranks: Ranks, device: str, pre
         with torch.device("meta"):
             model = build_model(checkpoint.model_config(path))
     model.requires_grad_(False).eval()
-    if not watched:
-        _wrap_blocks(model, recipe, device, "forward")
+    _wrap_blocks(model, recipe, device, way)
     if ranks.size > 1:
         _shard(model, ranks, device, precision)
         model.to_empty(device=device)
@@ -195,9 +194,10 @@ def _shard(model: LanguageModel, ranks: Ranks, device: str, precision: str) -> N
     for block in model.blocks:
         exact = any(isinstance(module, LRPE | DecayGate | ForgetGate) for module in block.modules())
         fully_shard(block, mesh=mesh, mp_policy=full if exact or precision == "fp32" else half)
-        register_fsdp_forward_method(block, "mix")
+        for way in ("mix", "watch"):
+            register_fsdp_forward_method(block, way)
     fully_shard(model, mesh=mesh, mp_policy=full)
-    for way in ("mix", "read_into"):
+    for way in ("mix", "watch", "read_into"):
         register_fsdp_forward_method(model, way)
     if ranks.pieces > 1:
         model.piece = Piece(ranks.piece, ranks.pieces, ranks.row)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linscale.models import LanguageModel
 
@@ -22,14 +22,7 @@ class Seen(NamedTuple):
 @torch.no_grad()
 def observe(teacher: LanguageModel, tokens: Tensor, cu_seqlens: Tensor | None, *, before: bool) -> Seen:
     """What enters and leaves every mixer, in one pass; `before`: before its o_proj."""
-    seen = Seen([], [])
-    handles = [handle for block in teacher.blocks for handle in _watch(block.get_submodule("mixer"), seen, before)]
-    try:
-        teacher.read_into(_nothing, tokens, cu_seqlens)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return Seen(*teacher.watch(tokens, cu_seqlens, before=before))
 
 
 @torch.no_grad()
@@ -42,18 +35,3 @@ def read(teacher: LanguageModel, tokens: Tensor, cu_seqlens: Tensor | None) -> t
         return x
 
     return teacher.read_into(keep, tokens, cu_seqlens), weights[0]
-
-
-def _nothing(x: Tensor, weight: Tensor) -> Tensor:
-    return x
-
-
-def _watch(mixer: nn.Module, seen: Seen, before: bool) -> list[torch.utils.hooks.RemovableHandle]:
-    def enters(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.entered.append(inputs[0])
-
-    def leaves(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
-        seen.left.append(inputs[0] if before else output[0])
-
-    last = mixer.get_submodule("o_proj").register_forward_pre_hook(leaves) if before else None
-    return [mixer.register_forward_pre_hook(enters), last or mixer.register_forward_hook(leaves)]
