@@ -5,16 +5,42 @@ Sequences are cut into N chunks of C steps. But for the walk, a program does one
 chip; chunks are numbered (n B + row) H + head. q, k, v, beta, g are (B, T, H, ...), what passes between kernels is
 (N, B, H, ...), all contiguous. Steps beyond T have β = 0 and g = 0: the state passes them.
 
+Factors of rows and columns stand beside products, not in their operands, where they can: q and k go to the matrix units
+as they came, from one copy on chip, and are not rounded again.
+
 Constants of a kernel, by name everywhere:
     DECAYS    g is given
-    PRECISION input_precision of products
+    DOT       dtype of the operands of products, and of what is kept for nothing else; sums are float32
+    PRECISION input_precision of products of float32 operands
 """
 
 import triton
 import triton.language as tl
 
+from linscale.ops.decay_attention.kernels.common import BF16
+
 FLOOR = tl.constexpr(-80.0)  # exp(-80) = 2e-35: nothing next to 1
 EXACT = tl.constexpr("tf32x3")  # three tf32 products: the digits of float32
+BLOCK = tl.constexpr(16)  # rows of the blocks on the diagonal that are inverted step by step
+
+
+@triton.jit
+def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a b, of operands rounded to DOT."""
+    OPERAND: tl.constexpr = BF16 if DOT == tl.bfloat16 else DOT  # Triton's interpreter multiplies no bf16
+    return tl.dot(a.to(DOT).to(OPERAND), b.to(DOT).to(OPERAND), input_precision=PRECISION)
+
+
+@triton.jit
+def exact_product(a, b, DOT: tl.constexpr):
+    """a b of float32 matrices: to float32's digits, or to 16 bits where all else is bf16."""
+    if DOT == tl.bfloat16:
+        high, above = a.to(DOT), b.to(DOT)
+        low, under = a - high.to(tl.float32), b - above.to(tl.float32)
+        result = product(low, above, DOT, EXACT) + product(high, under, DOT, EXACT)
+        return result + product(high, above, DOT, EXACT)
+    else:
+        return tl.dot(a, b, input_precision=EXACT)
 
 
 @triton.jit
@@ -31,10 +57,10 @@ def place(B, T, H: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def tile(x, first, steps, live, part, WIDTH: tl.constexpr, BW: tl.constexpr):
-    """(C, BW) float32 of x (B, T, H, WIDTH), columns from part BW on."""
+    """(C, BW) of x (B, T, H, WIDTH), columns from part BW on."""
     wide = part * BW + tl.arange(0, BW)
     at = (first + steps)[:, None] * WIDTH + wide[None, :]
-    return tl.load(x + at, mask=live[:, None] & (wide < WIDTH)[None, :], other=0.0).to(tl.float32)
+    return tl.load(x + at, mask=live[:, None] & (wide < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit
@@ -63,7 +89,7 @@ def fetch(x, number, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BR: tl.con
 @triton.jit
 def keep(x, value, number, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
     at, inside = matrix(number, part, ROWS, COLUMNS, BR, BC)
-    tl.store(x + at, value, mask=inside)
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -90,18 +116,31 @@ def strict(triangle, C: tl.constexpr):
 
 
 @triton.jit
-def unit_lower_inverse(a, C: tl.constexpr, LEVELS: tl.constexpr):
-    """(I + A)⁻¹ as inverse.py has it, every block in its place in (C, C): X <- X - X Y X, where Y joins neighbours."""
+def unit_lower_inverse(a, C: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr):
+    """(I + A)⁻¹ as inverse.py has it, from blocks of 16 on: X <- X - X Y X in (C, C), where Y joins neighbours.
+
+    The blocks of 16 are inverted side by side, by elimination in registers, a column at a time. Like the rest it
+    multiplies only what is an inverse itself or a block of A.
+    """
+    BLOCKS: tl.constexpr = C // BLOCK
     rows = tl.arange(0, C)
-    near = (rows[:, None] // 2 == rows[None, :] // 2) & (rows[:, None] > rows[None, :])
-    inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0) - tl.where(near, a, 0.0)
-    for level in tl.static_range(1, LEVELS):
+    within = tl.arange(0, BLOCK)
+    beside = rows[:, None] // BLOCK == rows[None, :] // BLOCK
+    own = tl.sum(tl.reshape(tl.where(beside, a, 0.0), (BLOCKS, BLOCK, BLOCKS, BLOCK)), 2)
+    small = tl.where(within[:, None] == within[None, :], 1.0, 0.0)[None, :, :] + tl.zeros_like(own)
+    for step in tl.static_range(BLOCK - 1):
+        column = tl.sum(tl.where((within == step)[None, None, :], own, 0.0), 2)
+        row = tl.sum(tl.where((within == step)[None, :, None], small, 0.0), 1)
+        small -= column[:, :, None] * row[:, None, :]
+    spread = tl.broadcast_to(small[:, :, None, :], (BLOCKS, BLOCK, BLOCKS, BLOCK))
+    inverse = tl.where(beside, tl.reshape(spread, (C, C)), 0.0)
+    for level in tl.static_range(4, LEVELS):
         size = 1 << level
         joins = (rows[:, None] // (2 * size) == rows[None, :] // (2 * size)) & (
             rows[:, None] // size > rows[None, :] // size
         )
-        below = tl.dot(tl.where(joins, a, 0.0), inverse, input_precision=EXACT)
-        inverse -= tl.dot(inverse, below, input_precision=EXACT)
+        below = exact_product(tl.where(joins, a, 0.0), inverse, DOT)
+        inverse -= exact_product(inverse, below, DOT)
     return inverse
 
 
@@ -110,28 +149,28 @@ def prepare_kernel(
     k, v, beta, g, transition, update, decay, reads, written, inverse,
     B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    LEVELS: tl.constexpr, DECAYS: tl.constexpr, PRECISION: tl.constexpr,
+    LEVELS: tl.constexpr, DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a chunk does to the state, and (I + A)⁻¹, W and T β v."""
     number, first, steps, live = place(B, T, H, C)
     past, future, whole, triangle = decays(g, first, steps, live, C, DECAYS)
     if DECAYS:
         tl.store(decay + number, whole)
-    k_tile = tile(k, first, steps, live, 0, K, BK)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
-    near = tl.dot(k_tile, tl.trans(k_tile), input_precision=EXACT) * strict(triangle, C)
-    inverse_tile = unit_lower_inverse(write[:, None] * near, C, LEVELS)
+    near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(triangle, C)
+    inverse_tile = unit_lower_inverse(write[:, None] * near, C, LEVELS, DOT)
     keep(inverse, inverse_tile, number, 0, C, C, C, C)
     weights = inverse_tile * write[None, :]
-    k_future = tl.trans(k_tile * future[:, None])
-    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        v_tile = tile(v, first, steps, live, part, V, BV)
-        written_tile = tl.dot(weights, v_tile, input_precision=PRECISION)
-        keep(written, written_tile, number, part, C, V, C, BV)
-        keep(update, tl.dot(k_future, written_tile, input_precision=PRECISION), number, part, K, V, BK, BV)
-    reads_tile = tl.dot(weights * past[None, :], k_tile, input_precision=PRECISION)
+    reads_tile = product(weights * past[None, :], k_tile, DOT, PRECISION)
     keep(reads, reads_tile, number, 0, C, K, C, BK)
-    keep(transition, -tl.dot(k_future, reads_tile, input_precision=PRECISION), number, 0, K, K, BK, BK)
+    turn = -product(tl.trans(k_tile), reads_tile * future[:, None], DOT, PRECISION)
+    keep(transition, turn, number, 0, K, K, BK, BK)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        written_tile = product(weights, tile(v, first, steps, live, part, V, BV), DOT, PRECISION)
+        keep(written, written_tile, number, part, C, V, C, BV)
+        gain = product(tl.trans(k_tile), written_tile * future[:, None], DOT, PRECISION)
+        keep(update, gain, number, part, K, V, BK, BV)
 
 
 @triton.jit
@@ -139,7 +178,7 @@ def delta_walk_kernel(
     update, transition, decay, state, cu_chunks, met, final,
     chunks, B,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DECAYS: tl.constexpr,
-    PACKED: tl.constexpr, BACKWARDS: tl.constexpr, STAGES: tl.constexpr,
+    PACKED: tl.constexpr, BACKWARDS: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """`walk`, one program a (sequence, head, BV columns of the state): columns do not mix. PACKED: B = 1, and document
     d has the chunks from cu_chunks[d] on."""
@@ -166,25 +205,31 @@ def delta_walk_kernel(
         at = (tl.cast(n, tl.int64) * B + row) * H + head
         turn = tl.load(transition + at * K * K + wide[:, None] * K + wide[None, :], mask=in_matrix, other=0.0)
         kept = tl.load(update + at * K * V + inside, mask=known, other=0.0)
-        tl.store(met + at * K * V + inside, now, mask=known)
+        tl.store(met + at * K * V + inside, now.to(met.dtype.element_ty), mask=known)
         if DECAYS:
             kept += tl.load(decay + at) * now
         else:
             kept += now
         if BACKWARDS:
             turn = tl.trans(turn)
-        now = tl.dot(turn, now, kept, input_precision=EXACT)
+        now = kept + exact_turn(turn, now, DOT)
     tl.store(final + own + inside, now, mask=known)
 
 
 @triton.jit
-def queries(
-    q, k, first, steps, live, past, triangle, scale, K: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """q * exp G (C, BK) of a chunk, and its scores tril(D * q kᵀ) (C, C); both times scale."""
-    q_tile = tile(q, first, steps, live, 0, K, BK) * scale
-    k_tile = tile(k, first, steps, live, 0, K, BK)
-    return q_tile * past[:, None], tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * triangle
+def exact_turn(turn, now, DOT: tl.constexpr):
+    """M S, of M as it was kept and all digits of S, or 16 bits of them where M is bf16."""
+    if DOT == tl.bfloat16:
+        high = now.to(DOT)
+        return product(turn, now - high.to(tl.float32), DOT, EXACT) + product(turn, high, DOT, EXACT)
+    else:
+        return tl.dot(turn, now, input_precision=EXACT)
+
+
+@triton.jit
+def scored(q_tile, k_tile, triangle, scale, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores tril(D * q kᵀ) of a chunk, (C, C), times scale."""
+    return product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (triangle * scale)
 
 
 @triton.jit
@@ -192,18 +237,20 @@ def output_kernel(
     q, k, g, reads, written, met, o,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    DECAYS: tl.constexpr, PRECISION: tl.constexpr,
+    DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o = tril(D * q kᵀ) u + (q * exp G) S,  u = T β v - W S."""
     number, first, steps, live = place(B, T, H, C)
     past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
-    q_past, scores = queries(q, k, first, steps, live, past, triangle, scale, K, BK, PRECISION)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION).to(DOT)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
-        u = fetch(written, number, part, C, V, C, BV) - tl.dot(reads_tile, state, input_precision=PRECISION)
-        result = tl.dot(q_past, state, input_precision=PRECISION)
-        result += tl.dot(scores, u, input_precision=PRECISION)
+        u = fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)
+        result = product(q_tile, state, DOT, PRECISION) * (past * scale)[:, None]
+        result += product(scores, u, DOT, PRECISION)
         put(o, result, first, steps, live, part, V, BV)
 
 
@@ -212,79 +259,112 @@ def inflow_kernel(
     q, k, g, reads, do, dupdate,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    DECAYS: tl.constexpr, PRECISION: tl.constexpr,
+    DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do."""
     number, first, steps, live = place(B, T, H, C)
     past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
-    q_past, scores = queries(q, k, first, steps, live, past, triangle, scale, K, BK, PRECISION)
-    reads_tile = fetch(reads, number, 0, C, K, C, BK)
-    query = q_past - tl.dot(scores, reads_tile, input_precision=PRECISION)
+    q_tile = tile(q, first, steps, live, 0, K, BK)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION)
+    query = q_tile.to(tl.float32) * (past * scale)[:, None]
+    query = (query - product(scores, fetch(reads, number, 0, C, K, C, BK), DOT, PRECISION)).to(DOT)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
-        keep(dupdate, tl.dot(tl.trans(query), do_tile, input_precision=PRECISION), number, part, K, V, BK, BV)
+        keep(dupdate, product(tl.trans(query), do_tile, DOT, PRECISION), number, part, K, V, BK, BV)
+
+
+@triton.jit
+def delta_value_grads_kernel(
+    q, k, v, beta, g, reads, written, inverse, met, dafter, do, u, dr, through, dv, dbeta,
+    B, T, scale,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dv and dβ of a chunk, from do, S before it and dS' behind it; u and dr for the kernel below, and what of dG goes
+    through S and dS': its sums over K are sums over V of products that are made here. Columns of S a few at a time."""
+    number, first, steps, live = place(B, T, H, C)
+    past, future, whole, triangle = decays(g, first, steps, live, C, DECAYS)
+    write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION).to(DOT)
+    near = (product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(triangle, C)).to(DOT)
+    dwrite = tl.zeros((C,), tl.float32)
+    before = tl.zeros((C,), tl.float32)
+    behind = tl.zeros((C,), tl.float32)
+    faded = 0.0
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        state = fetch(met, number, part, K, V, BK, BV)
+        own = fetch(written, number, part, C, V, C, BV)
+        own = (own - product(fetch(reads, number, 0, C, K, C, BK), state, DOT, PRECISION)).to(DOT)
+        keep(u, own, number, part, C, V, C, BV)
+        dstate = fetch(dafter, number, part, K, V, BK, BV)
+        if DECAYS:
+            faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
+        du = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
+        behind += tl.sum(du * own.to(tl.float32), 1)
+        du += product(tl.trans(scores), tile(do, first, steps, live, part, V, BV), DOT, PRECISION)
+        back = product(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
+        keep(dr, back, number, part, C, V, C, BV)
+        put(dv, write[:, None] * back, first, steps, live, part, V, BV)
+        held = product(k_tile, state, DOT, PRECISION) * past[:, None]
+        before += tl.sum(back * held, 1)
+        error = tile(v, first, steps, live, part, V, BV).to(tl.float32) - held - product(near, own, DOT, PRECISION)
+        dwrite += tl.sum(back * error, 1)
+    tl.store(dbeta + first + steps, dwrite.to(dbeta.dtype.element_ty), mask=live)
+    if DECAYS:
+        rows = tl.arange(0, C)
+        behind = tl.where(rows < C - 1, behind, 0.0)
+        dtotal = tl.where(rows == C - 1, tl.sum(behind, 0) + whole * faded, 0.0) - behind - write * before
+        tl.store(through + number * C + rows, dtotal)
 
 
 @triton.jit
 def delta_grads_kernel(
-    q, k, v, beta, g, reads, written, inverse, met, dafter, do, dq, dk, dv, dbeta, dg,
+    q, k, beta, g, met, dafter, do, u, dr, through, dq, dk, dg,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    DECAYS: tl.constexpr, PRECISION: tl.constexpr,
+    DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a chunk's inputs, from do, S before it and dS' behind it. Columns of S a few at a time."""
+    """dq, dk and dG of a chunk, from what the kernel above leaves. Twice over V: for the gradients of the two (C, C)
+    matrices, and for what comes through S and dS'. Once would need all the sums at a time: more than registers hold."""
     number, first, steps, live = place(B, T, H, C)
-    past, future, whole, triangle = decays(g, first, steps, live, C, DECAYS)
-    below = strict(triangle, C)
-    write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)[:, None]
-    q_tile = tile(q, first, steps, live, 0, K, BK) * scale
-    k_tile = tile(k, first, steps, live, 0, K, BK)
-    reads_tile = fetch(reads, number, 0, C, K, C, BK)
-    inverse_tile = fetch(inverse, number, 0, C, C, C, C)
-    products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
-    similar = tl.dot(k_tile, tl.trans(k_tile), input_precision=EXACT)
+    past, future, _, triangle = decays(g, first, steps, live, C, DECAYS)
+    write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     dscores = tl.zeros((C, C), tl.float32)
     dnear = tl.zeros((C, C), tl.float32)
-    dq_past = tl.zeros((C, BK), tl.float32)
-    dk_past = tl.zeros((C, BK), tl.float32)
-    dk_future = tl.zeros((C, BK), tl.float32)
-    dwrite = tl.zeros((C,), tl.float32)
-    faded = 0.0
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        state = fetch(met, number, part, K, V, BK, BV)
-        dstate = fetch(dafter, number, part, K, V, BK, BV)
-        u = fetch(written, number, part, C, V, C, BV) - tl.dot(reads_tile, state, input_precision=PRECISION)
-        do_tile = tile(do, first, steps, live, part, V, BV)
-        du = tl.dot(tl.trans(products * triangle), do_tile, input_precision=PRECISION)
-        du += tl.dot(k_tile, dstate, input_precision=PRECISION) * future[:, None]
-        dr = tl.dot(tl.trans(inverse_tile), du, input_precision=PRECISION)
-        put(dv, write * dr, first, steps, live, part, V, BV)
-        error = tile(v, first, steps, live, part, V, BV)
-        error -= tl.dot(k_tile, state, input_precision=PRECISION) * past[:, None]
-        error -= tl.dot(similar * below, u, input_precision=PRECISION)
-        dwrite += tl.sum(dr * error, 1)
-        faded += tl.sum(tl.sum(dstate * state, 1), 0)
-        dscores = tl.dot(do_tile, tl.trans(u), dscores, input_precision=PRECISION)
-        dnear = tl.dot(dr, tl.trans(u), dnear, input_precision=PRECISION)
-        dq_past = tl.dot(do_tile, tl.trans(state), dq_past, input_precision=PRECISION)
-        dk_past = tl.dot(dr, tl.trans(state), dk_past, input_precision=PRECISION)
-        dk_future = tl.dot(u, tl.trans(dstate), dk_future, input_precision=PRECISION)
-    tl.store(dbeta + first + steps, dwrite.to(dbeta.dtype.element_ty), mask=live)
-    dscores *= triangle
-    dnear *= -write * below
-    dq_past *= past[:, None]
-    dk_past *= -write * past[:, None]
-    dk_future *= future[:, None]
-    result = tl.dot(dscores, k_tile, input_precision=PRECISION) + dq_past
-    put(dq, result * scale, first, steps, live, 0, K, BK)
-    result = tl.dot(tl.trans(dscores), q_tile, input_precision=PRECISION) + dk_future + dk_past
-    result += tl.dot(dnear + tl.trans(dnear), k_tile, input_precision=PRECISION)
-    put(dk, result, first, steps, live, 0, K, BK)
+        own = tl.trans(fetch(u, number, part, C, V, C, BV))
+        dscores += product(tile(do, first, steps, live, part, V, BV), own, DOT, PRECISION)
+        dnear += product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    dscores *= triangle * scale
+    dnear *= -write[:, None] * strict(triangle, C)
+    dtotal = tl.zeros((C,), tl.float32)
     if DECAYS:
-        rows = tl.arange(0, C)
-        pairs = strict(dscores, C) * products + dnear * similar
-        through_end = tl.where(rows < C - 1, tl.sum(k_tile * dk_future, 1), 0.0)
-        dtotal = tl.sum(q_tile * dq_past + k_tile * dk_past, 1) - through_end + tl.sum(pairs, 1) - tl.sum(pairs, 0)
-        dtotal += tl.where(rows == C - 1, tl.sum(through_end, 0) + whole * faded, 0.0)
+        pairs = strict(dscores, C) * product(q_tile, tl.trans(k_tile), DOT, PRECISION)
+        pairs += dnear * product(k_tile, tl.trans(k_tile), DOT, EXACT)
+        dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+    dq_tile = tl.zeros((C, BK), tl.float32)
+    dk_tile = tl.zeros((C, BK), tl.float32)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        state = tl.trans(fetch(met, number, part, K, V, BK, BV))
+        dq_tile += product(tile(do, first, steps, live, part, V, BV), state, DOT, PRECISION)
+        back = fetch(dr, number, part, C, V, C, BV).to(tl.float32) * (-write * past)[:, None]
+        dk_tile += product(back, state, DOT, PRECISION)
+        dstate = tl.trans(fetch(dafter, number, part, K, V, BK, BV))
+        own = fetch(u, number, part, C, V, C, BV).to(tl.float32) * future[:, None]
+        dk_tile += product(own, dstate, DOT, PRECISION)
+    dq_tile *= (past * scale)[:, None]
+    if DECAYS:
+        dtotal += tl.sum(q_tile.to(tl.float32) * dq_tile, 1)
+        dtotal += tl.load(through + number * C + tl.arange(0, C))
         summed = tl.cumsum(dtotal, 0, reverse=True)
         tl.store(dg + first + steps, summed.to(dg.dtype.element_ty), mask=live)
+    dq_tile += product(dscores, k_tile, DOT, PRECISION)
+    put(dq, dq_tile, first, steps, live, 0, K, BK)
+    dk_tile += product(tl.trans(dscores), q_tile, DOT, PRECISION)
+    dk_tile += product(dnear + tl.trans(dnear), k_tile, DOT, PRECISION)
+    put(dk, dk_tile, first, steps, live, 0, K, BK)
