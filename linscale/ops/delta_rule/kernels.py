@@ -25,10 +25,10 @@ BLOCK = tl.constexpr(16)  # rows of the blocks on the diagonal that are inverted
 
 
 @triton.jit
-def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """a b, of operands rounded to DOT."""
+def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, total=None):
+    """total + a b, of operands rounded to DOT."""
     OPERAND: tl.constexpr = BF16 if DOT == tl.bfloat16 else DOT  # Triton's interpreter multiplies no bf16
-    return tl.dot(a.to(DOT).to(OPERAND), b.to(DOT).to(OPERAND), input_precision=PRECISION)
+    return tl.dot(a.to(DOT).to(OPERAND), b.to(DOT).to(OPERAND), total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -37,8 +37,8 @@ def exact_product(a, b, DOT: tl.constexpr):
     if DOT == tl.bfloat16:
         high, above = a.to(DOT), b.to(DOT)
         low, under = a - high.to(tl.float32), b - above.to(tl.float32)
-        result = product(low, above, DOT, EXACT) + product(high, under, DOT, EXACT)
-        return result + product(high, above, DOT, EXACT)
+        result = product(high, under, DOT, EXACT, product(low, above, DOT, EXACT))
+        return product(high, above, DOT, EXACT, result)
     else:
         return tl.dot(a, b, input_precision=EXACT)
 
@@ -174,6 +174,17 @@ def prepare_kernel(
 
 
 @triton.jit
+def turned(turn, now, kept, DOT: tl.constexpr):
+    """kept + M S, of M as it was kept and all digits of S, or 16 bits of them where M is bf16."""
+    if DOT == tl.bfloat16:
+        high = now.to(DOT)
+        kept = product(turn, now - high.to(tl.float32), DOT, EXACT, kept)
+        return product(turn, high, DOT, EXACT, kept)
+    else:
+        return tl.dot(turn, now, kept, input_precision=EXACT)
+
+
+@triton.jit
 def delta_walk_kernel(
     update, transition, decay, state, cu_chunks, met, final,
     chunks, B,
@@ -212,18 +223,8 @@ def delta_walk_kernel(
             kept += now
         if BACKWARDS:
             turn = tl.trans(turn)
-        now = kept + exact_turn(turn, now, DOT)
+        now = turned(turn, now, kept, DOT)
     tl.store(final + own + inside, now, mask=known)
-
-
-@triton.jit
-def exact_turn(turn, now, DOT: tl.constexpr):
-    """M S, of M as it was kept and all digits of S, or 16 bits of them where M is bf16."""
-    if DOT == tl.bfloat16:
-        high = now.to(DOT)
-        return product(turn, now - high.to(tl.float32), DOT, EXACT) + product(turn, high, DOT, EXACT)
-    else:
-        return tl.dot(turn, now, input_precision=EXACT)
 
 
 @triton.jit
@@ -250,8 +251,7 @@ def output_kernel(
         state = fetch(met, number, part, K, V, BK, BV)
         u = fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)
         result = product(q_tile, state, DOT, PRECISION) * (past * scale)[:, None]
-        result += product(scores, u, DOT, PRECISION)
-        put(o, result, first, steps, live, part, V, BV)
+        put(o, product(scores, u, DOT, PRECISION, result), first, steps, live, part, V, BV)
 
 
 @triton.jit
@@ -304,7 +304,7 @@ def delta_value_grads_kernel(
             faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
         du = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
         behind += tl.sum(du * own.to(tl.float32), 1)
-        du += product(tl.trans(scores), tile(do, first, steps, live, part, V, BV), DOT, PRECISION)
+        du = product(tl.trans(scores), tile(do, first, steps, live, part, V, BV), DOT, PRECISION, du)
         back = product(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
         keep(dr, back, number, part, C, V, C, BV)
         put(dv, write[:, None] * back, first, steps, live, part, V, BV)
@@ -336,8 +336,8 @@ def delta_grads_kernel(
     dnear = tl.zeros((C, C), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         own = tl.trans(fetch(u, number, part, C, V, C, BV))
-        dscores += product(tile(do, first, steps, live, part, V, BV), own, DOT, PRECISION)
-        dnear += product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION)
+        dscores = product(tile(do, first, steps, live, part, V, BV), own, DOT, PRECISION, dscores)
+        dnear = product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION, dnear)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     dscores *= triangle * scale
@@ -347,24 +347,27 @@ def delta_grads_kernel(
         pairs = strict(dscores, C) * product(q_tile, tl.trans(k_tile), DOT, PRECISION)
         pairs += dnear * product(k_tile, tl.trans(k_tile), DOT, EXACT)
         dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+    dscores = dscores.to(DOT)
+    dnear = dnear.to(DOT)
     dq_tile = tl.zeros((C, BK), tl.float32)
-    dk_tile = tl.zeros((C, BK), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        state = tl.trans(fetch(met, number, part, K, V, BK, BV))
-        dq_tile += product(tile(do, first, steps, live, part, V, BV), state, DOT, PRECISION)
-        back = fetch(dr, number, part, C, V, C, BV).to(tl.float32) * (-write * past)[:, None]
-        dk_tile += product(back, state, DOT, PRECISION)
-        dstate = tl.trans(fetch(dafter, number, part, K, V, BK, BV))
-        own = fetch(u, number, part, C, V, C, BV).to(tl.float32) * future[:, None]
-        dk_tile += product(own, dstate, DOT, PRECISION)
+        state = fetch(met, number, part, K, V, BK, BV)
+        dq_tile = product(tile(do, first, steps, live, part, V, BV), tl.trans(state), DOT, PRECISION, dq_tile)
     dq_tile *= (past * scale)[:, None]
     if DECAYS:
         dtotal += tl.sum(q_tile.to(tl.float32) * dq_tile, 1)
         dtotal += tl.load(through + number * C + tl.arange(0, C))
         summed = tl.cumsum(dtotal, 0, reverse=True)
         tl.store(dg + first + steps, summed.to(dg.dtype.element_ty), mask=live)
-    dq_tile += product(dscores, k_tile, DOT, PRECISION)
-    put(dq, dq_tile, first, steps, live, 0, K, BK)
-    dk_tile += product(tl.trans(dscores), q_tile, DOT, PRECISION)
-    dk_tile += product(dnear + tl.trans(dnear), k_tile, DOT, PRECISION)
+    put(dq, product(dscores, k_tile, DOT, PRECISION, dq_tile), first, steps, live, 0, K, BK)
+    dk_tile = product(tl.trans(dscores), q_tile, DOT, PRECISION)
+    dk_tile = product(dnear, k_tile, DOT, PRECISION, dk_tile)
+    dk_tile = product(tl.trans(dnear), k_tile, DOT, PRECISION, dk_tile)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        back = fetch(dr, number, part, C, V, C, BV).to(tl.float32) * (-write * past)[:, None]
+        state = fetch(met, number, part, K, V, BK, BV)
+        dk_tile = product(back, tl.trans(state), DOT, PRECISION, dk_tile)
+        own = fetch(u, number, part, C, V, C, BV).to(tl.float32) * future[:, None]
+        dstate = fetch(dafter, number, part, K, V, BK, BV)
+        dk_tile = product(own, tl.trans(dstate), DOT, PRECISION, dk_tile)
     put(dk, dk_tile, first, steps, live, 0, K, BK)
