@@ -94,18 +94,24 @@ def keep(x, value, number, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BR: 
 
 @triton.jit
 def decays(g, first, steps, live, C: tl.constexpr, DECAYS: tl.constexpr):
-    """exp G, exp(G_C - G), exp G_C (a number), and tril(D)."""
+    """G, exp G, exp(G_C - G), and exp G_C (a number)."""
     rows = tl.arange(0, C)
     total = tl.zeros((C,), tl.float32)
     if DECAYS:
         given = tl.load(g + first + steps, mask=live, other=0.0).to(tl.float32)
         total = tl.cumsum(tl.maximum(given, FLOOR), 0)
     last = tl.sum(tl.where(rows == C - 1, total, 0.0), 0)
-    apart = tl.minimum(tl.maximum(total[:, None] - total[None, :], FLOOR), 0.0)
-    triangle = tl.where(rows[:, None] >= rows[None, :], tl.exp(apart), 0.0)
     past = tl.exp(tl.maximum(total, FLOOR))
     future = tl.exp(tl.maximum(last - total, FLOOR))
-    return past, future, tl.exp(tl.maximum(last, FLOOR)), triangle
+    return total, past, future, tl.exp(tl.maximum(last, FLOOR))
+
+
+@triton.jit
+def fade(total, C: tl.constexpr):
+    """tril(D) of G. Made where it is used: it takes many registers."""
+    rows = tl.arange(0, C)
+    apart = tl.minimum(tl.maximum(total[:, None] - total[None, :], FLOOR), 0.0)
+    return tl.where(rows[:, None] >= rows[None, :], tl.exp(apart), 0.0)
 
 
 @triton.jit
@@ -153,12 +159,12 @@ def prepare_kernel(
 ):  # fmt: skip
     """What a chunk does to the state, and (I + A)⁻¹, W and T β v."""
     number, first, steps, live = place(B, T, H, C)
-    past, future, whole, triangle = decays(g, first, steps, live, C, DECAYS)
+    total, past, future, whole = decays(g, first, steps, live, C, DECAYS)
     if DECAYS:
         tl.store(decay + number, whole)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
-    near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(triangle, C)
+    near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(fade(total, C), C)
     inverse_tile = unit_lower_inverse(write[:, None] * near, C, LEVELS, DOT)
     keep(inverse, inverse_tile, number, 0, C, C, C, C)
     weights = inverse_tile * write[None, :]
@@ -228,9 +234,9 @@ def delta_walk_kernel(
 
 
 @triton.jit
-def scored(q_tile, k_tile, triangle, scale, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def scored(q_tile, k_tile, total, scale, C: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Scores tril(D * q kᵀ) of a chunk, (C, C), times scale."""
-    return product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (triangle * scale)
+    return product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (fade(total, C) * scale)
 
 
 @triton.jit
@@ -242,10 +248,10 @@ def output_kernel(
 ):  # fmt: skip
     """o = tril(D * q kᵀ) u + (q * exp G) S,  u = T β v - W S."""
     number, first, steps, live = place(B, T, H, C)
-    past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
+    total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION).to(DOT)
+    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION).to(DOT)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
@@ -263,10 +269,10 @@ def inflow_kernel(
 ):  # fmt: skip
     """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do."""
     number, first, steps, live = place(B, T, H, C)
-    past, _, _, triangle = decays(g, first, steps, live, C, DECAYS)
+    total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     q_tile = tile(q, first, steps, live, 0, K, BK)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION)
+    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION)
     query = q_tile.to(tl.float32) * (past * scale)[:, None]
     query = (query - product(scores, fetch(reads, number, 0, C, K, C, BK), DOT, PRECISION)).to(DOT)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
@@ -284,12 +290,12 @@ def delta_value_grads_kernel(
     """dv and dβ of a chunk, from do, S before it and dS' behind it; u and dr for the kernel below, and what of dG goes
     through S and dS': its sums over K are sums over V of products that are made here. Columns of S a few at a time."""
     number, first, steps, live = place(B, T, H, C)
-    past, future, whole, triangle = decays(g, first, steps, live, C, DECAYS)
+    total, past, future, whole = decays(g, first, steps, live, C, DECAYS)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, triangle, scale, DOT, PRECISION).to(DOT)
-    near = (product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(triangle, C)).to(DOT)
+    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION).to(DOT)
+    near = (product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(fade(total, C), C)).to(DOT)
     dwrite = tl.zeros((C,), tl.float32)
     before = tl.zeros((C,), tl.float32)
     behind = tl.zeros((C,), tl.float32)
@@ -330,7 +336,7 @@ def delta_grads_kernel(
     """dq, dk and dG of a chunk, from what the kernel above leaves. Twice over V: for the gradients of the two (C, C)
     matrices, and for what comes through S and dS'. Once would need all the sums at a time: more than registers hold."""
     number, first, steps, live = place(B, T, H, C)
-    past, future, _, triangle = decays(g, first, steps, live, C, DECAYS)
+    total, past, future, _ = decays(g, first, steps, live, C, DECAYS)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     dscores = tl.zeros((C, C), tl.float32)
     dnear = tl.zeros((C, C), tl.float32)
@@ -340,6 +346,7 @@ def delta_grads_kernel(
         dnear = product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION, dnear)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    triangle = fade(total, C)
     dscores *= triangle * scale
     dnear *= -write[:, None] * strict(triangle, C)
     dtotal = tl.zeros((C,), tl.float32)
