@@ -54,12 +54,12 @@ class KernelSegment:
             "PRECISION": "tf32x3" if v.dtype == torch.float32 else "tf32",
         }  # fmt: skip
         self.transition, update = self.operand(key, key), self.new(key, value)
-        self.reads, self.inverse = self.operand(size, key), self.operand(size, size)
-        self.written = self.new(size, value)
+        self.reads, self.written = self.operand(size, key), self.new(size, value)
+        self.similar, self.inverse = self.operand(size, size), self.operand(size, size)
         self.decay = self.new() if g is not None else state
         given = k, v, beta, state if g is None else g
-        tensors = (*given, self.transition, update, self.decay, self.reads, self.written, self.inverse)
-        self.run(prepare_kernel, tensors, (), {"LEVELS": size.bit_length() - 1})
+        tensors = (*given, self.transition, update, self.decay, self.reads, self.written, self.similar, self.inverse)
+        self.run(prepare_kernel, tensors, ())
         self.before, self.final = self.walk(update, state.contiguous())
 
     def new(self, *shape: int) -> Tensor:
@@ -70,10 +70,10 @@ class KernelSegment:
         """(N, B, H, ...) in the dtype that products take."""
         return torch.empty(*self.shape, *shape, dtype=self.dtype, device=self.k.device)
 
-    def run(self, kernel: Any, tensors: Sequence[Tensor], numbers: Sequence[float], constants: dict[str, Any]) -> None:
+    def run(self, kernel: Any, tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
         """A kernel with one program for each chunk of a head."""
         chunks, batch, heads = self.shape
-        given = {**self.constants, **constants, **self.rest}
+        given = {**self.constants, **self.rest}
         launch(kernel, chunks * batch * heads, tensors, (batch, self.k.shape[1], *numbers), given, WARPS)
 
     def walk(self, update: Tensor, state: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
@@ -97,25 +97,26 @@ class KernelSegment:
         o = torch.empty_like(self.v)
         g = self.before if self.g is None else self.g
         tensors = self.q, self.k, g, self.reads, self.written, self.before, o
-        self.run(output_kernel, tensors, (self.scale,), {})
+        self.run(output_kernel, tensors, (self.scale,))
         return o
 
     def backward(self, do: Tensor, dfinal: Tensor) -> tuple[list[Tensor | None], Tensor]:
         """do (B, T, H, V), dfinal like final -> gradients of the five inputs, and dS at the start."""
         do, g = do.contiguous(), self.before if self.g is None else self.g
-        dupdate = self.new(*self.before.shape[3:])
-        self.run(inflow_kernel, (self.q, self.k, g, self.reads, do, dupdate), (self.scale,), {})
+        size, (key, value) = self.reads.shape[3], self.before.shape[3:]
+        scores, dupdate = self.operand(size, size), self.new(key, value)
+        self.run(inflow_kernel, (self.q, self.k, g, self.reads, do, scores, dupdate), (self.scale,))
         dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
         grads = [
             torch.empty_like(x) for x in (self.q, self.k, self.v, self.beta, self.beta if self.g is None else self.g)
         ]
         dq, dk, dv, dbeta, dg = grads
-        size, value = self.written.shape[3:]
         u, dr, through = self.operand(size, value), self.operand(size, value), self.new(size)
-        tensors = self.q, self.k, self.v, self.beta, g, self.reads, self.written, self.inverse, self.before
-        self.run(delta_value_grads_kernel, (*tensors, dafter, do, u, dr, through, dv, dbeta), (self.scale,), {})
-        tensors = self.q, self.k, self.beta, g, self.before, dafter, do, u, dr, through
-        self.run(delta_grads_kernel, (*tensors, dq, dk, dg), (self.scale,), {})
+        made = self.reads, self.written, self.similar, self.inverse, self.before, dafter, scores
+        tensors = (self.k, self.v, self.beta, g, *made, do, u, dr, through, dv, dbeta)
+        self.run(delta_value_grads_kernel, tensors, ())
+        tensors = (self.q, self.k, self.beta, g, self.similar, self.before, dafter, do, u, dr, through, dq, dk, dg)
+        self.run(delta_grads_kernel, tensors, (self.scale,))
         return [*grads[:4], None if self.g is None else grads[4]], dstate
 
 

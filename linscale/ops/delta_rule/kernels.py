@@ -122,12 +122,17 @@ def strict(triangle, C: tl.constexpr):
 
 
 @triton.jit
-def unit_lower_inverse(a, C: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr):
-    """(I + A)⁻¹ as inverse.py has it, from blocks of 16 on: X <- X - X Y X in (C, C), where Y joins neighbours.
+def unit_lower_inverse(a, C: tl.constexpr, DOT: tl.constexpr):
+    """(I + A)⁻¹ as inverse.py has it, C <= 64, every block in its place in (C, C).
 
-    The blocks of 16 are inverted side by side, by elimination in registers, a column at a time. Like the rest it
-    multiplies only what is an inverse itself or a block of A.
+    Blocks of 16 on the diagonal are inverted side by side, by elimination in registers, a column at a time: X. Where Y
+    is the part of A that joins them in pairs and Z the rest, two neighbours become one by X - X Y X, twice:
+
+        X' = X - X Y X        X' - X' Z X' = X' - X' (Z X - Z X Y X)
+
+    Like there, all that is multiplied is small: inverses, blocks of A, and such blocks times inverses.
     """
+    tl.static_assert(C <= 4 * BLOCK)
     BLOCKS: tl.constexpr = C // BLOCK
     rows = tl.arange(0, C)
     within = tl.arange(0, BLOCK)
@@ -140,24 +145,26 @@ def unit_lower_inverse(a, C: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constex
         small -= column[:, :, None] * row[:, None, :]
     spread = tl.broadcast_to(small[:, :, None, :], (BLOCKS, BLOCK, BLOCKS, BLOCK))
     inverse = tl.where(beside, tl.reshape(spread, (C, C)), 0.0)
-    for level in tl.static_range(4, LEVELS):
-        size = 1 << level
-        joins = (rows[:, None] // (2 * size) == rows[None, :] // (2 * size)) & (
-            rows[:, None] // size > rows[None, :] // size
-        )
-        below = exact_product(tl.where(joins, a, 0.0), inverse, DOT)
-        inverse -= exact_product(inverse, below, DOT)
+    if BLOCKS > 1:
+        below = exact_product(tl.where(beside, 0.0, a), inverse, DOT)
+        pairs = rows[:, None] // (2 * BLOCK) == rows[None, :] // (2 * BLOCK)
+        inside = tl.where(pairs, below, 0.0)
+        inverse -= exact_product(inverse, inside, DOT)
+        if BLOCKS > 2:
+            across = tl.where(pairs, 0.0, below)
+            across -= exact_product(across, inside, DOT)
+            inverse -= exact_product(inverse, across, DOT)
     return inverse
 
 
 @triton.jit
 def prepare_kernel(
-    k, v, beta, g, transition, update, decay, reads, written, inverse,
+    k, v, beta, g, transition, update, decay, reads, written, similar, inverse,
     B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    LEVELS: tl.constexpr, DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk does to the state, and (I + A)⁻¹, W and T β v."""
+    """What a chunk does to the state, and D * k kᵀ, (I + A)⁻¹, W and T β v."""
     number, first, steps, live = place(B, T, H, C)
     total, past, future, whole = decays(g, first, steps, live, C, DECAYS)
     if DECAYS:
@@ -165,7 +172,8 @@ def prepare_kernel(
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(fade(total, C), C)
-    inverse_tile = unit_lower_inverse(write[:, None] * near, C, LEVELS, DOT)
+    keep(similar, near, number, 0, C, C, C, C)
+    inverse_tile = unit_lower_inverse(write[:, None] * near, C, DOT)
     keep(inverse, inverse_tile, number, 0, C, C, C, C)
     weights = inverse_tile * write[None, :]
     reads_tile = product(weights * past[None, :], k_tile, DOT, PRECISION)
@@ -262,19 +270,20 @@ def output_kernel(
 
 @triton.jit
 def inflow_kernel(
-    q, k, g, reads, do, dupdate,
+    q, k, g, reads, do, scores, dupdate,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do."""
+    """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do; and P."""
     number, first, steps, live = place(B, T, H, C)
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     q_tile = tile(q, first, steps, live, 0, K, BK)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION)
+    scores_tile = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION)
+    keep(scores, scores_tile, number, 0, C, C, C, C)
     query = q_tile.to(tl.float32) * (past * scale)[:, None]
-    query = (query - product(scores, fetch(reads, number, 0, C, K, C, BK), DOT, PRECISION)).to(DOT)
+    query = (query - product(scores_tile, fetch(reads, number, 0, C, K, C, BK), DOT, PRECISION)).to(DOT)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
         keep(dupdate, product(tl.trans(query), do_tile, DOT, PRECISION), number, part, K, V, BK, BV)
@@ -282,20 +291,17 @@ def inflow_kernel(
 
 @triton.jit
 def delta_value_grads_kernel(
-    q, k, v, beta, g, reads, written, inverse, met, dafter, do, u, dr, through, dv, dbeta,
-    B, T, scale,
+    k, v, beta, g, reads, written, similar, inverse, met, dafter, scores, do, u, dr, through, dv, dbeta,
+    B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv and dβ of a chunk, from do, S before it and dS' behind it; u and dr for the kernel below, and what of dG goes
     through S and dS': its sums over K are sums over V of products that are made here. Columns of S a few at a time."""
     number, first, steps, live = place(B, T, H, C)
-    total, past, future, whole = decays(g, first, steps, live, C, DECAYS)
+    _, past, future, whole = decays(g, first, steps, live, C, DECAYS)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION).to(DOT)
-    near = (product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(fade(total, C), C)).to(DOT)
     dwrite = tl.zeros((C,), tl.float32)
     before = tl.zeros((C,), tl.float32)
     behind = tl.zeros((C,), tl.float32)
@@ -310,13 +316,15 @@ def delta_value_grads_kernel(
             faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
         du = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
         behind += tl.sum(du * own.to(tl.float32), 1)
-        du = product(tl.trans(scores), tile(do, first, steps, live, part, V, BV), DOT, PRECISION, du)
+        scores_tile = tl.trans(fetch(scores, number, 0, C, C, C, C))
+        du = product(scores_tile, tile(do, first, steps, live, part, V, BV), DOT, PRECISION, du)
         back = product(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
         keep(dr, back, number, part, C, V, C, BV)
         put(dv, write[:, None] * back, first, steps, live, part, V, BV)
         held = product(k_tile, state, DOT, PRECISION) * past[:, None]
         before += tl.sum(back * held, 1)
-        error = tile(v, first, steps, live, part, V, BV).to(tl.float32) - held - product(near, own, DOT, PRECISION)
+        error = tile(v, first, steps, live, part, V, BV).to(tl.float32) - held
+        error -= product(fetch(similar, number, 0, C, C, C, C), own, DOT, PRECISION)
         dwrite += tl.sum(back * error, 1)
     tl.store(dbeta + first + steps, dwrite.to(dbeta.dtype.element_ty), mask=live)
     if DECAYS:
@@ -328,34 +336,36 @@ def delta_value_grads_kernel(
 
 @triton.jit
 def delta_grads_kernel(
-    q, k, beta, g, met, dafter, do, u, dr, through, dq, dk, dg,
+    q, k, beta, g, similar, met, dafter, do, u, dr, through, dq, dk, dg,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dG of a chunk, from what the kernel above leaves. Twice over V: for the gradients of the two (C, C)
-    matrices, and for what comes through S and dS'. Once would need all the sums at a time: more than registers hold."""
+    """dq, dk and dG of a chunk, from what the kernel above leaves. One sum over V after the other: all of them
+    at a time are more than registers hold."""
     number, first, steps, live = place(B, T, H, C)
     total, past, future, _ = decays(g, first, steps, live, C, DECAYS)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     dscores = tl.zeros((C, C), tl.float32)
-    dnear = tl.zeros((C, C), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         own = tl.trans(fetch(u, number, part, C, V, C, BV))
         dscores = product(tile(do, first, steps, live, part, V, BV), own, DOT, PRECISION, dscores)
-        dnear = product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION, dnear)
-    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
-    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    triangle = fade(total, C)
-    dscores *= triangle * scale
-    dnear *= -write[:, None] * strict(triangle, C)
+    dscores *= fade(total, C) * scale
     dtotal = tl.zeros((C,), tl.float32)
     if DECAYS:
         pairs = strict(dscores, C) * product(q_tile, tl.trans(k_tile), DOT, PRECISION)
-        pairs += dnear * product(k_tile, tl.trans(k_tile), DOT, EXACT)
         dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
     dscores = dscores.to(DOT)
-    dnear = dnear.to(DOT)
+    dnear = tl.zeros((C, C), tl.float32)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        own = tl.trans(fetch(u, number, part, C, V, C, BV))
+        dnear = product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION, dnear)
+    if DECAYS:
+        pairs = dnear * -write[:, None] * fetch(similar, number, 0, C, C, C, C).to(tl.float32)
+        dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+    dnear = (dnear * (-write[:, None] * strict(fade(total, C), C))).to(DOT)
     dq_tile = tl.zeros((C, BK), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
