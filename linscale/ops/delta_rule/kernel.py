@@ -11,12 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from linscale.ops.delta_rule.kernels import (
-    delta_grads_kernel,
-    delta_value_grads_kernel,
     delta_walk_kernel,
-    inflow_kernel,
+    key_grads_kernel,
     output_kernel,
     prepare_kernel,
+    query_grads_kernel,
+    value_grads_kernel,
 )
 from linscale.ops.launch import launch
 
@@ -104,19 +104,19 @@ class KernelSegment:
         """do (B, T, H, V), dfinal like final -> gradients of the five inputs, and dS at the start."""
         do, g = do.contiguous(), self.before if self.g is None else self.g
         size, (key, value) = self.reads.shape[3], self.before.shape[3:]
-        scores, dupdate = self.operand(size, size), self.new(key, value)
-        self.run(inflow_kernel, (self.q, self.k, g, self.reads, do, scores, dupdate), (self.scale,))
-        dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
         grads = [
             torch.empty_like(x) for x in (self.q, self.k, self.v, self.beta, self.beta if self.g is None else self.g)
         ]
         dq, dk, dv, dbeta, dg = grads
-        u, dr, through = self.operand(size, value), self.operand(size, value), self.new(size)
-        made = self.reads, self.written, self.similar, self.inverse, self.before, dafter, scores
-        tensors = (self.k, self.v, self.beta, g, *made, do, u, dr, through, dv, dbeta)
-        self.run(delta_value_grads_kernel, tensors, ())
-        tensors = (self.q, self.k, self.beta, g, self.similar, self.before, dafter, do, u, dr, through, dq, dk, dg)
-        self.run(delta_grads_kernel, tensors, (self.scale,))
+        scores, dscores, dupdate = self.operand(size, size), self.operand(size, size), self.new(key, value)
+        u, dr, through = self.operand(size, value), self.operand(size, value), self.new(2, size)
+        tensors = self.q, self.k, g, self.reads, self.written, self.before, do
+        self.run(query_grads_kernel, (*tensors, scores, u, dscores, dupdate, through, dq), (self.scale,))
+        dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
+        tensors = self.k, self.v, self.beta, g, self.similar, self.inverse, self.before, dafter, scores, u, do
+        self.run(value_grads_kernel, (*tensors, dr, through, dv, dbeta), ())
+        tensors = self.q, self.k, self.beta, g, self.before, dafter, dscores, u, dr, through
+        self.run(key_grads_kernel, (*tensors, dk, dg), ())
         return [*grads[:4], None if self.g is None else grads[4]], dstate
 
 

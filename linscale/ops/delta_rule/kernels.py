@@ -242,12 +242,6 @@ def delta_walk_kernel(
 
 
 @triton.jit
-def scored(q_tile, k_tile, total, scale, C: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores tril(D * q kᵀ) of a chunk, (C, C), times scale."""
-    return product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (fade(total, C) * scale)
-
-
-@triton.jit
 def output_kernel(
     q, k, g, reads, written, met, o,
     B, T, scale,
@@ -259,7 +253,7 @@ def output_kernel(
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION).to(DOT)
+    scores = (product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (fade(total, C) * scale)).to(DOT)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
@@ -269,51 +263,68 @@ def output_kernel(
 
 
 @triton.jit
-def inflow_kernel(
-    q, k, g, reads, do, scores, dupdate,
+def query_grads_kernel(
+    q, k, g, reads, written, met, do, scores, u, dscores, dupdate, through, dq,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk adds to dS on the way back: (q * exp G)ᵀ do - Wᵀ Pᵀ do; and P."""
+    """All that do says of a chunk before dS' is known: what the chunk adds to dS, (q * exp G)ᵀ do - Wᵀ Pᵀ do, and dq
+    with its part of dG; and P, u and D * dP for the kernels below. Columns of S a few at a time.
+
+    The sums of dP over rows, which make dG, are those of q * dq over K as long as the diagonal of dP, in which there is
+    no decay, has not been added.
+    """
     number, first, steps, live = place(B, T, H, C)
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
+    rows = tl.arange(0, C)
     q_tile = tile(q, first, steps, live, 0, K, BK)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores_tile = scored(q_tile, k_tile, total, scale, C, DOT, PRECISION)
+    reads_tile = fetch(reads, number, 0, C, K, C, BK)
+    triangle = fade(total, C) * scale
+    scores_tile = product(q_tile, tl.trans(k_tile), DOT, PRECISION) * triangle
     keep(scores, scores_tile, number, 0, C, C, C, C)
     query = q_tile.to(tl.float32) * (past * scale)[:, None]
-    query = (query - product(scores_tile, fetch(reads, number, 0, C, K, C, BK), DOT, PRECISION)).to(DOT)
+    query = (query - product(scores_tile, reads_tile, DOT, PRECISION)).to(DOT)
+    result = tl.zeros((C, BK), tl.float32)
+    pairs = tl.zeros((C, C), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
         keep(dupdate, product(tl.trans(query), do_tile, DOT, PRECISION), number, part, K, V, BK, BV)
+        state = fetch(met, number, part, K, V, BK, BV)
+        own = fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)
+        keep(u, own, number, part, C, V, C, BV)
+        pairs = product(do_tile, tl.trans(own.to(DOT)), DOT, PRECISION, pairs)
+        result = product(do_tile, tl.trans(state), DOT, PRECISION, result)
+    pairs *= triangle
+    keep(dscores, pairs, number, 0, C, C, C, C)
+    result = product(strict(pairs, C), k_tile, DOT, PRECISION, result * (past * scale)[:, None])
+    if DECAYS:
+        tl.store(through + number * (2 * C) + rows, tl.sum(q_tile.to(tl.float32) * result, 1))
+    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
+    put(dq, result + at_once[:, None] * k_tile.to(tl.float32), first, steps, live, 0, K, BK)
 
 
 @triton.jit
-def delta_value_grads_kernel(
-    k, v, beta, g, reads, written, similar, inverse, met, dafter, scores, do, u, dr, through, dv, dbeta,
+def value_grads_kernel(
+    k, v, beta, g, similar, inverse, met, dafter, scores, u, do, dr, through, dv, dbeta,
     B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dv and dβ of a chunk, from do, S before it and dS' behind it; u and dr for the kernel below, and what of dG goes
-    through S and dS': its sums over K are sums over V of products that are made here. Columns of S a few at a time."""
+    """dr, dv and dβ of a chunk, from do, S before it and dS' behind it; and what of dG goes through dS': sums over K
+    of k * dk are sums over V here. Columns of S a few at a time."""
     number, first, steps, live = place(B, T, H, C)
     _, past, future, whole = decays(g, first, steps, live, C, DECAYS)
+    rows = tl.arange(0, C)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     dwrite = tl.zeros((C,), tl.float32)
-    before = tl.zeros((C,), tl.float32)
     behind = tl.zeros((C,), tl.float32)
     faded = 0.0
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        state = fetch(met, number, part, K, V, BK, BV)
-        own = fetch(written, number, part, C, V, C, BV)
-        own = (own - product(fetch(reads, number, 0, C, K, C, BK), state, DOT, PRECISION)).to(DOT)
-        keep(u, own, number, part, C, V, C, BV)
+        own = fetch(u, number, part, C, V, C, BV)
         dstate = fetch(dafter, number, part, K, V, BK, BV)
-        if DECAYS:
-            faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
         du = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
         behind += tl.sum(du * own.to(tl.float32), 1)
         scores_tile = tl.trans(fetch(scores, number, 0, C, C, C, C))
@@ -321,70 +332,57 @@ def delta_value_grads_kernel(
         back = product(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
         keep(dr, back, number, part, C, V, C, BV)
         put(dv, write[:, None] * back, first, steps, live, part, V, BV)
-        held = product(k_tile, state, DOT, PRECISION) * past[:, None]
-        before += tl.sum(back * held, 1)
-        error = tile(v, first, steps, live, part, V, BV).to(tl.float32) - held
+        state = fetch(met, number, part, K, V, BK, BV)
+        if DECAYS:
+            faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
+        error = tile(v, first, steps, live, part, V, BV).to(tl.float32)
+        error -= product(k_tile, state, DOT, PRECISION) * past[:, None]
         error -= product(fetch(similar, number, 0, C, C, C, C), own, DOT, PRECISION)
         dwrite += tl.sum(back * error, 1)
     tl.store(dbeta + first + steps, dwrite.to(dbeta.dtype.element_ty), mask=live)
     if DECAYS:
-        rows = tl.arange(0, C)
         behind = tl.where(rows < C - 1, behind, 0.0)
-        dtotal = tl.where(rows == C - 1, tl.sum(behind, 0) + whole * faded, 0.0) - behind - write * before
-        tl.store(through + number * C + rows, dtotal)
+        behind = tl.where(rows == C - 1, tl.sum(behind, 0) + whole * faded, 0.0) - behind
+        tl.store(through + number * (2 * C) + C + rows, behind)
 
 
 @triton.jit
-def delta_grads_kernel(
-    q, k, beta, g, similar, met, dafter, do, u, dr, through, dq, dk, dg,
-    B, T, scale,
+def key_grads_kernel(
+    q, k, beta, g, met, dafter, dscores, u, dr, through, dk, dg,
+    B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dG of a chunk, from what the kernel above leaves. One sum over V after the other: all of them
-    at a time are more than registers hold."""
+    """dk and dG of a chunk, from what the kernels above leave: sums of dA over rows and columns, and those of dP over
+    columns, are sums of k * dk over K. dscores are times scale already."""
     number, first, steps, live = place(B, T, H, C)
     total, past, future, _ = decays(g, first, steps, live, C, DECAYS)
+    rows = tl.arange(0, C)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
-    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    dscores = tl.zeros((C, C), tl.float32)
-    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        own = tl.trans(fetch(u, number, part, C, V, C, BV))
-        dscores = product(tile(do, first, steps, live, part, V, BV), own, DOT, PRECISION, dscores)
-    dscores *= fade(total, C) * scale
-    dtotal = tl.zeros((C,), tl.float32)
-    if DECAYS:
-        pairs = strict(dscores, C) * product(q_tile, tl.trans(k_tile), DOT, PRECISION)
-        dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
-    dscores = dscores.to(DOT)
     dnear = tl.zeros((C, C), tl.float32)
+    result = tl.zeros((C, BK), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        own = tl.trans(fetch(u, number, part, C, V, C, BV))
-        dnear = product(fetch(dr, number, part, C, V, C, BV), own, DOT, PRECISION, dnear)
-    if DECAYS:
-        pairs = dnear * -write[:, None] * fetch(similar, number, 0, C, C, C, C).to(tl.float32)
-        dtotal += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+        back = fetch(dr, number, part, C, V, C, BV)
+        dnear = product(back, tl.trans(fetch(u, number, part, C, V, C, BV)), DOT, PRECISION, dnear)
+        result = product(back, tl.trans(fetch(met, number, part, K, V, BK, BV)), DOT, PRECISION, result)
     dnear = (dnear * (-write[:, None] * strict(fade(total, C), C))).to(DOT)
-    dq_tile = tl.zeros((C, BK), tl.float32)
-    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        state = fetch(met, number, part, K, V, BK, BV)
-        dq_tile = product(tile(do, first, steps, live, part, V, BV), tl.trans(state), DOT, PRECISION, dq_tile)
-    dq_tile *= (past * scale)[:, None]
+    result = product(dnear, k_tile, DOT, PRECISION, result * (-write * past)[:, None])
+    dtotal = tl.sum(k_tile.to(tl.float32) * result, 1)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    pairs = fetch(dscores, number, 0, C, C, C, C)
+    later = product(tl.trans(strict(pairs, C)), q_tile, DOT, PRECISION)
+    later = product(tl.trans(dnear), k_tile, DOT, PRECISION, later)
+    dtotal -= tl.sum(k_tile.to(tl.float32) * later, 1)
     if DECAYS:
-        dtotal += tl.sum(q_tile.to(tl.float32) * dq_tile, 1)
-        dtotal += tl.load(through + number * C + tl.arange(0, C))
+        at = through + number * (2 * C) + rows
+        dtotal += tl.load(at) + tl.load(at + C)
         summed = tl.cumsum(dtotal, 0, reverse=True)
         tl.store(dg + first + steps, summed.to(dg.dtype.element_ty), mask=live)
-    put(dq, product(dscores, k_tile, DOT, PRECISION, dq_tile), first, steps, live, 0, K, BK)
-    dk_tile = product(tl.trans(dscores), q_tile, DOT, PRECISION)
-    dk_tile = product(dnear, k_tile, DOT, PRECISION, dk_tile)
-    dk_tile = product(tl.trans(dnear), k_tile, DOT, PRECISION, dk_tile)
+    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs.to(tl.float32), 0.0), 1)
+    result += later + at_once[:, None] * q_tile.to(tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        back = fetch(dr, number, part, C, V, C, BV).to(tl.float32) * (-write * past)[:, None]
-        state = fetch(met, number, part, K, V, BK, BV)
-        dk_tile = product(back, tl.trans(state), DOT, PRECISION, dk_tile)
         own = fetch(u, number, part, C, V, C, BV).to(tl.float32) * future[:, None]
-        dstate = fetch(dafter, number, part, K, V, BK, BV)
-        dk_tile = product(own, tl.trans(dstate), DOT, PRECISION, dk_tile)
-    put(dk, dk_tile, first, steps, live, 0, K, BK)
+        dstate = tl.trans(fetch(dafter, number, part, K, V, BK, BV))
+        result = product(own, dstate, DOT, PRECISION, result)
+    put(dk, result, first, steps, live, 0, K, BK)
