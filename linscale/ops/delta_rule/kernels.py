@@ -32,11 +32,17 @@ def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, total=None):
 
 
 @triton.jit
+def upper_half(x):
+    """float32 x cut off after the bits that bf16 has. Not rounded: on Hopper that is a slow instruction."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def exact_product(a, b, DOT: tl.constexpr):
     """a b of float32 matrices: to float32's digits, or to 16 bits where all else is bf16."""
     if DOT == tl.bfloat16:
-        high, above = a.to(DOT), b.to(DOT)
-        low, under = a - high.to(tl.float32), b - above.to(tl.float32)
+        high, above = upper_half(a), upper_half(b)
+        low, under = a - high, b - above
         result = product(high, under, DOT, EXACT, product(low, above, DOT, EXACT))
         return product(high, above, DOT, EXACT, result)
     else:
@@ -107,18 +113,11 @@ def decays(g, first, steps, live, C: tl.constexpr, DECAYS: tl.constexpr):
 
 
 @triton.jit
-def fade(total, C: tl.constexpr):
-    """tril(D) of G. Made where it is used: it takes many registers."""
+def fade(total, C: tl.constexpr, FROM: tl.constexpr):
+    """tril(D, -FROM) of G. Made where it is used: it takes many registers."""
     rows = tl.arange(0, C)
-    apart = tl.minimum(tl.maximum(total[:, None] - total[None, :], FLOOR), 0.0)
-    return tl.where(rows[:, None] >= rows[None, :], tl.exp(apart), 0.0)
-
-
-@triton.jit
-def strict(triangle, C: tl.constexpr):
-    """Without the diagonal."""
-    rows = tl.arange(0, C)
-    return tl.where(rows[:, None] > rows[None, :], triangle, 0.0)
+    apart = tl.where(rows[:, None] >= rows[None, :] + FROM, total[:, None] - total[None, :], float("-inf"))
+    return tl.exp(apart)
 
 
 @triton.jit
@@ -171,7 +170,7 @@ def prepare_kernel(
         tl.store(decay + number, whole)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
-    near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * strict(fade(total, C), C)
+    near = product(k_tile, tl.trans(k_tile), DOT, EXACT) * fade(total, C, 1)
     keep(similar, near, number, 0, C, C, C, C)
     inverse_tile = unit_lower_inverse(write[:, None] * near, C, DOT)
     keep(inverse, inverse_tile, number, 0, C, C, C, C)
@@ -191,8 +190,8 @@ def prepare_kernel(
 def turned(turn, now, kept, DOT: tl.constexpr):
     """kept + M S, of M as it was kept and all digits of S, or 16 bits of them where M is bf16."""
     if DOT == tl.bfloat16:
-        high = now.to(DOT)
-        kept = product(turn, now - high.to(tl.float32), DOT, EXACT, kept)
+        high = upper_half(now)
+        kept = product(turn, now - high, DOT, EXACT, kept)
         return product(turn, high, DOT, EXACT, kept)
     else:
         return tl.dot(turn, now, kept, input_precision=EXACT)
@@ -253,7 +252,7 @@ def output_kernel(
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores = (product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (fade(total, C) * scale)).to(DOT)
+    scores = (product(q_tile, tl.trans(k_tile), DOT, PRECISION) * (fade(total, C, 0) * scale)).to(DOT)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
@@ -281,7 +280,7 @@ def query_grads_kernel(
     q_tile = tile(q, first, steps, live, 0, K, BK)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
     reads_tile = fetch(reads, number, 0, C, K, C, BK)
-    triangle = fade(total, C) * scale
+    triangle = fade(total, C, 0) * scale
     scores_tile = product(q_tile, tl.trans(k_tile), DOT, PRECISION) * triangle
     keep(scores, scores_tile, number, 0, C, C, C, C)
     query = q_tile.to(tl.float32) * (past * scale)[:, None]
@@ -298,7 +297,7 @@ def query_grads_kernel(
         result = product(do_tile, tl.trans(state), DOT, PRECISION, result)
     pairs *= triangle
     keep(dscores, pairs, number, 0, C, C, C, C)
-    result = product(strict(pairs, C), k_tile, DOT, PRECISION, result * (past * scale)[:, None])
+    result = product(tl.where(rows[:, None] > rows[None, :], pairs, 0.0), k_tile, DOT, PRECISION, result * (past * scale)[:, None])
     if DECAYS:
         tl.store(through + number * (2 * C) + rows, tl.sum(q_tile.to(tl.float32) * result, 1))
     at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
@@ -366,12 +365,12 @@ def key_grads_kernel(
         back = fetch(dr, number, part, C, V, C, BV)
         dnear = product(back, tl.trans(fetch(u, number, part, C, V, C, BV)), DOT, PRECISION, dnear)
         result = product(back, tl.trans(fetch(met, number, part, K, V, BK, BV)), DOT, PRECISION, result)
-    dnear = (dnear * (-write[:, None] * strict(fade(total, C), C))).to(DOT)
+    dnear = (dnear * (-write[:, None] * fade(total, C, 1))).to(DOT)
     result = product(dnear, k_tile, DOT, PRECISION, result * (-write * past)[:, None])
     dtotal = tl.sum(k_tile.to(tl.float32) * result, 1)
     q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     pairs = fetch(dscores, number, 0, C, C, C, C)
-    later = product(tl.trans(strict(pairs, C)), q_tile, DOT, PRECISION)
+    later = product(tl.trans(tl.where(rows[:, None] > rows[None, :], pairs, 0.0)), q_tile, DOT, PRECISION)
     later = product(tl.trans(dnear), k_tile, DOT, PRECISION, later)
     dtotal -= tl.sum(k_tile.to(tl.float32) * later, 1)
     if DECAYS:
