@@ -277,30 +277,32 @@ def query_grads_kernel(
     number, first, steps, live = place(B, T, H, C)
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     rows = tl.arange(0, C)
+    reads_tile = fetch(reads, number, 0, C, K, C, BK)
+    pairs = tl.zeros((C, C), tl.float32)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        state = fetch(met, number, part, K, V, BK, BV)
+        own = (fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)).to(DOT)
+        keep(u, own, number, part, C, V, C, BV)
+        pairs = product(tile(do, first, steps, live, part, V, BV), tl.trans(own), DOT, PRECISION, pairs)
+    triangle = fade(total, C, 0) * scale
+    pairs *= triangle
+    keep(dscores, pairs, number, 0, C, C, C, C)
+    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
+    pairs = tl.where(rows[:, None] > rows[None, :], pairs, 0.0).to(DOT)
     q_tile = tile(q, first, steps, live, 0, K, BK)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    reads_tile = fetch(reads, number, 0, C, K, C, BK)
-    triangle = fade(total, C, 0) * scale
     scores_tile = product(q_tile, tl.trans(k_tile), DOT, PRECISION) * triangle
     keep(scores, scores_tile, number, 0, C, C, C, C)
     query = q_tile.to(tl.float32) * (past * scale)[:, None]
     query = (query - product(scores_tile, reads_tile, DOT, PRECISION)).to(DOT)
     result = tl.zeros((C, BK), tl.float32)
-    pairs = tl.zeros((C, C), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
         keep(dupdate, product(tl.trans(query), do_tile, DOT, PRECISION), number, part, K, V, BK, BV)
-        state = fetch(met, number, part, K, V, BK, BV)
-        own = fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)
-        keep(u, own, number, part, C, V, C, BV)
-        pairs = product(do_tile, tl.trans(own.to(DOT)), DOT, PRECISION, pairs)
-        result = product(do_tile, tl.trans(state), DOT, PRECISION, result)
-    pairs *= triangle
-    keep(dscores, pairs, number, 0, C, C, C, C)
-    result = product(tl.where(rows[:, None] > rows[None, :], pairs, 0.0), k_tile, DOT, PRECISION, result * (past * scale)[:, None])
+        result = product(do_tile, tl.trans(fetch(met, number, part, K, V, BK, BV)), DOT, PRECISION, result)
+    result = product(pairs, k_tile, DOT, PRECISION, result * (past * scale)[:, None])
     if DECAYS:
         tl.store(through + number * (2 * C) + rows, tl.sum(q_tile.to(tl.float32) * result, 1))
-    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
     put(dq, result + at_once[:, None] * k_tile.to(tl.float32), first, steps, live, 0, K, BK)
 
 
