@@ -21,8 +21,8 @@ from linscale.ops.delta_rule.kernels import (
 from linscale.ops.launch import launch
 
 COLUMNS = 16  # of a state that a program walks with: few, so that one long sequence has work for many
-WARPS = 4  # of eight, two by two would make the same products of 64 rows
-PART = 64  # columns of values that a program takes at a time: what is on chip fits for any width
+WARPS = 4  # four more would make the same products of 64 rows again
+PART = {torch.bfloat16: 64, torch.float32: 32}  # columns of values at a time, by operands: registers hold no more
 DEEP = 64  # K up to which the next two chunks are on their way in the walk, beyond it one
 
 
@@ -44,11 +44,11 @@ class KernelSegment:
         batch, length, heads, key = k.shape
         value, chunks = v.shape[-1], triton.cdiv(length, size)
         self.shape = chunks, batch, heads
-        self.constants: dict[str, Any] = {
-            "H": heads, "K": key, "V": value, "BK": _tile(key), "BV": min(_tile(value), PART), "C": size,
-        }  # fmt: skip
         # Inputs in bf16 are multiplied as they are, at twice the rate of tf32 and from half the room on chip.
         self.dtype = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else torch.float32
+        self.constants: dict[str, Any] = {
+            "H": heads, "K": key, "V": value, "BK": _tile(key), "BV": min(_tile(value), PART[self.dtype]), "C": size,
+        }  # fmt: skip
         self.rest = {
             "DECAYS": g is not None, "DOT": tl.bfloat16 if self.dtype == torch.bfloat16 else tl.float32,
             "PRECISION": "tf32x3" if v.dtype == torch.float32 else "tf32",
@@ -121,5 +121,5 @@ class KernelSegment:
 
 
 def _tile(width: int) -> int:
-    """Not 16: of tiles so narrow eight warps read beyond what is on chip (Triton 3.6, Hopper, by compute-sanitizer)."""
+    """Not 16: with more than four warps Triton 3.6 reads beyond what is on chip there (Hopper, compute-sanitizer)."""
     return max(32, triton.next_power_of_2(width))

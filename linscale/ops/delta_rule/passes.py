@@ -17,7 +17,7 @@ from linscale.ops.packing import ChunkLayout
 
 CHUNK = 64  # steps
 SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
-NARROWEST = 16  # chunk that the kernels take
+NARROWEST = 32  # chunk that the kernels take: tiles of 16 have been compiled wrongly, see kernel.py
 
 
 def forward_pass(
