@@ -50,6 +50,26 @@ def exact_product(a, b, DOT: tl.constexpr):
 
 
 @triton.jit
+def left_exact(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a b with 16 bits of a, float32, where b is bf16. Where keys are alike, what these make cancels in sums."""
+    if DOT == tl.bfloat16:
+        high = upper_half(a)
+        return product(high, b, DOT, PRECISION, product(a - high, b, DOT, PRECISION))
+    else:
+        return product(a, b, DOT, PRECISION)
+
+
+@triton.jit
+def right_exact(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a b with 16 bits of b, float32, where a is bf16."""
+    if DOT == tl.bfloat16:
+        high = upper_half(b)
+        return product(a, high, DOT, PRECISION, product(a, b - high, DOT, PRECISION))
+    else:
+        return product(a, b, DOT, PRECISION)
+
+
+@triton.jit
 def place(B, T, H: tl.constexpr, C: tl.constexpr):
     """(number of this program's chunk; its first step in a (B, T, H), int64; its steps' offsets; which exist)."""
     program = tl.program_id(0)
@@ -175,14 +195,14 @@ def prepare_kernel(
     inverse_tile = unit_lower_inverse(write[:, None] * near, C, DOT)
     keep(inverse, inverse_tile, number, 0, C, C, C, C)
     weights = inverse_tile * write[None, :]
-    reads_tile = product(weights * past[None, :], k_tile, DOT, PRECISION)
+    reads_tile = left_exact(weights * past[None, :], k_tile, DOT, PRECISION)
     keep(reads, reads_tile, number, 0, C, K, C, BK)
-    turn = -product(tl.trans(k_tile), reads_tile * future[:, None], DOT, PRECISION)
+    turn = -right_exact(tl.trans(k_tile), reads_tile * future[:, None], DOT, PRECISION)
     keep(transition, turn, number, 0, K, K, BK, BK)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        written_tile = product(weights, tile(v, first, steps, live, part, V, BV), DOT, PRECISION)
+        written_tile = left_exact(weights, tile(v, first, steps, live, part, V, BV), DOT, PRECISION)
         keep(written, written_tile, number, part, C, V, C, BV)
-        gain = product(tl.trans(k_tile), written_tile * future[:, None], DOT, PRECISION)
+        gain = right_exact(tl.trans(k_tile), written_tile * future[:, None], DOT, PRECISION)
         keep(update, gain, number, part, K, V, BK, BV)
 
 
@@ -330,7 +350,7 @@ def value_grads_kernel(
         behind += tl.sum(du * own.to(tl.float32), 1)
         scores_tile = tl.trans(fetch(scores, number, 0, C, C, C, C))
         du = product(scores_tile, tile(do, first, steps, live, part, V, BV), DOT, PRECISION, du)
-        back = product(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
+        back = right_exact(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
         keep(dr, back, number, part, C, V, C, BV)
         put(dv, write[:, None] * back, first, steps, live, part, V, BV)
         state = fetch(met, number, part, K, V, BK, BV)
