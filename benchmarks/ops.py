@@ -36,6 +36,7 @@ import torch
 import tuning
 from measure import Ceilings, attempt, ceilings
 from rows import KINDS, Inputs, Row
+from section_delta import Delta
 from sections import Length, Loss, Scan, Section, Softmax, Step
 from table import HEADER, measure_row, print_row
 
@@ -56,7 +57,7 @@ ROWS = (
     Row("token", 8, 2048),
 )
 TOKENS, LENGTHS = 1 << 20, tuple(1 << n for n in (11, 13, 15, 17, 20))
-SECTIONS: tuple[Section, ...] = (
+SECTIONS: tuple[Section | Delta, ...] = (
     Softmax(8, 2048),
     Softmax(2, 8192),
     Softmax(1, 32768),
@@ -65,6 +66,8 @@ SECTIONS: tuple[Section, ...] = (
     Scan(8, 2048, 2048, constant=True),
     Scan(1, 32768, 2048, constant=False),
     Loss(32768, 1024, 32000),
+    *(Delta(4, 2048, 9, 64, 64, decay) for decay in (True, False)),
+    *(Delta(1, 8192, 16, 128, 128, decay) for decay in (True, False)),
     *(Length(kind, H, width, TOKENS, LENGTHS) for H, width in ((8, 64), (16, 128)) for kind in KINDS),
 )
 RESULTS = Path(__file__).parent / "results"

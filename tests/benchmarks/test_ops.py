@@ -22,7 +22,7 @@ def test_the_gpu_path_writes_every_section(tmp_path, monkeypatch, capsys):
     import ops
 
     out = tmp_path / "ops.json"
-    wanted = r"head 8x2048 H16|channel 8x2048 H16|step head B1$|scan free 8|length head H8|softmax 8|loss"
+    wanted = r"head 8x2048 H16|channel 8x2048 H16|step head B1$|scan free 8|length head H8|softmax 8|loss|delta 4.*dec"
     monkeypatch.setattr(sys, "argv", ["ops.py", "--tiny", "--quick", "--rows", wanted, "--json", str(out)])
     ops.main()
     record = json.loads(out.read_text())
@@ -31,7 +31,8 @@ def test_the_gpu_path_writes_every_section(tmp_path, monkeypatch, capsys):
         assert row["ratio"] > 0
         assert row["numerics_failed"] == []
         assert max(row["ours"]["errors"].values()) < 5e-3
-    assert all(len(record[section]) == 1 for section in ("softmax", "step", "scan", "length", "loss"))
+    assert all(len(record[section]) == 1 for section in ("softmax", "step", "scan", "length", "loss", "delta"))
+    assert max(record["delta"][0]["ours"]["errors"].values()) < 1e-2
     assert all(max(record["loss"][0][form]["errors"]) < 1e-2 for form in ("ours", "torch"))
     assert "peer/ours" in capsys.readouterr().out
 

@@ -110,13 +110,13 @@ class KernelSegment:
         dq, dk, dv, dbeta, dg = grads
         scores, dscores, dupdate = self.operand(size, size), self.operand(size, size), self.new(key, value)
         u, dr, through = self.operand(size, value), self.operand(size, value), self.new(2, size)
-        tensors = self.q, self.k, g, self.reads, self.written, self.before, do
-        self.run(query_grads_kernel, (*tensors, scores, u, dscores, dupdate, through, dq), (self.scale,))
+        given = self.q, self.k, g, self.reads, self.written, self.before, do
+        self.run(query_grads_kernel, (*given, scores, u, dscores, dupdate, through, dq), (self.scale,))
         dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
-        tensors = self.k, self.v, self.beta, g, self.similar, self.inverse, self.before, dafter, scores, u, do
-        self.run(value_grads_kernel, (*tensors, dr, through, dv, dbeta), ())
-        tensors = self.q, self.k, self.beta, g, self.before, dafter, dscores, u, dr, through
-        self.run(key_grads_kernel, (*tensors, dk, dg), ())
+        made = self.similar, self.inverse, self.before, dafter, scores, u, do
+        self.run(value_grads_kernel, (self.k, self.v, self.beta, g, *made, dr, through, dv, dbeta), ())
+        left = self.before, dafter, dscores, u, dr, through
+        self.run(key_grads_kernel, (self.q, self.k, self.beta, g, *left, dk, dg), ())
         return [*grads[:4], None if self.g is None else grads[4]], dstate
 
 

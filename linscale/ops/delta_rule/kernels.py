@@ -27,7 +27,7 @@ BLOCK = tl.constexpr(16)  # rows of the blocks on the diagonal that are inverted
 @triton.jit
 def product(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr, total=None):
     """total + a b, of operands rounded to DOT."""
-    OPERAND: tl.constexpr = BF16 if DOT == tl.bfloat16 else DOT  # Triton's interpreter multiplies no bf16
+    OPERAND: tl.constexpr = BF16 if tl.bfloat16 == DOT else DOT  # Triton's interpreter multiplies no bf16
     return tl.dot(a.to(DOT).to(OPERAND), b.to(DOT).to(OPERAND), total, input_precision=PRECISION)
 
 
@@ -40,33 +40,36 @@ def upper_half(x):
 @triton.jit
 def exact_product(a, b, DOT: tl.constexpr):
     """a b of float32 matrices: to float32's digits, or to 16 bits where all else is bf16."""
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         high, above = upper_half(a), upper_half(b)
         low, under = a - high, b - above
         result = product(high, under, DOT, EXACT, product(low, above, DOT, EXACT))
-        return product(high, above, DOT, EXACT, result)
+        result = product(high, above, DOT, EXACT, result)
     else:
-        return tl.dot(a, b, input_precision=EXACT)
+        result = tl.dot(a, b, input_precision=EXACT)
+    return result
 
 
 @triton.jit
 def left_exact(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """a b with 16 bits of a, float32, where b is bf16. Where keys are alike, what these make cancels in sums."""
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         high = upper_half(a)
-        return product(high, b, DOT, PRECISION, product(a - high, b, DOT, PRECISION))
+        result = product(high, b, DOT, PRECISION, product(a - high, b, DOT, PRECISION))
     else:
-        return product(a, b, DOT, PRECISION)
+        result = product(a, b, DOT, PRECISION)
+    return result
 
 
 @triton.jit
 def right_exact(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """a b with 16 bits of b, float32, where a is bf16."""
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         high = upper_half(b)
-        return product(a, high, DOT, PRECISION, product(a, b - high, DOT, PRECISION))
+        result = product(a, high, DOT, PRECISION, product(a, b - high, DOT, PRECISION))
     else:
-        return product(a, b, DOT, PRECISION)
+        result = product(a, b, DOT, PRECISION)
+    return result
 
 
 @triton.jit
@@ -209,12 +212,13 @@ def prepare_kernel(
 @triton.jit
 def turned(turn, now, kept, DOT: tl.constexpr):
     """kept + M S, of M as it was kept and all digits of S, or 16 bits of them where M is bf16."""
-    if DOT == tl.bfloat16:
+    if tl.bfloat16 == DOT:
         high = upper_half(now)
         kept = product(turn, now - high, DOT, EXACT, kept)
-        return product(turn, high, DOT, EXACT, kept)
+        kept = product(turn, high, DOT, EXACT, kept)
     else:
-        return tl.dot(turn, now, kept, input_precision=EXACT)
+        kept = tl.dot(turn, now, kept, input_precision=EXACT)
+    return kept
 
 
 @triton.jit
