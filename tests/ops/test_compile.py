@@ -82,7 +82,7 @@ DECAY_KERNELS = (
     "hopper_channel_grads_kernel"
 )
 OTHER_KERNELS = (
-    "prepare_kernel delta_walk_kernel query_grads_kernel value_grads_kernel key_grads_kernel totals_kernel "
+    "prepare_kernel delta_walk_kernel inflow_kernel value_grads_kernel delta_grads_kernel totals_kernel "
     "forward_kernel backward_kernel window_kernel window_grads_kernel"
 )
 

@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from linscale.ops.delta_rule.kernels import (
+    delta_grads_kernel,
     delta_walk_kernel,
-    key_grads_kernel,
+    inflow_kernel,
     output_kernel,
     prepare_kernel,
-    query_grads_kernel,
     value_grads_kernel,
 )
 from linscale.ops.launch import launch
@@ -108,15 +108,15 @@ class KernelSegment:
             torch.empty_like(x) for x in (self.q, self.k, self.v, self.beta, self.beta if self.g is None else self.g)
         ]
         dq, dk, dv, dbeta, dg = grads
-        scores, dscores, dupdate = self.operand(size, size), self.operand(size, size), self.new(key, value)
-        u, dr, through = self.operand(size, value), self.operand(size, value), self.new(2, size)
+        u, dr, dscores, dnear = (self.operand(size, width) for width in (value, value, size, size))
+        du, dupdate, at_once, behind = self.new(size, value), self.new(key, value), self.new(size), self.new(size)
         given = self.q, self.k, g, self.reads, self.written, self.before, do
-        self.run(query_grads_kernel, (*given, scores, u, dscores, dupdate, through, dq), (self.scale,))
+        self.run(inflow_kernel, (*given, u, du, dscores, at_once, dupdate), (self.scale,))
         dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
-        made = self.similar, self.inverse, self.before, dafter, scores, u, do
-        self.run(value_grads_kernel, (self.k, self.v, self.beta, g, *made, dr, through, dv, dbeta), ())
-        left = self.before, dafter, dscores, u, dr, through
-        self.run(key_grads_kernel, (self.q, self.k, self.beta, g, *left, dk, dg), ())
+        made = self.similar, self.inverse, self.before, dafter, u, du
+        self.run(value_grads_kernel, (self.k, self.v, self.beta, g, *made, dr, dnear, behind, dv, dbeta), ())
+        left = self.before, dafter, do, dscores, at_once, dnear, u, dr, behind
+        self.run(delta_grads_kernel, (self.q, self.k, self.beta, g, *left, dq, dk, dg), (self.scale,))
         return [*grads[:4], None if self.g is None else grads[4]], dstate
 
 

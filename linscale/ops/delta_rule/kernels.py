@@ -6,7 +6,9 @@ chip; chunks are numbered (n B + row) H + head. q, k, v, beta, g are (B, T, H, .
 (N, B, H, ...), all contiguous. Steps beyond T have β = 0 and g = 0: the state passes them.
 
 Factors of rows and columns stand beside products, not in their operands, where they can: q and k go to the matrix units
-as they came, from one copy on chip, and are not rounded again.
+as they came, from one copy on chip, and are not rounded again. No operand is the transpose of what the same kernel has
+computed: from Triton 3.4 to 3.7.0 such products are wrong on Hopper (flash-linear-attention's issue 640). It is
+computed the other way round, or by the kernel before.
 
 Constants of a kernel, by name everywhere:
     DECAYS    g is given
@@ -286,77 +288,70 @@ def output_kernel(
 
 
 @triton.jit
-def query_grads_kernel(
-    q, k, g, reads, written, met, do, scores, u, dscores, dupdate, through, dq,
+def inflow_kernel(
+    q, k, g, reads, written, met, do, u, du, dscores, at_once, dupdate,
     B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All that do says of a chunk before dS' is known: what the chunk adds to dS, (q * exp G)ᵀ do - Wᵀ Pᵀ do, and dq
-    with its part of dG; and P, u and D * dP for the kernels below. Columns of S a few at a time.
-
-    The sums of dP over rows, which make dG, are those of q * dq over K as long as the diagonal of dP, in which there is
-    no decay, has not been added.
-    """
+    """All that do says of a chunk before dS' is known: what the chunk adds to dS, (q * exp G)ᵀ do - Wᵀ Pᵀ do, with
+    du = Pᵀ do; u; and (D * dP)ᵀ times scale, its diagonal by itself. Columns of S a few at a time."""
     number, first, steps, live = place(B, T, H, C)
     total, past, _, _ = decays(g, first, steps, live, C, DECAYS)
     rows = tl.arange(0, C)
-    reads_tile = fetch(reads, number, 0, C, K, C, BK)
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
+    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    apart = tl.where(rows[None, :] >= rows[:, None], total[None, :] - total[:, None], float("-inf"))
+    triangle = tl.exp(apart) * scale
+    scores = (product(k_tile, tl.trans(q_tile), DOT, PRECISION) * triangle).to(DOT)
     pairs = tl.zeros((C, C), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         state = fetch(met, number, part, K, V, BK, BV)
-        own = (fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)).to(DOT)
+        reads_tile = fetch(reads, number, 0, C, K, C, BK)
+        own = fetch(written, number, part, C, V, C, BV) - product(reads_tile, state, DOT, PRECISION)
         keep(u, own, number, part, C, V, C, BV)
-        pairs = product(tile(do, first, steps, live, part, V, BV), tl.trans(own), DOT, PRECISION, pairs)
-    triangle = fade(total, C, 0) * scale
-    pairs *= triangle
-    keep(dscores, pairs, number, 0, C, C, C, C)
-    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
-    pairs = tl.where(rows[:, None] > rows[None, :], pairs, 0.0).to(DOT)
-    q_tile = tile(q, first, steps, live, 0, K, BK)
-    k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    scores_tile = product(q_tile, tl.trans(k_tile), DOT, PRECISION) * triangle
-    keep(scores, scores_tile, number, 0, C, C, C, C)
-    query = q_tile.to(tl.float32) * (past * scale)[:, None]
-    query = (query - product(scores_tile, reads_tile, DOT, PRECISION)).to(DOT)
-    result = tl.zeros((C, BK), tl.float32)
-    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         do_tile = tile(do, first, steps, live, part, V, BV)
-        keep(dupdate, product(tl.trans(query), do_tile, DOT, PRECISION), number, part, K, V, BK, BV)
-        result = product(do_tile, tl.trans(fetch(met, number, part, K, V, BK, BV)), DOT, PRECISION, result)
-    result = product(pairs, k_tile, DOT, PRECISION, result * (past * scale)[:, None])
-    if DECAYS:
-        tl.store(through + number * (2 * C) + rows, tl.sum(q_tile.to(tl.float32) * result, 1))
-    put(dq, result + at_once[:, None] * k_tile.to(tl.float32), first, steps, live, 0, K, BK)
+        pairs = product(own, tl.trans(do_tile), DOT, PRECISION, pairs)
+        back = product(scores, do_tile, DOT, PRECISION)
+        keep(du, back, number, part, C, V, C, BV)
+        asked = do_tile.to(tl.float32) * (past * scale)[:, None]
+        gain = product(tl.trans(reads_tile), -back, DOT, PRECISION)
+        gain = product(tl.trans(q_tile), asked, DOT, PRECISION, gain)
+        keep(dupdate, gain, number, part, K, V, BK, BV)
+    diagonal = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
+    tl.store(at_once + number * C + rows, diagonal * scale)
+    pairs = tl.where(rows[:, None] < rows[None, :], pairs * triangle, 0.0)
+    keep(dscores, pairs, number, 0, C, C, C, C)
 
 
 @triton.jit
 def value_grads_kernel(
-    k, v, beta, g, similar, inverse, met, dafter, scores, u, do, dr, through, dv, dbeta,
+    k, v, beta, g, similar, inverse, met, dafter, u, du, dr, dnear, behind, dv, dbeta,
     B, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dr, dv and dβ of a chunk, from do, S before it and dS' behind it; and what of dG goes through dS': sums over K
-    of k * dk are sums over V here. Columns of S a few at a time."""
+    """dr, dv, dβ and D * dA of a chunk, from du, S before it and dS' behind it; and what of dG goes through dS': sums
+    over K of k * dk are sums over V here. Columns of S a few at a time."""
     number, first, steps, live = place(B, T, H, C)
-    _, past, future, whole = decays(g, first, steps, live, C, DECAYS)
+    total, past, future, whole = decays(g, first, steps, live, C, DECAYS)
     rows = tl.arange(0, C)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
+    pairs = tl.zeros((C, C), tl.float32)
     dwrite = tl.zeros((C,), tl.float32)
-    behind = tl.zeros((C,), tl.float32)
+    through = tl.zeros((C,), tl.float32)
     faded = 0.0
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         own = fetch(u, number, part, C, V, C, BV)
         dstate = fetch(dafter, number, part, K, V, BK, BV)
-        du = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
-        behind += tl.sum(du * own.to(tl.float32), 1)
-        scores_tile = tl.trans(fetch(scores, number, 0, C, C, C, C))
-        du = product(scores_tile, tile(do, first, steps, live, part, V, BV), DOT, PRECISION, du)
-        back = right_exact(tl.trans(fetch(inverse, number, 0, C, C, C, C)), du, DOT, PRECISION)
+        back = product(k_tile, dstate, DOT, PRECISION) * future[:, None]
+        through += tl.sum(back * own.to(tl.float32), 1)
+        back += fetch(du, number, part, C, V, C, BV)
+        back = right_exact(tl.trans(fetch(inverse, number, 0, C, C, C, C)), back, DOT, PRECISION)
         keep(dr, back, number, part, C, V, C, BV)
         put(dv, write[:, None] * back, first, steps, live, part, V, BV)
+        pairs = product(back, tl.trans(own), DOT, PRECISION, pairs)
         state = fetch(met, number, part, K, V, BK, BV)
         if DECAYS:
             faded += tl.sum(tl.sum(dstate.to(tl.float32) * state.to(tl.float32), 1), 0)
@@ -366,46 +361,55 @@ def value_grads_kernel(
         dwrite += tl.sum(back * error, 1)
     tl.store(dbeta + first + steps, dwrite.to(dbeta.dtype.element_ty), mask=live)
     if DECAYS:
-        behind = tl.where(rows < C - 1, behind, 0.0)
-        behind = tl.where(rows == C - 1, tl.sum(behind, 0) + whole * faded, 0.0) - behind
-        tl.store(through + number * (2 * C) + C + rows, behind)
+        through = tl.where(rows < C - 1, through, 0.0)
+        through = tl.where(rows == C - 1, tl.sum(through, 0) + whole * faded, 0.0) - through
+        tl.store(behind + number * C + rows, through)
+    keep(dnear, pairs * (-write[:, None] * fade(total, C, 1)), number, 0, C, C, C, C)
 
 
 @triton.jit
-def key_grads_kernel(
-    q, k, beta, g, met, dafter, dscores, u, dr, through, dk, dg,
-    B, T,
+def delta_grads_kernel(
+    q, k, beta, g, met, dafter, do, dscores, at_once, dnear, u, dr, behind, dq, dk, dg,
+    B, T, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     DECAYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dG of a chunk, from what the kernels above leave: sums of dA over rows and columns, and those of dP over
-    columns, are sums of k * dk over K. dscores are times scale already."""
+    """dq, dk and dG of a chunk, from what the kernels above leave.
+
+    Sums of dP and dA over rows and columns, which make dG, are those of q * dq and k * dk over K, as long as the
+    diagonal of dP, in which there is no decay, has not been added.
+    """
     number, first, steps, live = place(B, T, H, C)
-    total, past, future, _ = decays(g, first, steps, live, C, DECAYS)
+    _, past, future, _ = decays(g, first, steps, live, C, DECAYS)
     rows = tl.arange(0, C)
     write = tl.load(beta + first + steps, mask=live, other=0.0).to(tl.float32)
+    diagonal = tl.load(at_once + number * C + rows)[:, None]
+    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
     k_tile = tile(k, first, steps, live, 0, K, BK).to(DOT)
-    dnear = tl.zeros((C, C), tl.float32)
+    pairs = fetch(dscores, number, 0, C, C, C, C)
     result = tl.zeros((C, BK), tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
-        back = fetch(dr, number, part, C, V, C, BV)
-        dnear = product(back, tl.trans(fetch(u, number, part, C, V, C, BV)), DOT, PRECISION, dnear)
-        result = product(back, tl.trans(fetch(met, number, part, K, V, BK, BV)), DOT, PRECISION, result)
-    dnear = (dnear * (-write[:, None] * fade(total, C, 1))).to(DOT)
-    result = product(dnear, k_tile, DOT, PRECISION, result * (-write * past)[:, None])
-    dtotal = tl.sum(k_tile.to(tl.float32) * result, 1)
-    q_tile = tile(q, first, steps, live, 0, K, BK).to(DOT)
-    pairs = fetch(dscores, number, 0, C, C, C, C)
-    later = product(tl.trans(tl.where(rows[:, None] > rows[None, :], pairs, 0.0)), q_tile, DOT, PRECISION)
-    later = product(tl.trans(dnear), k_tile, DOT, PRECISION, later)
+        state = tl.trans(fetch(met, number, part, K, V, BK, BV))
+        result = product(tile(do, first, steps, live, part, V, BV), state, DOT, PRECISION, result)
+    result = product(tl.trans(pairs), k_tile, DOT, PRECISION, result * (past * scale)[:, None])
+    dtotal = tl.sum(q_tile.to(tl.float32) * result, 1)
+    put(dq, result + diagonal * k_tile.to(tl.float32), first, steps, live, 0, K, BK)
+
+    later = product(pairs, q_tile, DOT, PRECISION)
+    pairs = fetch(dnear, number, 0, C, C, C, C)
+    later = product(tl.trans(pairs), k_tile, DOT, PRECISION, later)
     dtotal -= tl.sum(k_tile.to(tl.float32) * later, 1)
+    result = tl.zeros((C, BK), tl.float32)
+    for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
+        state = tl.trans(fetch(met, number, part, K, V, BK, BV))
+        result = product(fetch(dr, number, part, C, V, C, BV), state, DOT, PRECISION, result)
+    result = product(pairs, k_tile, DOT, PRECISION, result * (-write * past)[:, None])
+    dtotal += tl.sum(k_tile.to(tl.float32) * result, 1)
     if DECAYS:
-        at = through + number * (2 * C) + rows
-        dtotal += tl.load(at) + tl.load(at + C)
+        dtotal += tl.load(behind + number * C + rows)
         summed = tl.cumsum(dtotal, 0, reverse=True)
         tl.store(dg + first + steps, summed.to(dg.dtype.element_ty), mask=live)
-    at_once = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs.to(tl.float32), 0.0), 1)
-    result += later + at_once[:, None] * q_tile.to(tl.float32)
+    result += later + diagonal * q_tile.to(tl.float32)
     for part in tl.range(0, (V + BV - 1) // BV, num_stages=1):
         own = fetch(u, number, part, C, V, C, BV).to(tl.float32) * future[:, None]
         dstate = tl.trans(fetch(dafter, number, part, K, V, BK, BV))
