@@ -20,9 +20,12 @@ from linscale.ops.delta_rule.kernels import (
 )
 from linscale.ops.launch import launch
 
-COLUMNS = 16  # of a state that a program walks with: few, so that one long sequence has work for many
 WARPS = 4  # four more would make the same products of 64 rows again
-PART = {torch.bfloat16: 64, torch.float32: 32}  # columns of values at a time, by operands: registers hold no more
+# By the dtype of operands. Columns of values that a program takes at a time: in float32 registers hold no more. It is
+# also the narrowest tile: of 16 columns, in bf16 of 32 too, Triton 3.6 has compiled reads out of bounds on Hopper.
+PART = {torch.bfloat16: 64, torch.float32: 32}
+# Columns of a state that a program walks with: few, so that one long sequence has work for many.
+COLUMNS = {torch.bfloat16: 64, torch.float32: 16}
 DEEP = 64  # K up to which the next two chunks are on their way in the walk, beyond it one
 
 
@@ -47,7 +50,8 @@ class KernelSegment:
         # Inputs in bf16 are multiplied as they are, at twice the rate of tf32 and from half the room on chip.
         self.dtype = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else torch.float32
         self.constants: dict[str, Any] = {
-            "H": heads, "K": key, "V": value, "BK": _tile(key), "BV": min(_tile(value), PART[self.dtype]), "C": size,
+            "H": heads, "K": key, "V": value, "BK": max(PART[self.dtype], triton.next_power_of_2(key)),
+            "BV": PART[self.dtype], "C": size,
         }  # fmt: skip
         self.rest = {
             "DECAYS": g is not None, "DOT": tl.bfloat16 if self.dtype == torch.bfloat16 else tl.float32,
@@ -81,12 +85,12 @@ class KernelSegment:
         chunks, batch, heads = self.shape
         met, final = self.operand(*update.shape[3:]), torch.empty_like(state)
         constants = {
-            **self.constants, "BV": COLUMNS, "DECAYS": self.rest["DECAYS"], "DOT": self.rest["DOT"],
-            "PACKED": self.cu_chunks is not None,
-            "BACKWARDS": backwards, "STAGES": 3 if self.constants["BK"] <= DEEP else 2,
+            **self.constants, "BV": COLUMNS[self.dtype], "DECAYS": self.rest["DECAYS"], "DOT": self.rest["DOT"],
+            "PACKED": self.cu_chunks is not None, "BACKWARDS": backwards,
+            "STAGES": 3 if self.constants["BK"] <= DEEP else 2,
         }  # fmt: skip
         del constants["C"]
-        programs = len(state) * heads * triton.cdiv(self.constants["V"], COLUMNS)
+        programs = len(state) * heads * triton.cdiv(self.constants["V"], COLUMNS[self.dtype])
         cu_chunks = state if self.cu_chunks is None else self.cu_chunks
         tensors = update, self.transition, self.decay, state, cu_chunks, met, final
         launch(delta_walk_kernel, programs, tensors, (chunks, batch), constants, 4)
@@ -118,8 +122,3 @@ class KernelSegment:
         left = self.before, dafter, do, dscores, at_once, dnear, u, dr, behind
         self.run(delta_grads_kernel, (self.q, self.k, self.beta, g, *left, dq, dk, dg), (self.scale,))
         return [*grads[:4], None if self.g is None else grads[4]], dstate
-
-
-def _tile(width: int) -> int:
-    """Not 16: with more than four warps Triton 3.6 reads beyond what is on chip there (Hopper, compute-sanitizer)."""
-    return max(32, triton.next_power_of_2(width))

@@ -17,7 +17,6 @@ from linscale.ops.packing import ChunkLayout
 
 CHUNK = 64  # steps
 SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
-NARROWEST = 32  # chunk that the kernels take: tiles of 16 have been compiled wrongly, see kernel.py
 
 
 def forward_pass(
@@ -76,7 +75,7 @@ def _segment(
     cu_chunks = None if layout is None else layout.cu_chunks
     own = [None if x is None else x[:, span] for x in inputs]
     kernels = choice.form == "triton"
-    size = min(CHUNK, max(NARROWEST if kernels else BASE, 1 << (span.stop - span.start - 1).bit_length()))
+    size = CHUNK if kernels else min(CHUNK, max(BASE, 1 << (span.stop - span.start - 1).bit_length()))
     # Not imported with this module: a process without a GPU never imports Triton.
     kind = importlib.import_module("linscale.ops.delta_rule.kernel").KernelSegment if kernels else ChunkSegment
     part: ChunkSegment = kind(own, state, cu_chunks, size, scale)
