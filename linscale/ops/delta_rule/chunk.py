@@ -50,6 +50,8 @@ class ChunkSegment:
     without decay; near is tril(D * k kᵀ, -1), triangle is tril(D).
     """
 
+    kept: Tensor | None = None  # of what it made, for the backward pass: nothing
+
     def __init__(
         self, inputs: Sequence[Tensor | None], state: Tensor, cu_chunks: Tensor | None, size: int, scale: float
     ) -> None:

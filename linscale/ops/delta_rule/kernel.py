@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from linscale.ops.delta_rule.kept import KeptLayout, operand_dtype
 from linscale.ops.delta_rule.kernels import (
     delta_grads_kernel,
     delta_walk_kernel,
@@ -35,11 +36,13 @@ class KernelSegment:
     inputs     q, k, v, beta, log_decay or None: (B, T, H, ...), T steps alone
     state      S before the first chunk, float32
     cu_chunks  (N+1,) boundaries of packed documents, counted in chunks, or None
+    kept       `kept` of the same segment in a forward pass: then only `backward` is to be had
     """
 
     def __init__(
-        self, inputs: Sequence[Tensor | None], state: Tensor, cu_chunks: Tensor | None, size: int, scale: float
-    ) -> None:
+        self, inputs: Sequence[Tensor | None], state: Tensor, cu_chunks: Tensor | None, size: int, scale: float,
+        kept: Tensor | None = None,
+    ) -> None:  # fmt: skip
         q, k, v, beta, g = (None if x is None else x.contiguous() for x in inputs)
         assert q is not None and k is not None and v is not None and beta is not None  # noqa: PT018
         self.q, self.k, self.v, self.beta, self.g = q, k, v, beta, g
@@ -47,8 +50,7 @@ class KernelSegment:
         batch, length, heads, key = k.shape
         value, chunks = v.shape[-1], triton.cdiv(length, size)
         self.shape = chunks, batch, heads
-        # Inputs in bf16 are multiplied as they are, at twice the rate of tf32 and from half the room on chip.
-        self.dtype = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else torch.float32
+        self.dtype = operand_dtype(q, k, v)
         self.constants: dict[str, Any] = {
             "H": heads, "K": key, "V": value, "BK": max(PART[self.dtype], triton.next_power_of_2(key)),
             "BV": PART[self.dtype], "C": size,
@@ -57,14 +59,17 @@ class KernelSegment:
             "DECAYS": g is not None, "DOT": tl.bfloat16 if self.dtype == torch.bfloat16 else tl.float32,
             "PRECISION": "tf32x3" if v.dtype == torch.float32 else "tf32",
         }  # fmt: skip
-        self.transition, update = self.operand(key, key), self.new(key, value)
-        self.reads, self.written = self.operand(size, key), self.new(size, value)
-        self.similar, self.inverse = self.operand(size, size), self.operand(size, size)
-        self.decay = self.new() if g is not None else state
-        given = k, v, beta, state if g is None else g
-        tensors = (*given, self.transition, update, self.decay, self.reads, self.written, self.similar, self.inverse)
-        self.run(prepare_kernel, tensors, ())
-        self.before, self.final = self.walk(update, state.contiguous())
+        layout = KeptLayout((q, k, v, beta, g), size)
+        self.kept = torch.empty(layout.bytes, dtype=torch.uint8, device=k.device) if kept is None else kept
+        made = layout.views(self.kept)
+        self.transition, self.reads, self.written = made["transition"], made["reads"], made["written"]
+        self.similar, self.inverse, self.before = made["similar"], made["inverse"], made["before"]
+        self.decay, self.final = made.get("decay", state), state
+        if kept is None:
+            update = self.new(key, value)
+            given = k, v, beta, state if g is None else g, self.transition, update, self.decay
+            self.run(prepare_kernel, (*given, self.reads, self.written, self.similar, self.inverse), ())
+            self.final = self.walk(update, state.contiguous(), self.before)
 
     def new(self, *shape: int) -> Tensor:
         """(N, B, H, ...) float32."""
@@ -80,10 +85,10 @@ class KernelSegment:
         given = {**self.constants, **self.rest}
         launch(kernel, chunks * batch * heads, tensors, (batch, self.k.shape[1], *numbers), given, WARPS)
 
-    def walk(self, update: Tensor, state: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
-        """`walk` over this segment's chunks: the states met, and the last."""
+    def walk(self, update: Tensor, state: Tensor, met: Tensor, *, backwards: bool = False) -> Tensor:
+        """`walk` over this segment's chunks: puts the states met into `met`, and returns the last."""
         chunks, batch, heads = self.shape
-        met, final = self.operand(*update.shape[3:]), torch.empty_like(state)
+        final = torch.empty_like(state)
         constants = {
             **self.constants, "BV": COLUMNS[self.dtype], "DECAYS": self.rest["DECAYS"], "DOT": self.rest["DOT"],
             "PACKED": self.cu_chunks is not None, "BACKWARDS": backwards,
@@ -94,7 +99,7 @@ class KernelSegment:
         cu_chunks = state if self.cu_chunks is None else self.cu_chunks
         tensors = update, self.transition, self.decay, state, cu_chunks, met, final
         launch(delta_walk_kernel, programs, tensors, (chunks, batch), constants, 4)
-        return met, final
+        return final
 
     def output(self) -> Tensor:
         """o (B, T, H, V) in the dtype of v."""
@@ -116,7 +121,8 @@ class KernelSegment:
         du, dupdate, at_once, behind = self.new(size, value), self.new(key, value), self.new(size), self.new(size)
         given = self.q, self.k, g, self.reads, self.written, self.before, do
         self.run(inflow_kernel, (*given, u, du, dscores, at_once, dupdate), (self.scale,))
-        dafter, dstate = self.walk(dupdate, dfinal.contiguous(), backwards=True)
+        dafter = self.operand(key, value)
+        dstate = self.walk(dupdate, dfinal.contiguous(), dafter, backwards=True)
         made = self.similar, self.inverse, self.before, dafter, u, du
         self.run(value_grads_kernel, (self.k, self.v, self.beta, g, *made, dr, dnear, behind, dv, dbeta), ())
         left = self.before, dafter, do, dscores, at_once, dnear, u, dr, behind

@@ -1,7 +1,7 @@
 """`delta_rule` in chunks as a custom operator: one node for torch.compile and for what checkpoints activations.
 
 Seen from outside as the products that it is made of, these would be kept for the backward pass, several times as much
-as its inputs; it makes them again.
+as its inputs; it makes them again, or keeps the few that its backward pass needs where that is little.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linscale.ops.backend import Backend, Choice, choose, without_autocast
-from linscale.ops.delta_rule.passes import backward_pass, forward_pass, segments
+from linscale.ops.delta_rule.passes import backward_pass, forward_pass, kept_bytes, segments
 
 WIDEST = 128  # K and V that the kernels take
 
@@ -20,11 +20,11 @@ _DEFINITIONS = torch.library.Library("linscale", "FRAGMENT")
 # "?" inputs may be None; the gradient of one that is comes back empty.
 _DEFINITIONS.define(
     "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? log_decay, Tensor state, Tensor? cu_seqlens,"
-    " float scale, str backend) -> (Tensor, Tensor, Tensor)"
+    " float scale, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _DEFINITIONS.define(
-    "delta_rule_backward(Tensor do, Tensor dfinal, Tensor states, Tensor q, Tensor k, Tensor v, Tensor beta,"
-    " Tensor? log_decay, Tensor? cu_seqlens, float scale, str backend)"
+    "delta_rule_backward(Tensor do, Tensor dfinal, Tensor states, Tensor made, Tensor q, Tensor k, Tensor v,"
+    " Tensor beta, Tensor? log_decay, Tensor? cu_seqlens, float scale, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -35,7 +35,7 @@ def chunk_delta_rule(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Shapes as in `delta_rule`, any floating dtypes; the state's is that of all sums."""
     log_decay = None if log_decay is None else log_decay.expand(beta.shape)
-    o, final, _ = torch.ops.linscale.delta_rule(q, k, v, beta, log_decay, state, cu_seqlens, scale, backend)
+    o, final, *_ = torch.ops.linscale.delta_rule(q, k, v, beta, log_decay, state, cu_seqlens, scale, backend)
     return o, final
 
 
@@ -52,7 +52,7 @@ def serving(backend: Backend, k: Tensor, v: Tensor) -> Choice:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
     scale: float, backend: Backend,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with without_autocast(q.device):
         return forward_pass((q, k, v, beta, log_decay), state, cu_seqlens, scale, serving(backend, k, v))
 
@@ -60,39 +60,42 @@ def _forward(
 def _forward_shapes(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
     scale: float, backend: Backend,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     count = len(segments(v)) if cu_seqlens is None else 1
-    return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(count, *state.shape)
+    inputs, choice = (q, k, v, beta, log_decay), serving(backend, k, v)
+    made = kept_bytes(inputs, packed=cu_seqlens is not None, choice=choice)
+    shapes = v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(count, *state.shape)
+    return *shapes, v.new_empty(made, dtype=torch.uint8)
 
 
 def _backward(
-    do: Tensor, dfinal: Tensor, states: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
+    do: Tensor, dfinal: Tensor, states: Tensor, made: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
     log_decay: Tensor | None, cu_seqlens: Tensor | None, scale: float, backend: Backend,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (q, k, v, beta, log_decay)
     with without_autocast(q.device):
-        grads, dstate = backward_pass(do, dfinal, states, inputs, cu_seqlens, scale, serving(backend, k, v))
+        grads, dstate = backward_pass(do, dfinal, states, made, inputs, cu_seqlens, scale, serving(backend, k, v))
     return (*(q.new_empty(0) if x is None else x for x in grads), dstate)
 
 
 def _backward_shapes(
-    do: Tensor, dfinal: Tensor, states: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
+    do: Tensor, dfinal: Tensor, states: Tensor, made: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
     log_decay: Tensor | None, cu_seqlens: Tensor | None, scale: float, backend: Backend,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (q, k, v, beta, log_decay)
     return (*(q.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs), dfinal.new_empty(dfinal.shape))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, beta, log_decay, _, cu_seqlens, *ctx.how = inputs
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], q, k, v, beta, log_decay, cu_seqlens)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*output[2:], q, k, v, beta, log_decay, cu_seqlens)
 
 
-def _differentiate(ctx: Any, do: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, do: Tensor, dfinal: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     *grads, dstate = torch.ops.linscale.delta_rule_backward(do, dfinal, *saved, *ctx.how)
-    if saved[5] is None:
+    if saved[6] is None:
         grads[4] = None
     return (*grads, dstate, None, None, None)
 

@@ -1,5 +1,5 @@
 """Both passes of `delta_rule` over a sequence, segment by segment. The backward pass keeps what came in and the state
-before each segment, and computes the rest again.
+before each segment, and computes the rest again, unless it is little.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from torch import Tensor
 from linscale.ops.backend import Choice, segment_tokens
 from linscale.ops.delta_rule.chunk import ChunkSegment
 from linscale.ops.delta_rule.inverse import BASE
+from linscale.ops.delta_rule.kept import KeptLayout
 from linscale.ops.packing import ChunkLayout
 
 CHUNK = 64  # steps
 SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
 
 
+# Bytes of what the kernels made that one call keeps for its backward pass, at most. In bf16 that is 2.3 times q, k and
+# v, and spares two fifths of the backward pass, by count of instructions; long texts, where memory is short, make it again.
+KEPT = 1 << 28
+
+
 def forward_pass(
     inputs: Sequence[Tensor | None], state: Tensor, cu_seqlens: Tensor | None, scale: float, choice: Choice
-) -> tuple[Tensor, Tensor, Tensor]:
-    """o, the final state, and the states before each segment, which `backward_pass` takes.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o, the final state, and what `backward_pass` takes: the states before each segment, and what the kernels made.
 
     inputs are q, k, v, beta (B, T, H) and log_decay (B, T, H) or None, in dtypes of their own; sums are in the state's.
     """
@@ -35,13 +41,25 @@ def forward_pass(
         part = _segment(inputs, span, states[-1], layout, scale, choice)
         o[:, span] = part.output()
         states.append(part.final)
-    kept = torch.stack(states[:-1]) if states[1:] else state.new_empty(0, *state.shape)
-    return o if layout is None else layout.gather(o), states[-1].clone(), kept
+    met = torch.stack(states[:-1]) if states[1:] else state.new_empty(0, *state.shape)
+    made = part.kept if kept_bytes(inputs, packed=layout is not None, choice=choice) else None
+    made = o.new_empty(0, dtype=torch.uint8) if made is None else made
+    return o if layout is None else layout.gather(o), states[-1].clone(), met, made
+
+
+def kept_bytes(inputs: Sequence[Tensor | None], *, packed: bool, choice: Choice) -> int:
+    """Of what the kernels made in a forward pass. 0 where that is nothing, or where it is made again."""
+    value = inputs[2]
+    assert value is not None
+    if packed or choice.form != "triton" or len(segments(value)) != 1:
+        return 0
+    size = KeptLayout(inputs, CHUNK).bytes
+    return size if size <= KEPT else 0
 
 
 def backward_pass(
-    do: Tensor, dfinal: Tensor, states: Tensor, inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None,
-    scale: float, choice: Choice,
+    do: Tensor, dfinal: Tensor, states: Tensor, made: Tensor, inputs: Sequence[Tensor | None],
+    cu_seqlens: Tensor | None, scale: float, choice: Choice,
 ) -> tuple[list[Tensor | None], Tensor]:  # fmt: skip
     """Gradients of the inputs, in their dtypes, and of the first state, from those of o and of the final state."""
     layout, (*inputs, whole) = _spread([*inputs, do], cu_seqlens)
@@ -49,7 +67,7 @@ def backward_pass(
     grads = [None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
     spans = segments(whole, packed=layout is not None)
     for span, state in zip(reversed(spans), states.flip(0), strict=True):
-        part = _segment(inputs, span, state, layout, scale, choice)
+        part = _segment(inputs, span, state, layout, scale, choice, made)
         found, dfinal = part.backward(whole[:, span], dfinal)
         for grad, own in zip(grads, found, strict=True):
             if grad is not None and own is not None:
@@ -70,15 +88,18 @@ def segments(x: Tensor, *, packed: bool = False) -> list[slice]:
 
 def _segment(
     inputs: Sequence[Tensor | None], span: slice, state: Tensor, layout: ChunkLayout | None, scale: float,
-    choice: Choice,
+    choice: Choice, made: Tensor | None = None,
 ) -> ChunkSegment:  # fmt: skip
     cu_chunks = None if layout is None else layout.cu_chunks
     own = [None if x is None else x[:, span] for x in inputs]
     kernels = choice.form == "triton"
     size = CHUNK if kernels else min(CHUNK, max(BASE, 1 << (span.stop - span.start - 1).bit_length()))
+    if not kernels:
+        return ChunkSegment(own, state, cu_chunks, size, scale)
     # Not imported with this module: a process without a GPU never imports Triton.
-    kind = importlib.import_module("linscale.ops.delta_rule.kernel").KernelSegment if kernels else ChunkSegment
-    part: ChunkSegment = kind(own, state, cu_chunks, size, scale)
+    kind = importlib.import_module("linscale.ops.delta_rule.kernel").KernelSegment
+    kept = made if made is not None and made.numel() else None
+    part: ChunkSegment = kind(own, state, cu_chunks, size, scale, kept)
     return part
 
 

@@ -18,6 +18,18 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+def test_compilers_see_what_is_kept(device):
+    q, k, v = (torch.rand(1, 70, 2, 8, device=device) for _ in range(3))
+    beta, state = torch.rand(1, 70, 2, device=device), torch.zeros(1, 2, 8, 8, device=device)
+    given = q, k, v, beta, -beta, state, None, 0.7, "triton"
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.linscale.delta_rule, given, test_utils=checks)
+    o, final, states, made = torch.ops.linscale.delta_rule(*given)
+    assert made.numel() > 0
+    rest = o, final, states, made, *given[:5], *given[6:]
+    torch.library.opcheck(torch.ops.linscale.delta_rule_backward, rest, test_utils=checks)
+
+
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # largest error over the largest value
 CASES = [
     (True, 150, (20, 19), (), torch.float32),
