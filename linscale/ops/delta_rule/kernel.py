@@ -1,4 +1,5 @@
-"""`delta_rule` on a GPU: a segment in three launches forward and six back, whatever its length."""
+"""`delta_rule` on a GPU: a segment in three launches forward and four back, whatever its length; six, where two of the
+forward pass are made again."""
 
 from __future__ import annotations
 
