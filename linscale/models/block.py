@@ -37,9 +37,8 @@ class Block(nn.Module):
         """`forward` of texts that start afresh; and beside x, what enters the mixer (B, T, D) and what `mix` gives of
         it."""
         entered, mixer = self.mixer_norm(x), cast(Any, self.mixer)
-        left = Block.mix(
-            self, entered, context, before
-        )  # sharded blocks let go of their weights behind their own `mix`
+        # The class's, not its own: behind that a sharded block lets go of its weights.
+        left = Block.mix(self, entered, context, before)
         x = x + (mixer.o_proj(left) if before else left)
         return x + self.mlp(self.mlp_norm(x)), entered, left
 

@@ -18,8 +18,6 @@ from linscale.ops.packing import ChunkLayout
 
 CHUNK = 64  # steps
 SEGMENT = 1 << 14  # tokens that are worked on at a time, at most: they make several times their inputs
-
-
 # Bytes of what the kernels made that one call keeps for its backward pass, at most. In bf16 that is 2.3 times q, k and
 # v, and spares two fifths of the backward pass, by count of instructions. Long texts, where memory is short, make it
 # again.
