@@ -12,8 +12,10 @@ exchange of R states a layer and pass, whatever T is. Softmax attention gathers 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn.functional import pad
@@ -33,8 +35,35 @@ class Piece:
 
 def gather(x: Tensor, piece: Piece) -> Tensor:
     """x (...) of every piece, (R, ...), with gradients: all ranks of the group call it, and all differentiate it."""
-    gathered: Tensor = all_gather_tensor_autograd(x.contiguous()[None], 0, piece.group)  # type: ignore[arg-type]
+    if torch.compiler.is_compiling():
+        traced: Tensor = all_gather_tensor_autograd(x.contiguous()[None], 0, piece.group)  # type: ignore[arg-type]
+        return traced
+    gathered: Tensor = _Gather.apply(x, piece)
     return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """What the compiler's collective does, which outside of it hands out tensors that are yet to come: with gloo, on
+    busy machines, these have left a heap in pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, piece: Piece) -> Tensor:
+        ctx.piece = piece
+        gathered = x.new_empty(piece.size, *x.shape)
+        torch.distributed.all_gather_into_tensor(gathered, x.contiguous()[None], _group(piece))
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        own = grad.new_empty(1, *grad.shape[1:])
+        torch.distributed.reduce_scatter_tensor(own, grad.contiguous(), group=_group(ctx.piece))
+        return own[0], None
+
+
+def _group(piece: Piece) -> Any:
+    c10d: Any = torch.distributed.distributed_c10d
+    return c10d._resolve_process_group(piece.group)
 
 
 def state_before(states: Tensor, log_fades: Tensor | None, piece: Piece) -> Tensor:
