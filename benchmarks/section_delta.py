@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from measure import Ceilings, attempt, graphed, median_ms
+from measure import Ceilings, attempt, graphed, median_ms, relative_errors
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
@@ -54,10 +54,9 @@ class Delta:
         exact = results(exactly, last, do[-1:].double())
         found: dict[str, Any] = {"name": self.name}
         for form, operator in forms.items():
-            found[form] = timed(operator, inputs, do, device) | {"errors": {}}
+            found[form] = timed(operator, inputs, do, device)
             again = attempt(lambda operator=operator: {"x": results(operator, inputs, do)}, device)  # type: ignore[misc]
-            for name, result, true in zip(self.names, again.get("x", ()), exact, strict=False):
-                found[form]["errors"][name] = float((result[-1:].double() - true).norm() / true.norm())
+            found[form]["errors"] = relative_errors(again.get("x", ()), exact, self.names)
         for time in ("forward_ms", "both_ms"):
             theirs = found.get("peer", {}).get(time)
             found[f"{time[:-3]}_ratio"] = theirs / found["ours"][time] if theirs else None

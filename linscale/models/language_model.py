@@ -201,21 +201,17 @@ class LanguageModel(nn.Module):
         self, entered: Sequence[Tensor], tokens: Tensor, cu_seqlens: Tensor | None = None, *, before: bool = False
     ) -> list[Tensor]:
         """What each mixer alone makes of an input of its own, (B, T, D) a layer: see `Block.mix`."""
-        context, shared = self._context(tokens, None, cu_seqlens), self.shared()
-        own = [context if shared is None else replace(context, shared=shared[layer]) for layer in range(len(entered))]
-        blocks: list[Any] = list(self.blocks)
-        return [block.mix(x, of, before) for block, x, of in zip(blocks, entered, own, strict=True)]
+        layers = self._layers(self._context(tokens, None, cu_seqlens))
+        return [block.mix(x, own, before) for (block, own), x in zip(layers, entered, strict=True)]
 
     def watch(
         self, tokens: Tensor, cu_seqlens: Tensor | None = None, *, before: bool = False
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What enters and what leaves each mixer while tokens are read, (B, T, D) a layer: see `Block.watch`."""
-        context, shared = self._context(tokens, None, cu_seqlens), self.shared()
+        context = self._context(tokens, None, cu_seqlens)
         x, _ = self._enter(tokens, None, context, cu_seqlens)
-        blocks: list[Any] = list(self.blocks)
         entered, left = [], []
-        for layer, block in enumerate(blocks):
-            own = context if shared is None else replace(context, shared=shared[layer])
+        for block, own in self._layers(context):
             x, one, other = block.watch(x, own, before)
             entered.append(one)
             left.append(other)
@@ -225,15 +221,22 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, state: State | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """`forward` up to the head: what `logits` takes, (B, T, D), and the new state."""
-        context, shared = self._context(tokens, state, cu_seqlens), self.shared()
+        context = self._context(tokens, state, cu_seqlens)
         x, encoder_state = self._enter(tokens, state, context, cu_seqlens)
         states = []
-        for layer, block in enumerate(self.blocks):
-            own = context if shared is None else replace(context, shared=shared[layer])
+        for layer, (block, own) in enumerate(self._layers(context)):
             x, after = block(x, state.layers[layer] if state else None, own)
             states.append(after)
         read = tokens.shape[1] if cu_seqlens is None else cu_seqlens.diff()
         return self.norm(x), State(context.start + read, encoder_state, tuple(states))
+
+    def _layers(self, context: Context) -> list[tuple[Any, Context]]:
+        """Each block with its own context."""
+        shared = self.shared()
+        return [
+            (block, context if shared is None else replace(context, shared=shared[layer]))
+            for layer, block in enumerate(self.blocks)
+        ]
 
     def _enter(
         self, tokens: Tensor, state: State | None, context: Context, cu_seqlens: Tensor | None
