@@ -15,7 +15,7 @@ from page import NEEDLES, Row, by_length, curve
 
 WIDTH, HEIGHT = 440, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 74, 46
-COLOURS = ("#333333", "#c8553d", "#d9a441", "#1b6ca8", "#4f8a4b", "#7a5ba6")
+COLOURS = ("#333333", "#c8553d", "#d9a441", "#1b6ca8", "#4f8a4b", "#7a5ba6", "#4fa3a5")
 OUT = Path(__file__).parent.parent.parent / "docs" / "results" / "supra.svg"
 WORST = 200.0  # perplexities above are drawn there
 Points = list[tuple[float, float]]
