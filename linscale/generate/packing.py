@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linscale.generate.packing_linear import has_step, linear_mix
 from linscale.layers import RMSNorm, SoftmaxAttention, ToeplitzEncoding
 from linscale.layers.rope import attention_factor, rope_frequencies
-from linscale.models import LanguageModel, RecurrentTransformer
+from linscale.models import LanguageModel, Linearized, RecurrentTransformer
 from linscale.models.cosformer2 import CosFormer2Mixer
+from linscale.models.folded import fold
 from linscale.models.hgrn2 import HGRN2, HGRN2Mixer, lower_bounds
+from linscale.models.linearized_mixer import LinearAttention
 from linscale.models.tnl import TNLMixer
 from linscale.ops.backend import interpreting
-from linscale.ops.decode import Mix, Projection
+from linscale.ops.decode import LinearMix, Mix, Projection
 from linscale.ops.decode.plain import can_halve, halved
 
 
@@ -35,8 +38,8 @@ class Layer:
     """One block."""
 
     read: Projection
-    """What the mixer reads: q, k or f, v, and the bottleneck of an output gate."""
-    mixer: Mix | Attention
+    """What the mixer reads: q, k or f, v, and the bottleneck of an output gate; for LinearMix see there."""
+    mixer: Mix | LinearMix | Attention
     out: Projection
     gate_up: Projection
     down: Projection
@@ -53,23 +56,27 @@ class Packed:
     head: Projection
 
 
-KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, SoftmaxAttention)
+KNOWN = (TNLMixer, CosFormer2Mixer, HGRN2Mixer, LinearAttention, SoftmaxAttention)
 
 
 def can_pack(model: LanguageModel) -> bool:
     """Whether decoding steps know all mixers of the model, and what is between them."""
     if isinstance(model, RecurrentTransformer):
         return False  # norms, MLPs and positions of its own, also where all its layers are softmax attention
+    if isinstance(model, Linearized) and model.linear_layers() and not has_step(model):
+        return False
     return len(model.blocks) > 0 and all(isinstance(block.mixer, KNOWN) for block in model.blocks)
 
 
 def pack(model: LanguageModel, dtype: torch.dtype) -> Packed:
-    """The model's matrices in `dtype`. On a CPU that has products for it, float16 is of large matrices alone, and all
-    else is float32. Raises TypeError for a mixer, or a model, that decoding steps do not know."""
+    """The model's matrices in `dtype`, feature maps folded into them. On a CPU that has products for it, float16 is of
+    large matrices alone, and all else is float32. Raises TypeError for a mixer, or a model, that decoding steps do not
+    know."""
     if isinstance(model, RecurrentTransformer):
         raise TypeError("RecurrentTransformer has no decoding step of its own: read_step.ReadStep reads token by token")
     if dtype == torch.float16 and not model.embedding.weight.is_cuda and can_halve():
         return _halved(pack(model, torch.float32))
+    model = fold(model)
     head = model.embedding.weight if model.head is None else model.head.weight
     return Packed(
         embedding=model.embedding.weight.detach().to(dtype),
@@ -113,7 +120,7 @@ def _pack_layer(model: LanguageModel, layer: int, dtype: torch.dtype) -> Layer:
 
 def _mixer(
     model: LanguageModel, layer: int, mixer: nn.Module, dtype: torch.dtype
-) -> tuple[list[Tensor], int, Mix | Attention]:
+) -> tuple[list[Tensor], int, Mix | LinearMix | Attention]:
     """The matrices it reads with, how many of their outputs go through silu, and what it does with them."""
     config = model.config
     shape = (config.n_heads, config.head_dim)
@@ -132,6 +139,10 @@ def _mixer(
             config.d_model,
             Mix("gated", *shape, bounds),
         )
+    if isinstance(mixer, LinearAttention):
+        assert isinstance(model, Linearized)
+        linear, part = linear_mix(model, mixer, dtype)
+        return linear, 0, part
     if isinstance(mixer, SoftmaxAttention):
         assert mixer.rope_base is not None
         device = mixer.q_proj.weight.device

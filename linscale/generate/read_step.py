@@ -1,6 +1,7 @@
 """A decoding step for models that have none of their own: `LanguageModel.read` on all slots at once.
 
-It computes every row whether it is active or not, keeps the states of those that are not, and launches whatever the
+Recurrent transformers with positions from a table, and T2R's kind of linearized models (packing_linear.has_step). It
+computes every row whether it is active or not, keeps the states of those that are not, and launches whatever the
 model's own code launches: many small kernels, for linearized models in a CUDA graph.
 """
 

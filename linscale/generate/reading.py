@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from linscale.generate.packing import Attention
 from linscale.generate.step import Buffers, DecodingStep
-from linscale.ops.decode import plain
+from linscale.ops.decode import Mix, plain
 
 STAGES = 4  # passes that the host may be ahead
 
@@ -45,8 +44,8 @@ class Reading:
 
     @staticmethod
     def possible(step: DecodingStep) -> bool:
-        """Whether the mixers of a step can: those of linear attention, by kernels."""
-        return step.ops is not plain and not any(isinstance(layer.mixer, Attention) for layer in step.packed.layers)
+        """Whether the mixers of a step can: those of linear attention, by kernels; linearized ones cannot."""
+        return step.ops is not plain and all(isinstance(layer.mixer, Mix) for layer in step.packed.layers)
 
     def give(self, parts: Sequence[Part]) -> None:
         """What the next `run` reads; its parts are of different slots."""

@@ -16,8 +16,9 @@ from linscale.generate.packing import Attention, Layer, Packed, pack
 from linscale.generate.turning import Turning
 from linscale.layers.softmax_attention import KeyValues
 from linscale.models import LanguageModel, LanguageModelConfig, State
+from linscale.models.count import state_shape
 from linscale.ops.backend import choose
-from linscale.ops.decode import Mix, plain
+from linscale.ops.decode import LinearMix, Mix, plain
 
 # What of a layer's states is brought into L2 ahead, and the most bytes of them for which that is any use: of an H100's
 # 50 MB, see benchmarks/NOTES.md.
@@ -53,7 +54,7 @@ class DecodingStep:
         self.config, self.slots, self.capacity = config, slots, capacity
         self.packed: Packed = pack(model, dtype)
         dtype = self.packed.embedding.dtype
-        self.ops = _operators(device, dtype, config.head_dim)
+        self.ops = _operators(device, dtype, self.packed, config.head_dim)
         self.tokens, self.positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
         self.active = torch.zeros(slots, dtype=torch.int32, device=device)
         self.logits = torch.zeros(slots, config.vocab_size, device=device)
@@ -63,7 +64,7 @@ class DecodingStep:
         self.encoder_state: Tensor | None = None
         if self.packed.encoder is not None:
             self.encoder_state = torch.zeros(slots, *self.packed.encoder.weight.shape, device=device)
-        self.states = [self._room(layer, dtype, state_dtype) for layer in self.packed.layers]
+        self.states = [self._room(layer, dtype, state_dtype) for layer in range(config.n_layers)]
         self._scratch = self._attention_scratch()
         self._turns = Turning(self.packed.layers)
         self._ahead = [self._part_ahead(layer) for layer in range(config.n_layers)]
@@ -73,12 +74,11 @@ class DecodingStep:
         """Whether a CUDA graph can hold it: nothing of it waits for the device."""
         return self.ops is not plain
 
-    def _room(self, layer: Layer, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
-        mixer, device = layer.mixer, self.tokens.device
+    def _room(self, layer: int, dtype: torch.dtype, state_dtype: torch.dtype) -> tuple[Tensor, ...]:
+        mixer, device = self.packed.layers[layer].mixer, self.tokens.device
         if isinstance(mixer, Attention):
             return tuple(self._cache(self.capacity, mixer.n_kv_heads, mixer.head_dim, dtype) for _ in range(2))
-        shape = (self.slots, mixer.n_heads, mixer.key_width, mixer.head_dim)
-        return (torch.zeros(shape, device=device, dtype=state_dtype),)
+        return (torch.zeros(self.slots, *state_shape(self.config, layer), device=device, dtype=state_dtype),)
 
     def _cache(self, capacity: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
         """(S, C, G, K); where there is no kernel a head lies in one piece, for products of one head."""
@@ -121,6 +121,11 @@ class DecodingStep:
         projected = self.read(layer, buffers)
         if isinstance(mixer, Attention):
             self._attend(mixer, projected, state, turns)
+            self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
+        elif isinstance(mixer, LinearMix):
+            if mixer.filters is not None:
+                self.ops.convolve(projected, mixer, *state, self.active)
+            self.ops.linear_mix(projected, mixer, *state, self.positions, self.active, buffers.mixed, **turns)
             self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
         else:
             places = self.positions, self.active
@@ -201,11 +206,11 @@ class DecodingStep:
         return State(torch.full((1,), length, device=self.tokens.device), embedding, layers)
 
 
-def _operators(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | Any:
+def _operators(device: torch.device, dtype: torch.dtype, packed: Packed, head_dim: int) -> ModuleType | Any:
     """The module whose functions run here: kernels where Triton compiles them, for heads of a power of two."""
-    obstacle = (
-        None if head_dim & (head_dim - 1) == 0 and head_dim >= 16 else f"head_dim = {head_dim} is no power of two"
-    )
+    widths = {layer.mixer.features_dim for layer in packed.layers if isinstance(layer.mixer, LinearMix)}
+    odd = [width for width in (head_dim, *sorted(widths)) if width & (width - 1) or width < 16]
+    obstacle = f"heads of {odd[0]} are no power of two from 16 on" if odd else None
     if choose("auto", device, dtype, obstacle).form == "triton":
         from linscale.ops.decode import kernel
 

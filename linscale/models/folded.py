@@ -25,7 +25,7 @@ class FoldedAttention(LinearAttention):
         """Shares with `mixer` all that stays as it is."""
         with torch.device("meta"):
             super().__init__(config, mixer.layer)
-        for name in ("v_proj", "o_proj", "lrpe", "decay_gate", "norm", "output_gate", "log_decay"):
+        for name in ("v_proj", "o_proj", "lrpe", "decay_gate", "norm", "output_gate", "write_gate", "log_decay"):
             setattr(self, name, getattr(mixer, name))
         queries, keys = mixer.q_features, mixer.k_features or mixer.q_features
         assert queries is not None

@@ -14,6 +14,7 @@ FOLDED = {
     "grouped": (LinearMixer(feature_dim=6, decay="retnet"), 2),
     "softmax": (LinearMixer(features="softmax", feature_dim=5, rotary="none", normalizer="denominator"), 2),
     "exp": (LinearMixer(features="exp", decay="head", normalizer="rms"), 1),
+    "delta": (LinearMixer(decay="head", normalizer="none", update="delta", gate=True), 2),
     "lrpe": (LinearMixer(features="relu", feature_dim=3, rotary="lrpe", decay="channel", gate=True), 2),
 }
 
@@ -64,7 +65,10 @@ def test_what_has_a_rotation_or_a_filter_between_or_no_weights_stays_as_it_is(mi
 def test_decoding_steps_are_those_of_the_folded_model():
     model = model_of(replace(MIXERS["supra"], feature_dim=4), 2).float()
     step = decoding_step(model, 1, 8, dtype=torch.float32, state_dtype=torch.float32)
-    assert all(isinstance(block.mixer, FoldedAttention) for block in step.model.blocks)
+    folded = fold(model).blocks[0].mixer
+    assert all(layer.read.weight.shape[0] == sum(layer.mixer.widths) for layer in step.packed.layers)
+    assert step.packed.layers[0].mixer.head_dim == 4  # features, not what they are made of
+    assert torch.equal(step.packed.layers[0].mixer.bias[: len(folded.q_proj.bias)], folded.q_proj.bias)
     step.active[:] = 1
     tokens = torch.tensor([[5, 17, 3]])
     for token in tokens[0]:

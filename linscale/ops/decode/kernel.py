@@ -18,7 +18,8 @@ from linscale.ops.decode.kernels import (
     mix_kernel,
     project_kernel,
 )
-from linscale.ops.decode.shapes import Mix, Projection
+from linscale.ops.decode.linearized_kernels import convolve_kernel, linear_mix_kernel
+from linscale.ops.decode.shapes import LinearMix, Mix, Projection
 from linscale.ops.launch import launch
 
 BLOCK = 128  # places of a cache that a program reads
@@ -26,6 +27,12 @@ LINE_BYTES = 128  # of L2
 MOST_ROWS = 128  # that `project_kernel` multiplies
 SLICE, WIDE_SLICE = 32, 64  # columns of a state that a program holds
 KINDS = {"plain": 0, "head": 1, "gated": 2}  # as `mix_kernel` names them
+# As `linear_mix_kernel` numbers them.
+FEATURES = ("none", "silu", "relu", "softmax")
+ROTARY = ("none", "before", "after", "lrpe")
+FADING = ("none", "head", "head_gate", "channel_gate", "forget")
+DIVIDED = ("none", "group", "rms", "sum")
+CHANNELS = 128  # that a program of `convolve_kernel` filters
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,37 @@ def mix(
         H=part.n_heads, V=part.head_dim, WIDTH=width, RANK=0 if part.gate is None else part.gate.shape[1],
         KIND=KINDS[part.kind], LRPE=part.theta is not None, FIRST=part.decay is None, BV=part.head_dim // count,
         SPANS=spans is not None, EARLY=ahead,
+    ), 4, early=ahead)  # fmt: skip
+
+
+def convolve(projected: Tensor, part: LinearMix, state: Tensor, active: Tensor) -> None:
+    """See `linearized.convolve`."""
+    assert part.filters is not None
+    ahead, (queries, keys, values) = early(projected.device), part.widths[:3]
+    launch(convolve_kernel, len(state) * -(-(queries + keys + values) // CHANNELS), (
+        projected, state, active, part.filters,
+    ), (), dict(
+        H=part.n_heads, ROWS=state.shape[2], K=part.key_width, COLUMNS=part.columns, WIDTH=projected.shape[1],
+        QUERIES=queries, KEYS=keys, VALUES=values, TAPS=part.filters.shape[1], BC=CHANNELS, EARLY=ahead,
+    ), 4, early=ahead)  # fmt: skip
+
+
+def linear_mix(
+    projected: Tensor, part: LinearMix, state: Tensor, positions: Tensor, active: Tensor, out: Tensor
+) -> None:
+    """See `linearized.linear_mix`."""
+    ahead, bias = early(out.device), part.bias
+    columns = part.value_dim if part.divided != "none" else min(part.value_dim, SLICE)
+    q_map, k_map = part.maps or (bias, bias)
+    angles = part.theta if part.rotary == "lrpe" else part.frequencies
+    launch(linear_mix_kernel, len(state) * part.n_heads * (part.value_dim // columns), (
+        projected, state, positions, active, bias, q_map, k_map, bias if angles is None else angles,
+        bias if part.decay is None else part.decay, bias if part.gain is None else part.gain, out,
+    ), (part.sharpened, part.eps), dict(
+        H=part.n_heads, G=part.key_heads, VG=part.value_heads, D=part.head_dim, F=part.features_dim, V=part.value_dim,
+        ROWS=state.shape[2], COLUMNS=part.columns, WIDTH=projected.shape[1], FEATURES=FEATURES.index(part.features),
+        ROTARY=ROTARY.index(part.rotary), FADING=FADING.index(part.fading), DIVIDED=DIVIDED.index(part.divided),
+        DELTA=part.delta, GATE=part.gate, MAPPED=part.maps is not None, BV=columns, EARLY=ahead,
     ), 4, early=ahead)  # fmt: skip
 
 

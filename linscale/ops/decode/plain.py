@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from linscale.ops.decode.linearized import convolve, linear_mix
 from linscale.ops.decode.shapes import Mix, Projection
 from linscale.ops.rotary import angles
 
+__all__ = [
+    "Turns", "attend", "can_halve", "convolve", "encode", "halved", "linear_mix", "mix", "project",
+]  # fmt: skip
 Turns: TypeAlias = tuple[Tensor, Tensor]
 """cos and sin of angles, a row of a batch each."""
 

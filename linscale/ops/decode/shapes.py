@@ -49,3 +49,88 @@ class Mix:
     def key_width(self) -> int:
         """K of the state (S, H, K, V)."""
         return self.head_dim * (1 if self.theta is None else 2)
+
+
+Features = Literal["none", "silu", "relu", "softmax"]
+Rotary = Literal["none", "before", "after", "lrpe"]
+Fading = Literal["none", "head", "head_gate", "channel_gate", "forget"]
+Divided = Literal["none", "group", "rms", "sum"]
+
+
+@dataclass(frozen=True)
+class LinearMix:
+    """What a linearized layer does with its projections (S, WIDTH), to which `bias` is added: q of every head, k and v
+    of those that share them, a logit a decay, a logit a head of what is written, and an output gate.
+
+    features   what q and k go through; softmax with `maps`, or, where the projections give what it is taken of, without
+    rotary     RoPE before the features or after them; lrpe: [x cos(tθ), x sin(tθ)]
+    fading     head: log λ of each. head_gate, channel_gate: sigmoid of logits of the data. forget: of k's own, keys are
+               what is left to 1
+    divided    group, rms: a norm of each head. sum: by the similarities, whose sums are the state's last column
+    """
+
+    n_heads: int
+    key_heads: int
+    value_heads: int
+    head_dim: int
+    "d: what the projections give of q and k for a head."
+    value_dim: int
+    "V"
+    features: Features
+    rotary: Rotary
+    fading: Fading
+    divided: Divided
+    delta: bool
+    "Whether what is held under k is replaced; q and k are then of length 1."
+    gate: bool
+    bias: Tensor
+    "(WIDTH,) float32"
+    maps: tuple[Tensor, Tensor] | None = None
+    "W of q and of k, (H, d, F)."
+    frequencies: Tensor | None = None
+    "RoPE's angles a token, float64: (d / 2,) before the features, (K / 2,) after them."
+    sharpened: float = 1.0
+    "What RoPE's cosines and sines are multiplied by."
+    theta: Tensor | None = None
+    "LRPE's angles a token, (H, F) float32."
+    decay: Tensor | None = None
+    "head: log λ (H,); forget: what is added to k, (H, F); float32."
+    gain: Tensor | None = None
+    "rms: (H V,) float32."
+    eps: float = 0.0
+    "Of that norm."
+    filters: Tensor | None = None
+    "A short convolution's, of every channel of q, k and v, (C, taps) float32, the last tap that of the token itself."
+
+    @property
+    def features_dim(self) -> int:
+        """Features of a head, before `lrpe` doubles them."""
+        width = self.head_dim if self.maps is None else self.maps[0].shape[2]
+        return width * (2 if self.features == "softmax" else 1)
+
+    @property
+    def key_width(self) -> int:
+        """K of the state (S, H, K + rows of the convolution, columns)."""
+        return self.features_dim * (2 if self.rotary == "lrpe" else 1)
+
+    @property
+    def columns(self) -> int:
+        """Of the state."""
+        return self.value_dim + (self.divided == "sum")
+
+    @property
+    def tail_rows(self) -> int:
+        """Rows of the state behind K: the last inputs of the convolution, tap by tap, of q, then k, then v."""
+        if self.filters is None:
+            return 0
+        numbers = self.filters.shape[0] * (self.filters.shape[1] - 1)
+        return -(-numbers // (self.n_heads * self.columns))
+
+    @property
+    def widths(self) -> tuple[int, int, int, int, int, int]:
+        """Of the projections: q, k, v, decays, what is written, output gate."""
+        decays = {"head_gate": self.n_heads, "channel_gate": self.n_heads * self.features_dim}.get(self.fading, 0)
+        return (
+            self.n_heads * self.head_dim, self.key_heads * self.head_dim, self.value_heads * self.value_dim, decays,
+            self.n_heads * self.delta, self.n_heads * self.value_dim * self.gate,
+        )  # fmt: skip

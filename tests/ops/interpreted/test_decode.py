@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from linscale.generate.packing import pack
 from linscale.generate.reading import Part, Reading
 from linscale.generate.step import DecodingStep
 from linscale.models import CONFIGS, build_model
 from linscale.ops.backend import interpreting
 from linscale.ops.decode import Mix, Projection, kernel, plain
+from tests.linear_mixers import STEPPED, linearized
 
 EPS = 1e-6
 
@@ -73,6 +75,32 @@ def test_states_are_mixed_in_place(rows, device):
         for found, expected in zip(results[1], results[0], strict=True):
             close(found, expected)
         assert torch.equal(results[1][0][active == 0], state[active == 0])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("mixer", STEPPED)
+def test_linearized_layers_change_their_states_in_place(mixer, rows, device):
+    torch.manual_seed(0)
+    model = linearized(STEPPED[mixer], n_layers=1).to(device)
+    part = pack(model, torch.float32).layers[0].mixer
+    projected = torch.randn(rows, sum(part.widths), device=device)
+    shape = rows, part.n_heads, part.key_width + part.tail_rows, part.columns
+    state = torch.rand(shape, device=device)  # of sums too, by which is divided
+    positions = torch.tensor([1_000_003, 5, 0], device=device)[:rows]
+    active = torch.tensor([1, 0, 1], dtype=torch.int32, device=device)[:rows]
+    results = []
+    for ops in (plain, kernel):
+        own, read, out = state.clone(), projected.clone(), torch.zeros(rows, 64, device=device)
+        for _ in range(2):  # the second reads what the first has left of its inputs
+            if part.filters is not None:
+                ops.convolve(read, part, own, active)
+            ops.linear_mix(read, part, own, positions, active, out)
+        results.append((own, read, out))
+    for found, expected in zip(results[1], results[0], strict=True):
+        close(found, expected)
+    rest = active == 0
+    assert torch.equal(results[1][0][rest], state[rest])
+    assert torch.equal(results[1][1][rest], projected[rest])
 
 
 @pytest.mark.parametrize("groups", [2, 1])
