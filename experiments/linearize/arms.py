@@ -26,18 +26,20 @@ from typing import Any
 
 import filelock
 import torch
-from scores import Measures, Measuring, Row, Sources
+from scores import SPEEDS, Measures, Measuring, Row, Sources, device
 
+from linscale import checkpoint
 from linscale.adapt.huggingface import import_folder
+from linscale.adapt.supra import convert, read_teacher
 from linscale.config import UserError, config, load_toml, parse, to_dict
-from linscale.run_folder import CONFIG, EVALUATIONS, latest_records, read_json, write_json
+from linscale.run_folder import CONFIG, EVALUATIONS, code_version, latest_records, read_json, write_json
 from linscale.train.config import Name
 from linscale.train.linearize import recipe_sensitivity, run_recipe
 from linscale.train.metrics import read_status
 from linscale.train.recipe import Recipe, load_recipe
 
 RESULTS = Path(__file__).parent.parent / "results"
-TEACHER = "teacher"
+TEACHER, UNTRAINED = "teacher", "untrained"
 
 
 @config
@@ -101,11 +103,14 @@ class Bench:
     def teacher(self) -> None:
         """Import and measure it; on a GPU in mixed precision, with the weights as they are, as the arms are."""
         run = self.folder / TEACHER
+        self.imported(run)
+        self.keep(TEACHER, {"tokens": 0}, run)
+
+    def imported(self, run: Path) -> None:
         if not run.exists():
             import_folder(self.options.teacher, run)
         if torch.cuda.is_available():
             write_json(run / CONFIG, read_json(run / CONFIG) | {"precision": "bf16"})
-        self.keep(TEACHER, {"tokens": 0}, run)
 
     def arm(self, arm: Arm) -> None:
         """Train an arm as far as there is time, and measure it when it is trained."""
@@ -165,6 +170,22 @@ class Bench:
         if "speed" not in row and run.exists():
             self.write(arm, {**row, "speed": self.measuring.speeds(run)})
 
+    def speeds_again(self, arm: str) -> None:
+        """Measure them anew, of code that is faster or on another device; where the run is gone, on the conversion that
+        it began with: no speed hangs on what weights hold."""
+        row, run = self.rows[arm], self.folder / arm
+        if not (run.exists() and checkpoint.newest(run)):
+            run = self.folder / UNTRAINED / arm
+            run.parent.mkdir(parents=True, exist_ok=True)
+            if arm == TEACHER:
+                self.imported(run)
+            elif not run.exists():
+                recipe: Recipe = parse(Recipe, row["recipe_values"], source=f"arm {arm!r}")
+                teacher = read_teacher(self.options.teacher)
+                convert(teacher, run, recipe.linear, recipe.kept(teacher.config.n_layers), seed=recipe.seed)
+        (run / SPEEDS).unlink(missing_ok=True)
+        self.write(arm, {**row, "speed": self.measuring.speeds(run), "speed_of": {"code": code_version(), **device()}})
+
     def write(self, arm: str, row: Row) -> None:
         """Put a row into the JSON, to which other calls may add theirs meanwhile."""
         self.json.parent.mkdir(parents=True, exist_ok=True)
@@ -221,9 +242,11 @@ def main() -> None:
             print(f"{name:<16}{tokens:>14,} tokens{'  done' if bench.done(name) else ''}")
         return
     for name in names:
-        if bench.done(name) and options.speeds != "later":
+        if bench.done(name) and options.speeds == "again":
+            bench.speeds_again(name)
+        elif bench.done(name) and options.speeds != "later":
             bench.speeds(name)
-        elif options.speeds == "only":
+        elif options.speeds in ("only", "again"):
             continue
         elif not bench.done(name) and not bench.late():
             print(f"{name}:", flush=True)
@@ -241,8 +264,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="of every arm, instead of what the recipes say")
     parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression: arms that it matches")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop training after so many, saved")
-    help_of_speeds = "later: leave them to a call with nothing beside it. only: of what is done, and train nothing"
-    parser.add_argument("--speeds", choices=("now", "later", "only"), default="now", help=help_of_speeds)
+    help_of_speeds = (
+        "later: leave them to a call with nothing beside it. only: of what is done, and train nothing. again: the "
+        "same, also of what has them"
+    )
+    parser.add_argument("--speeds", choices=("now", "later", "only", "again"), default="now", help=help_of_speeds)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--list", action="store_true", help="name the arms, and train none")

@@ -158,7 +158,7 @@ def writing(rows: list[Row]) -> Table:
     )
     many = sorted({each["slots"] for row in rows for each in row.get("speed", ()) if each.get("slots", 1) > 1})
     head = [f"ms a token behind {mark:,}" for mark in marks] + [f"state at {mark:,}" for mark in marks]
-    table: Table = [("arm", *head, *(f"tokens/s of {slots} texts" for slots in many))]
+    table: Table = [("arm", *head, *(f"tokens/s of {slots} texts" for slots in many), "device", "code")]
     for row in rows:
         alone = {each["tokens"]: each for each in row.get("speed", ()) if "state_bytes" in each}
         at_once = {each["slots"]: each for each in row.get("speed", ()) if each.get("draw") == "greedy"}
@@ -166,6 +166,7 @@ def writing(rows: list[Row]) -> Table:
             row["arm"], *(text(alone.get(mark, {}).get("ms"), ".2f") for mark in marks),
             *(f"{alone[mark]['state_bytes'] / 1e6:,.1f} MB" if mark in alone else "-" for mark in marks),
             *(text(at_once.get(slots, {}).get("tokens_per_s"), ",.0f") for slots in many),
+            *((row.get("speed_of") or row)[key] if "speed" in row else "-" for key in ("device", "code")),
         ))  # fmt: skip
     return table
 

@@ -32,6 +32,7 @@ from linscale.models.count import count_parameters, state_elements
 from linscale.run_folder import EVALUATION_KEYS, EVALUATIONS, latest_records, read_json, write_json
 
 Row = dict[str, Any]
+SPEEDS = "speed.json"
 
 
 @config
@@ -60,6 +61,12 @@ class Measures:
     "Texts at once."
     steps: int = 100
     "Of a timing."
+
+
+def device() -> dict[str, str]:
+    """What a number was measured on."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": name, "torch": torch.__version__}
 
 
 @dataclasses.dataclass
@@ -113,15 +120,14 @@ class Measuring:
             "softmax_layers": len(mixers_of(model, "softmax")), "layers": len(model.blocks),
             "state_elements": {str(mark): state_elements(model.config, mark) for mark in self.measures.marks},
             "left_out": outcome.left_out, "precision": settings["precision"], "code": settings["code"],
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "torch": torch.__version__, "tasks": self._results(run, checkpoint.step_of(newest), tasks, tokenizer),
+            **device(), "tasks": self._results(run, checkpoint.step_of(newest), tasks, tokenizer),
             "evaluation_s": time.monotonic() - began,
         }  # fmt: skip
         return row
 
     def speeds(self, run: Path) -> list[Row]:
         """How fast it writes; to be measured where nothing else works beside."""
-        kept = run / "speed.json"
+        kept = run / SPEEDS
         if not kept.exists():
             newest = checkpoint.newest(run)
             assert newest is not None

@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -156,6 +157,16 @@ def test_arms_are_trained_measured_once_and_tabulated(
     for row in rows.values():
         assert {"recall-mqar-4", "recall-passkey-256", "text-novels"} <= row["tasks"].keys()
         assert [each["tokens"] for each in row["speed"] if "tokens" in each] == [8, 20]
+    shutil.rmtree(tmp_path / "runs")  # what is timed again need not be trained again
+    call(arms, monkeypatch, *options, "--speeds", "again", "--only", "teacher|hybrid-8")
+    again = {row["arm"]: row for row in json.loads(out.read_text())["rows"]}
+    for name, row in rows.items():
+        timed = name in ("teacher", "hybrid-8")
+        assert (again[name]["speed"] != row["speed"]) == timed
+        assert again[name]["tasks"] == row["tasks"]
+        assert ("speed_of" in again[name]) == timed
+        states = [[each["state_bytes"] for each in found["speed"] if "tokens" in each] for found in (row, again[name])]
+        assert states[0] == states[1]
     capsys.readouterr()
     call(arms, monkeypatch, *options)
     assert capsys.readouterr().out.startswith("4 of 4 arms done")
