@@ -47,9 +47,14 @@ class Ours:
         return Engine(self.model, self.setting.tokenizer, config)
 
     def state_bytes(self, tokens: int, states: str = "float32") -> int:
-        """What a text of so many tokens needs."""
-        size = (self.setting.dtype if self.softmax else DTYPES[states]).itemsize
-        return size * state_elements(self.model.config, tokens)
+        """What a text of so many tokens needs: keys and values have the setting's dtype, other states their own."""
+        fixed = state_elements(self.model.config, 0)
+        grown = state_elements(self.model.config, tokens) - fixed
+        return DTYPES[states].itemsize * fixed + self.setting.dtype.itemsize * grown
+
+    def moved_bytes(self, tokens: int, states: str) -> int:
+        """What a step moves of it: keys and values are read, other states written too."""
+        return self.state_bytes(tokens, states) + self.state_bytes(0, states)
 
     def weight_bytes(self) -> int:
         """What a step reads of weights."""
@@ -107,9 +112,8 @@ def step_times(bench: Ours, engine: Engine, snapshot: Snapshot, draw: str) -> Ro
     memory = setting.memory_bytes
     for text in texts:
         engine.cancel(text)
-    bytes_moved = bench.weight_bytes() + slots * (1 if bench.softmax else 2) * bench.state_bytes(
-        snapshot.length, {dtype: name for name, dtype in DTYPES.items()}[engine.setup.state_dtype]
-    )
+    states = {dtype: name for name, dtype in DTYPES.items()}[engine.setup.state_dtype]
+    bytes_moved = bench.weight_bytes() + slots * bench.moved_bytes(snapshot.length, states)
     step_s = spent[ROUNDS // 2]
     return {
         "ms": 1e3 * step_s, "tokens_per_s": slots / step_s, "noise": (spent[-1] - spent[0]) / step_s,

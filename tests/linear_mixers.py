@@ -20,6 +20,7 @@ STEPPED = {
         features="softmax", rotary="before", decay="channel", normalizer="denominator", gate=True, conv=4,
         feature_dim=32,
     ),
+    "turned": LinearMixer(features="silu", rotary="before", decay="channel", keys="forget", normalizer="rms"),
     "forgets": LinearMixer(features="silu", rotary="lrpe", decay="channel", keys="forget", normalizer="group"),
 }  # fmt: skip
 YARN = RopeScaling(kind="yarn", factor=4.0, original_length=4)

@@ -86,4 +86,6 @@ def _slots(model: LanguageModel, device: torch.device, limit: int | None, dtype:
     if limit is None or device.type != "cuda":
         return most
     room = MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
-    return max(1, min(most, int(room // (dtype.itemsize * state_elements(model.config, limit)))))
+    fixed = state_elements(model.config, 0)  # of linear layers, float32 at most
+    text = torch.float32.itemsize * fixed + dtype.itemsize * (state_elements(model.config, limit) - fixed)
+    return max(1, min(most, int(room // text)))

@@ -21,11 +21,18 @@ DIVIDED: dict[str, Any] = {"group": "group", "rms": "rms", "denominator": "sum",
 
 def has_step(model: Linearized) -> bool:
     """Whether steps know its linear layers: all but relu features behind a rotation or a convolution, which mix the
-    channels of all heads, and exp features."""
-    linear = model.config.linear
+    channels of all heads, and exp features. On a GPU, only those that kernels can: heads of a power of two."""
+    linear, head_dim = model.config.linear, model.config.head_dim
+    if model.embedding.weight.is_cuda and not all(map(fits, (head_dim, linear.feature_width(head_dim)))):
+        return False
     if linear.features == "exp" or (linear.features == "softmax" and linear.rotary == "after"):
         return False
     return linear.features != "relu" or can_fold(model)
+
+
+def fits(width: int) -> bool:
+    """Whether a kernel holds a head so wide."""
+    return width >= 16 and width & (width - 1) == 0
 
 
 def linear_mix(model: Linearized, mixer: LinearAttention, dtype: torch.dtype) -> tuple[list[Tensor], LinearMix]:
@@ -68,7 +75,7 @@ def _fading(mixer: LinearAttention) -> tuple[Any, Tensor | None]:
 def _bias(part: Any) -> Tensor:
     """Zeros where it has none."""
     zeros = torch.zeros(len(part.weight), device=part.weight.device)
-    return zeros if part.bias is None else zeros + part.bias.detach()
+    return zeros if part.bias is None else part.bias.detach().float()
 
 
 def _maps(mixer: LinearAttention, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from linscale.generate.packing import Attention, Layer, Packed, pack
+from linscale.generate.packing_linear import fits
 from linscale.generate.turning import Turning
 from linscale.layers.softmax_attention import KeyValues
 from linscale.models import LanguageModel, LanguageModelConfig, State
@@ -209,7 +210,7 @@ class DecodingStep:
 def _operators(device: torch.device, dtype: torch.dtype, packed: Packed, head_dim: int) -> ModuleType | Any:
     """The module whose functions run here: kernels where Triton compiles them, for heads of a power of two."""
     widths = {layer.mixer.features_dim for layer in packed.layers if isinstance(layer.mixer, LinearMix)}
-    odd = [width for width in (head_dim, *sorted(widths)) if width & (width - 1) or width < 16]
+    odd = [width for width in (head_dim, *sorted(widths)) if not fits(width)]
     obstacle = f"heads of {odd[0]} are no power of two from 16 on" if odd else None
     if choose("auto", device, dtype, obstacle).form == "triton":
         from linscale.ops.decode import kernel

@@ -4,8 +4,12 @@ import json
 import sys
 import xml.etree.ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from linscale.models.hgrn2 import HGRN2Config
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
@@ -69,3 +73,17 @@ def test_a_peer_that_is_not_installed_is_said_and_the_others_go_on(tmp_path, mon
         {"peer": "transformers-llama", "failed": "no_such_package is not installed"}
     ]
     assert "no_such_package is not installed" in capsys.readouterr().out
+
+
+def test_the_state_of_a_hybrid_is_float32_where_it_is_fixed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from decode_ours import Ours
+
+    bench = object.__new__(Ours)
+    shape = {"vocab_size": 300, "d_model": 32, "n_layers": 3, "head_dim": 16, "d_ff": 32}
+    bench.model = SimpleNamespace(config=HGRN2Config(**shape, softmax_every=3))
+    bench.setting = SimpleNamespace(dtype=torch.bfloat16)
+    fixed, grown = 2 * 2 * 16 * 16, 2 * 32 * 100  # two layers of two heads; keys and values of a hundred tokens
+    assert bench.state_bytes(100) == 4 * fixed + 2 * grown
+    assert bench.state_bytes(100, "bfloat16") == 2 * fixed + 2 * grown
+    assert bench.moved_bytes(100, "float32") == 8 * fixed + 2 * grown

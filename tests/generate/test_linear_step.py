@@ -93,6 +93,31 @@ def test_matrices_in_bf16_change_logits_by_their_rounding_alone():
     assert 0 < (steps(found, tokens) - expected).norm() < 5e-2 * expected.norm()
 
 
+@pytest.mark.parametrize("mixer", ["delta", "gated", "folded"])
+def test_a_float64_model_is_stepped_in_float64(mixer):
+    torch.manual_seed(0)
+    model, tokens = linearized(STEPPED[mixer], 1).double(), torch.randint(61, (SLOTS, LENGTH))
+    found = step_of(model, torch.float64)
+    found.active.fill_(1)
+    with torch.no_grad():
+        torch.testing.assert_close(steps(found, tokens), model(tokens).logits.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixer", STEPPED)
+def test_kernels_step_as_the_forward_pass_does(mixer):
+    torch.manual_seed(0)
+    model = linearized(STEPPED[mixer], 1).cuda()
+    tokens = torch.randint(61, (SLOTS, LENGTH), device="cuda")
+    with torch.no_grad():
+        expected = model.float()(tokens).logits
+        for dtype, most in ((torch.float32, 1e-3), (torch.bfloat16, 5e-2)):
+            found = step_of(model, dtype)
+            assert found.captures
+            found.active.fill_(1)
+            assert (steps(found, tokens) - expected).norm() < most * expected.norm()
+
+
 def test_what_mixes_all_heads_behind_a_rotation_is_stepped_by_the_forward_pass():
     for linear in (
         MIXERS["t2r"],

@@ -15,22 +15,24 @@ from linscale.generate.sample import stream
 from linscale.generate.sampling import Sampling
 from linscale.generate.session import Session
 from linscale.generate.solo import Solo
-from linscale.models import CONFIGS, build_model
+from linscale.models import CONFIGS, MIXERS, build_model
 from linscale.ops.decode import plain
 from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 CASES = {"tnl": 0, "hgrn2": 0, "cosformer2": 0, "llama": 0, "hgrn2 in half": 2, "cosformer2 in half": 2}
-CASES |= {"recurrent_transformer": 0, "linearized": 0}
+CASES |= {"recurrent_transformer": 0, "linearized": 0, "linearized with delta": 0, "linearized with t2r": 0}
 PROMPT = list(np.random.default_rng(0).integers(0, 256, 50))
 
 
 def tiny(case, seed=0):
     shape = {"vocab_size": 300, "d_model": 16, "n_layers": 2, "head_dim": 8, "d_ff": 16, "init_std": 0.5}
-    return build_model(CONFIGS[case.split()[0]](**shape, softmax_every=CASES[case]), seed=seed)
+    _, _, mixer = case.partition(" with ")
+    linear = {"linear": MIXERS[mixer]} if mixer else {}
+    return build_model(CONFIGS[case.split()[0]](**shape, **linear, softmax_every=CASES[case]), seed=seed)
 
 
-@pytest.fixture(params=quick(CASES, "hgrn2 in half", "recurrent_transformer", "linearized"))
+@pytest.fixture(params=quick(CASES, "hgrn2 in half", "recurrent_transformer", "linearized with delta"))
 def model(request):
     return tiny(request.param)
 

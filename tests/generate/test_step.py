@@ -198,11 +198,11 @@ def test_steps_by_the_forward_pass_of_linearized_models_wait_for_nothing(mixer, 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("softmax_layers", [(), (1,)])
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_captured_steps_of_linearized_models_are_those_of_their_launches(mixer, softmax_layers):
-    shape = {"vocab_size": VOCABULARY, "d_model": 64, "head_dim": 32, "n_kv_heads": 1, "d_ff": 40, "n_layers": 3}
-    config = LinearizedConfig(**shape, linear=MIXERS[mixer], softmax_layers=list(softmax_layers))
-    model = build_model(config).eval().cuda()
+@pytest.mark.parametrize(("mixer", "head_dim"), [*((name, 32) for name in MIXERS), ("delta", 24)])
+def test_captured_steps_of_linearized_models_are_those_of_their_launches(mixer, head_dim, softmax_layers):
+    shape = {"vocab_size": VOCABULARY, "d_model": 2 * head_dim, "head_dim": head_dim, "d_ff": 40, "n_layers": 3}
+    linear = {"n_kv_heads": 1, "linear": MIXERS[mixer], "softmax_layers": list(softmax_layers)}
+    model = build_model(LinearizedConfig(**shape, **linear)).eval().cuda()
     launched, captured = step_of(model, 3), step_of(model, 3)
     assert captured.captures
     graph, _ = _captured(captured.run)  # no row is active

@@ -76,6 +76,18 @@ for tokens, width, dtype in ((128, 128, torch.bfloat16), (2, 20, torch.float32))
     qkv, turns = torch.empty(4, tokens, 6 * width, dtype=dtype, requires_grad=True), torch.empty(2, tokens, width // 2)
     windows.attend(qkv, 2, turns, 0.1, torch.zeros(1, dtype=torch.int64)).sum().backward()
 """
+DECODE = """
+from linscale.generate import step
+from linscale.models import MIXERS, LinearizedConfig, build_model
+from linscale.ops.decode import kernel
+kernel.early = lambda device: True
+step._operators = lambda *given: kernel
+for mixer, width in (("delta", 64), ("supra", 64), ("gated", 64), ("tnl", 128), ("hgrn2", 128)):
+    shape = {"vocab_size": 64, "d_model": 2 * width, "head_dim": width, "n_kv_heads": 1, "n_layers": 2, "d_ff": 128}
+    model = build_model(LinearizedConfig(**shape, linear=MIXERS[mixer], softmax_layers=(1,))).eval()
+    for slots in (1, 64):
+        step.DecodingStep(model, slots, 32, dtype=torch.bfloat16, state_dtype=torch.float32).run()
+"""
 DECAY_KERNELS = (
     "walk_kernel walk_grads_kernel states_kernel join_kernel output_kernel grads_kernel value_grad_kernel "
     "token_grads_kernel hopper_walk_kernel hopper_grads_kernel hopper_channel_kernel hopper_channel_states_kernel "
@@ -87,10 +99,12 @@ OTHER_KERNELS = (
 )
 
 
+DECODE_KERNELS = "project_kernel convolve_kernel linear_mix_kernel attend_kernel"
+PROGRAMS = {"decay": (DECAY, DECAY_KERNELS), "others": (OTHERS, OTHER_KERNELS), "decode": (DECODE, DECODE_KERNELS)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("program", "kernels"), [(DECAY, DECAY_KERNELS), (OTHERS, OTHER_KERNELS)], ids=["decay", "others"]
-)
+@pytest.mark.parametrize(("program", "kernels"), PROGRAMS.values(), ids=PROGRAMS)
 def test_every_kernel_compiles_for_hopper(program, kernels, tmp_path, request):
     """What is compiled is kept from run to run: a kernel is compiled again when it, or Triton, has changed."""
     pytest.importorskip("triton", reason="Triton is made for Linux alone")

@@ -171,6 +171,8 @@ def linear_mix(
     columns = part.value_dim if part.divided != "none" else min(part.value_dim, SLICE)
     q_map, k_map = part.maps or (bias, bias)
     angles = part.theta if part.rotary == "lrpe" else part.frequencies
+    held = part.key_width * columns  # of the state, by a program
+    warps = 4 if held <= 8192 else 8 if held <= 16384 else 16
     launch(linear_mix_kernel, len(state) * part.n_heads * (part.value_dim // columns), (
         projected, state, positions, active, bias, q_map, k_map, bias if angles is None else angles,
         bias if part.decay is None else part.decay, bias if part.gain is None else part.gain, out,
@@ -179,7 +181,7 @@ def linear_mix(
         ROWS=state.shape[2], COLUMNS=part.columns, WIDTH=projected.shape[1], FEATURES=FEATURES.index(part.features),
         ROTARY=ROTARY.index(part.rotary), FADING=FADING.index(part.fading), DIVIDED=DIVIDED.index(part.divided),
         DELTA=part.delta, GATE=part.gate, MAPPED=part.maps is not None, BV=columns, EARLY=ahead,
-    ), 4, early=ahead)  # fmt: skip
+    ), warps, early=ahead)  # fmt: skip
 
 
 def encode(

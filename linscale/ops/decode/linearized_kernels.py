@@ -177,7 +177,8 @@ def linear_mix_kernel(
         )
         at_k = first_k + head // (H // G) * D
         if FADING == FORGET:
-            logits = features_of(base + at_k, bias + at_k, k_map, wide, cos, sin, D, F, NONE, UNTURNED, False)
+            turn: tl.constexpr = BEFORE if ROTARY == BEFORE else UNTURNED
+            logits = features_of(base + at_k, bias + at_k, k_map, wide, cos, sin, D, F, NONE, turn, False)
             logits += tl.load(decay + head * F + wide % F)
             k = tl.sigmoid(-logits)
             if ROTARY == LRPE:
@@ -211,6 +212,7 @@ def linear_mix_kernel(
         o = tl.sum(s * q[:, None], axis=0)
         if DIVIDED == SUM:
             sums = tl.load(own + wide * COLUMNS + V) * keep + k
+            tl.debug_barrier()  # threads beyond K have read what others are about to write
             tl.store(own + wide * COLUMNS + V, sums)
             o = o / (tl.sum(sums * q, axis=0) + SMALLEST)
         elif DIVIDED != WHOLE:

@@ -103,6 +103,25 @@ def test_linearized_layers_change_their_states_in_place(mixer, rows, device):
     assert torch.equal(results[1][1][rest], projected[rest])
 
 
+@pytest.mark.parametrize("mixer", ["delta", "supra", "averages"])
+def test_linearized_layers_read_bf16_as_they_read_its_numbers_in_float32(mixer, device):
+    torch.manual_seed(0)
+    model = linearized(STEPPED[mixer], n_layers=1).to(device)
+    part = pack(model, torch.bfloat16).layers[0].mixer
+    projected = torch.randn(2, sum(part.widths), device=device).bfloat16()
+    state = torch.rand(2, part.n_heads, part.key_width + part.tail_rows, part.columns, device=device)
+    active, positions = torch.ones(2, dtype=torch.int32, device=device), torch.tensor([3, 9], device=device)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        own, read, out = state.clone(), projected.to(dtype), torch.zeros(2, 64, device=device, dtype=dtype)
+        if part.filters is not None:
+            kernel.convolve(read, part, own, active)
+        kernel.linear_mix(read, part, own, positions, active, out)
+        results.append((own, out.float()))
+    for found, expected in zip(*results, strict=True):  # what convolutions give is rounded to bf16, and what is read
+        assert (found - expected).norm() < 1e-2 * expected.norm()
+
+
 @pytest.mark.parametrize("groups", [2, 1])
 def test_caches_are_appended_to_and_attended(groups, device):
     torch.manual_seed(0)
