@@ -113,7 +113,8 @@ def test_linearized_layers_read_bf16_as_they_read_its_numbers_in_float32(mixer, 
     active, positions = torch.ones(2, dtype=torch.int32, device=device), torch.tensor([3, 9], device=device)
     results = []
     for dtype in (torch.bfloat16, torch.float32):
-        own, read, out = state.clone(), projected.to(dtype), torch.zeros(2, 64, device=device, dtype=dtype)
+        own, read = state.clone(), projected.to(dtype, copy=True)
+        out = torch.zeros(2, 64, device=device, dtype=dtype)
         if part.filters is not None:
             kernel.convolve(read, part, own, active)
         kernel.linear_mix(read, part, own, positions, active, out)
