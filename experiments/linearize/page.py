@@ -134,10 +134,11 @@ def positions(rows: list[Row]) -> Table:
 
 
 def curve(row: Row, least: int = 64) -> list[tuple[int, float]]:
-    """Perplexity of novels at the places N to 2N - 1, for the N from `least` on."""
-    found = ((int(match[1]), metric) for metric in row["tasks"].get(NOVELS, {})
-             if (match := re.fullmatch(r"loss_from_(\d+)", metric)))  # fmt: skip
-    return [(place, perplexity(row, NOVELS, metric) or math.nan) for place, metric in sorted(found) if place >= least]
+    """Perplexity of novels at the places N to 2N - 1, for the N from `least` on; without the last N, of which a window
+    ends after a token or few."""
+    found = sorted((int(match[1]), metric) for metric in row["tasks"].get(NOVELS, {})
+                   if (match := re.fullmatch(r"loss_from_(\d+)", metric)))  # fmt: skip
+    return [(place, perplexity(row, NOVELS, metric) or math.nan) for place, metric in found[:-1] if place >= least]
 
 
 def parts(rows: list[Row]) -> Table:
