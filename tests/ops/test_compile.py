@@ -82,11 +82,10 @@ from linscale.models import MIXERS, LinearizedConfig, build_model
 from linscale.ops.decode import kernel
 kernel.early = lambda device: True
 step._operators = lambda *given: kernel
-for mixer, width in (("delta", 64), ("supra", 64), ("gated", 64), ("tnl", 128), ("hgrn2", 128)):
+for mixer, width, slots in (("delta", 64, 1), ("gated", 64, 64), ("tnl", 128, 64)):
     shape = {"vocab_size": 64, "d_model": 2 * width, "head_dim": width, "n_kv_heads": 1, "n_layers": 2, "d_ff": 128}
     model = build_model(LinearizedConfig(**shape, linear=MIXERS[mixer], softmax_layers=(1,))).eval()
-    for slots in (1, 64):
-        step.DecodingStep(model, slots, 32, dtype=torch.bfloat16, state_dtype=torch.float32).run()
+    step.DecodingStep(model, slots, 32, dtype=torch.bfloat16, state_dtype=torch.float32).run()
 """
 DECAY_KERNELS = (
     "walk_kernel walk_grads_kernel states_kernel join_kernel output_kernel grads_kernel value_grad_kernel "

@@ -77,8 +77,7 @@ def test_states_are_mixed_in_place(rows, device):
         assert torch.equal(results[1][0][active == 0], state[active == 0])
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("mixer", STEPPED)
+@pytest.mark.parametrize(("mixer", "rows"), [*((name, 3) for name in STEPPED), ("delta", 1)])
 def test_linearized_layers_change_their_states_in_place(mixer, rows, device):
     torch.manual_seed(0)
     model = linearized(STEPPED[mixer], n_layers=1).to(device)
