@@ -111,7 +111,7 @@ def test_kernels_step_as_the_forward_pass_does(mixer):
     tokens = torch.randint(61, (SLOTS, LENGTH), device="cuda")
     with torch.no_grad():
         expected = model.float()(tokens).logits
-        for dtype, most in ((torch.float32, 1e-3), (torch.bfloat16, 5e-2)):
+        for dtype, most in ((torch.float32, 1e-3), (torch.bfloat16, 3e-2)):
             found = step_of(model, dtype)
             assert found.captures
             found.active.fill_(1)
