@@ -118,20 +118,19 @@ class DecodingStep:
 
     def _mix(self, layer: Layer, state: tuple[Tensor, ...], turns: dict[str, plain.Turns]) -> None:
         """x <- x + mixer(norm x)."""
-        buffers, mixer = self.buffers, layer.mixer
+        buffers, mixer, places = self.buffers, layer.mixer, (self.positions, self.active)
         projected = self.read(layer, buffers)
-        if isinstance(mixer, Attention):
-            self._attend(mixer, projected, state, turns)
-            self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
-        elif isinstance(mixer, LinearMix):
-            if mixer.filters is not None:
-                self.ops.convolve(projected, mixer, *state, self.active)
-            self.ops.linear_mix(projected, mixer, *state, self.positions, self.active, buffers.mixed, **turns)
-            self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
-        else:
-            places = self.positions, self.active
+        if isinstance(mixer, Mix):
             self.ops.mix(projected, mixer, *state, *places, buffers.mixed, buffers.squares, **turns)
             self.write(layer, buffers)
+            return
+        if isinstance(mixer, Attention):
+            self._attend(mixer, projected, state, turns)
+        else:
+            if mixer.filters is not None:
+                self.ops.convolve(projected, mixer, *state, self.active)
+            self.ops.linear_mix(projected, mixer, *state, *places, buffers.mixed, **turns)
+        self.ops.project(buffers.mixed, layer.out, buffers.x, self.config.norm_eps, residual=buffers.x)
 
     def read(self, layer: Layer, buffers: Buffers) -> Tensor:
         """What a mixer reads, of all rows."""

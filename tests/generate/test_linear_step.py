@@ -11,6 +11,7 @@ from linscale.generate.step import DecodingStep
 from linscale.generate.steps import decoding_step
 from linscale.models.linear_mixer import LinearMixer
 from linscale.models.linearized import MIXERS
+from tests.decoding import steps
 from tests.linear_mixers import STEPPED, linearized
 from tests.quick import quick
 
@@ -22,16 +23,6 @@ def step_of(model, dtype=torch.float32):
     step = decoding_step(model, SLOTS, 32, dtype=dtype, state_dtype=torch.float32)
     assert type(step) is DecodingStep
     return step
-
-
-def steps(step, tokens):
-    """Logits (S, T, V) of tokens (S, T) read one by one."""
-    found = []
-    for column in tokens.T:
-        step.tokens.copy_(column)
-        step.run()
-        found.append(step.logits.clone())
-    return torch.stack(found, 1)
 
 
 @pytest.mark.parametrize("mixer", CASES)

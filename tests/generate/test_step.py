@@ -15,6 +15,7 @@ from linscale.models import CONFIGS, LanguageModel, Recurrence, build_model
 from linscale.models.linear_mixer import LinearMixer
 from linscale.models.linearized import MIXERS, LinearizedConfig
 from linscale.ops.decode import plain
+from tests.decoding import steps
 
 VOCABULARY, LENGTH, PROMPT = 61, 9, 4
 CASES = [(arch, every) for arch in CONFIGS for every in (0, 3) if arch != "llama" or every == 0]
@@ -39,16 +40,6 @@ def model_of(arch: str, every: int = 0, head_dim: int = 16) -> LanguageModel:
 
 def step_of(model: LanguageModel, slots: int) -> DecodingStep | ReadStep:
     return decoding_step(model, slots, 32, dtype=torch.float32, state_dtype=torch.float32)
-
-
-def steps(step: DecodingStep, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits (S, T, V) of tokens (S, T) read one by one."""
-    found = []
-    for column in tokens.T:
-        step.tokens.copy_(column)
-        step.run()
-        found.append(step.logits.clone())
-    return torch.stack(found, 1)
 
 
 @pytest.mark.parametrize(("arch", "every"), CASES)
