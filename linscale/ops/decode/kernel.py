@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from linscale.ops.decode.kernels import (
     project_kernel,
 )
 from linscale.ops.decode.linearized_kernels import convolve_kernel, linear_mix_kernel
-from linscale.ops.decode.shapes import LinearMix, Mix, Projection
+from linscale.ops.decode.shapes import Divided, Fading, Features, LinearMix, Mix, Projection, Rotary
 from linscale.ops.launch import launch
 
 BLOCK = 128  # places of a cache that a program reads
@@ -28,10 +29,7 @@ MOST_ROWS = 128  # that `project_kernel` multiplies
 SLICE, WIDE_SLICE = 32, 64  # columns of a state that a program holds
 KINDS = {"plain": 0, "head": 1, "gated": 2}  # as `mix_kernel` names them
 # As `linear_mix_kernel` numbers them.
-FEATURES = ("none", "silu", "relu", "softmax")
-ROTARY = ("none", "before", "after", "lrpe")
-FADING = ("none", "head", "head_gate", "channel_gate", "forget")
-DIVIDED = ("none", "group", "rms", "sum")
+FEATURES, ROTARY, FADING, DIVIDED = map(get_args, (Features, Rotary, Fading, Divided))
 CHANNELS = 128  # that a program of `convolve_kernel` filters
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, relu, silu
 
 from linscale.ops.decode.shapes import LinearMix
-from linscale.ops.rotary import angles
+from linscale.ops.rotary import angles, rotate_half, rotate_lrpe
 
 SMALLEST = 1e-12  # added to sums of similarities
 SHORTEST = 1e-6  # length of q and k that is divided by
@@ -101,17 +101,16 @@ def _queries_keys(
         q, k = (_rotated(x, part, turns) for x in (q, k))
     if part.rotary == "lrpe":
         assert turns is not None
-        q, k = (torch.cat([x * turns[0], x * turns[1]], -1) for x in (q, k))
+        q, k = (rotate_lrpe(x, *turns) for x in (q, k))
         keep = keep if keep is None or keep.shape[2] == 1 else torch.cat([keep, keep], -1)
     return q, k, keep
 
 
 def _rotated(x: Tensor, part: LinearMix, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-    """x (S, heads, width), channel m with m + width / 2."""
+    """x (S, heads, width) by RoPE."""
     assert turns is not None
-    cos, sin = (turn[:, None] * part.sharpened for turn in turns)
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    cos, sin = (turn[:, None] * part.sharpened for turn in turns)  # (S, 1, width / 2)
+    return rotate_half(x[:, None], cos, sin)[:, 0]
 
 
 def _mapped(part: LinearMix, x: Tensor, of: int) -> Tensor:

@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from linscale.ops.decay_attention.kernels.common import await_earlier, let_next_begin
+from linscale.ops.decode import linearized
 
-SMALLEST = tl.constexpr(1e-12)  # added to sums of similarities
-SHORTEST = tl.constexpr(1e-6)  # length of q and k that is divided by
+SMALLEST = tl.constexpr(linearized.SMALLEST)
+SHORTEST = tl.constexpr(linearized.SHORTEST)
 
-# Constants of `linear_mix_kernel`, by what LinearMix calls them.
+# Constants of `linear_mix_kernel`, in the order in which shapes.py names them.
 NONE, SILU, RELU, SOFTMAX = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # FEATURES
 UNTURNED, BEFORE, AFTER, LRPE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # ROTARY
 LASTING, HEAD, HEAD_GATE, CHANNEL_GATE, FORGET = (  # FADING
