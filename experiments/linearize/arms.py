@@ -122,7 +122,8 @@ class Bench:
         stages = [stage for stage in (*stages, stage_of(run, recipe.stages[-1].name)) if stage]
         row: Row = {
             "recipe": arm.recipe, "tokens": sum(stage["tokens"] for stage in stages), "seed": recipe.seed,
-            "length": recipe.train.get("length"), "recipe_values": to_dict(recipe), "stages": stages,
+            "length": recipe.train.get("length"), "stages": stages,
+            "recipe_values": {**to_dict(recipe), "data": None},  # where it lies is this machine's alone
             "training_s": sum(stage["elapsed_s"] for stage in stages), "state": status["state"],
         }  # fmt: skip
         if status["state"] == "done":
