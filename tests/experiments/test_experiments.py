@@ -84,13 +84,16 @@ def test_arms_and_seeds_are_trained_once_and_tabulated(
     assert rows[0]["elapsed_s"] == 123.0
     page = tmp_path / "page.md"
     kinds = ("loss", "accuracy", "copying", "lengths", "alpha", "speed")
-    page.write_text("before\n" + "".join(f"<!-- table tiny {kind} -->x<!-- end -->\n" for kind in kinds) + "after\n")
+    asked = [f"tiny {kind}" for kind in kinds] + ["tiny+none loss of ^soft", "none loss"]
+    page.write_text("before\n" + "".join(f"<!-- table {each} -->x<!-- end -->\n" for each in asked) + "after\n")
     for _ in range(2):
         call(tables, monkeypatch, str(page), "--results", str(tmp_path))
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert text.count("| softmax |") == 5  # no alpha
+    assert text.count("| softmax |") == 6  # no alpha, and one of the last but one
+    assert text.count("| windows |") == 6
+    assert "<!-- table none loss -->\n\nNo results of none yet.\n\n<!-- end -->" in text
     wanted = [row["validation"][-1]["loss"] for row in rows if row["arm"] == "softmax"]
     assert f"{wanted[0]:.4f} / {wanted[1]:.4f}" in text
 

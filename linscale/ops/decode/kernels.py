@@ -6,6 +6,9 @@
 
 A program of `project` owns BN outputs and walks over the inputs; of the norm it needs a factor a row only, which it
 finds on the way and applies at the end. Sums are float32, in an order that the shapes alone decide.
+
+On Hopper `mix` reads its state before the kernels launched ahead of it have ended: one that writes the same state must
+not be among them. In a model the one that does is a step away, and steps begin and end with launches that wait.
 """
 
 import triton

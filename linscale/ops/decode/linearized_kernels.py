@@ -2,7 +2,8 @@
 """One token of a linearized layer on a GPU: its short convolutions, and its linear attention, a kernel each.
 
 What they compute is in linearized.py. States (S, H, ROWS, COLUMNS) are float32, K rows of the memory and then those of
-the convolutions; they change in place. All else of a row is worked out in float32.
+the convolutions; they change in place. All else of a row is worked out in float32. Memories are read before earlier
+kernels have ended, as in kernels.py.
 """
 
 import triton
