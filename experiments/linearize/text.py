@@ -5,7 +5,7 @@
 FOLDER holds `train` and `val` with a file a domain (SHARES): `NAME.jsonl`, or that with .xz or .zst, an object with
 `text` a line. OUT/train gets a file a domain with the documents whose hashed number is below the domain's share (times
 --share, for fewer tokens); OUT/held.jsonl the first documents of every domain in `val`, 100 kB each; OUT/novels.jsonl
-the novels of `val` whole, for the loss by position. All of it is TOKENS tokens of SmolLM2's tokenizer.
+the novels of `val` whole, for the loss by position. All of it is 107M tokens of SmolLM2's tokenizer.
 """
 
 from __future__ import annotations
