@@ -4,7 +4,8 @@
 
 Between `<!-- table NAME KIND -->` and `<!-- end -->` of the page stands the table of that KIND from NAME.json, written
 anew at each call; all other text stays. Where there is no such file, or no row in it, the page says so. Several files
-are one table, NAME+NAME; `<!-- table NAME KIND of PATTERN -->` has the arms alone that a regular expression matches.
+are one table, NAME+NAME; `<!-- table NAME KIND of PATTERN -->` has the arms alone that a regular expression, without
+blanks, finds something in.
 
     loss, accuracy   by arm, over seeds: the best checkpoint and the last one
     copying          accuracy at the end, and sequences until the whole length and until 99% of looks' loss
@@ -235,12 +236,14 @@ def filled(page: str, results: Path) -> str:
 
     def replace(place: re.Match[str]) -> str:
         asked, names, kind, pattern = place[1], place[2], place[3], place[4] or ""
-        paths = [path for name in names.split("+") if (path := results / f"{name}.json").exists()]
-        part = "groups" if kind in GROUPS else "rows"
-        rows = [row for path in paths for row in json.loads(path.read_text())[part]]
-        rows = [row for row in rows if re.search(pattern, row.get("arm", ""))]
+        part, rows, missing = "groups" if kind in GROUPS else "rows", [], []
+        for name in names.split("+"):
+            path = results / f"{name}.json"
+            found = json.loads(path.read_text())[part] if path.exists() else []
+            rows += [row for row in found if re.search(pattern, row.get("arm", ""))]
+            missing += [] if found else [f"No results of {name} yet."]
         table = KINDS[kind](rows) if rows else []
-        text = markdown(table) if len(table) > 1 else f"No results of {names} yet."
+        text = "\n\n".join(([markdown(table)] if len(table) > 1 else []) + missing) or "No such results yet."
         return f"<!-- {asked} -->\n\n{text}\n\n<!-- end -->"
 
     place = rf"<!-- (table ([\w.+-]+) ({'|'.join(KINDS)})(?: of (\S+))?) -->.*?<!-- end -->"

@@ -60,10 +60,11 @@ def convert(file: Path, out: Path, dtype: torch.dtype) -> None:
         kinds = tokenizers.pre_tokenizers
         steps = [kinds.Digits(individual_digits=True), kinds.ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = kinds.Sequence(steps)
-    for name in MARKS & said.keys():
-        setattr(tokenizer, name.removesuffix("_id"), tokenizer.convert_ids_to_tokens(said[name]))
+    for name in MARKS:
+        number = said.get(name, getattr(tokenizer, name))
+        setattr(tokenizer, name.removesuffix("_id"), tokenizer.convert_ids_to_tokens(number))
         for place in (config, model.generation_config):
-            setattr(place, name, said[name])
+            setattr(place, name, number)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -214,21 +214,7 @@ def _measured(arms: dict[str, Row], base: Row) -> Iterator[tuple[str, float, flo
     yield f"{OURS}: WikiText-2 perplexity over the teacher's", -1.25, ratio(OURS, lambda row: perplexity(row, WIKITEXT))
     yield f"{SPARSE}: CSR over the teacher's", 0.98, ratio(SPARSE, csr)
     yield f"{SPARSE}: needle within the training length, over the teacher's", 0.90, ratio(SPARSE, within)
-    yield f"{SUPRA}: CSR over that of {T2R}, at the authors' rate", 1.0, ratio(SUPRA, csr, arms.get(T2R))
-    fit = [best_of(arms, recipe) for recipe in (SUPRA, T2R)]
-    if all(fit) and fit != [arms.get(SUPRA), arms.get(T2R)]:
-        names = " and ".join(row["arm"] for row in fit if row)
-        yield (
-            f"{names}, where validation loss is lowest: CSR of the first over the second's",
-            1.0,
-            ratio(fit[0]["arm"], csr, fit[1]),
-        )
-
-
-def best_of(arms: dict[str, Row], recipe: str) -> Row | None:
-    """Of the arms of a recipe, the one whose validation loss ended lowest."""
-    found = [row for row in arms.values() if row.get("recipe") == recipe and validation(row) is not None]
-    return min(found, key=lambda row: validation(row) or math.inf, default=None)
+    yield f"{SUPRA}: CSR over that of {T2R}", 1.0, ratio(SUPRA, csr, arms.get(T2R))
 
 
 def validation(row: Row) -> float | None:

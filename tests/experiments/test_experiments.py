@@ -94,6 +94,7 @@ def test_arms_and_seeds_are_trained_once_and_tabulated(
     assert text.count("| softmax |") == 6  # no alpha, and one of the last but one
     assert text.count("| windows |") == 6
     assert "<!-- table none loss -->\n\nNo results of none yet.\n\n<!-- end -->" in text
+    assert text.count("No results of none yet.") == 2
     wanted = [row["validation"][-1]["loss"] for row in rows if row["arm"] == "softmax"]
     assert f"{wanted[0]:.4f} / {wanted[1]:.4f}" in text
 
