@@ -309,6 +309,7 @@ def keys_of_other_laws(folder: Path) -> set[str]:
     return keys
 
 
+@pytest.mark.slow
 def test_every_key_every_warning_and_every_option_of_a_fit(tmp_path: Path) -> None:
     text = page("fit.md")
     lines = ["params,tokens,loss"]

@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from linscale.cli import main
 from linscale.cli.plan import plan as command
 from linscale.study import design, knowledge, prospect, recipe, rungs
@@ -32,6 +34,7 @@ def rows(heading):
     return dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, re.M))
 
 
+@pytest.mark.slow
 def test_every_key_and_every_option(capsys):
     assert main(["plan", "--flops", "1e19", "--arch", "tnl", "--length", "2048", "--vocab", "32000", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -18,6 +18,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return windows
 
 
+@pytest.mark.slow
 def test_rows_are_measured(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "windows.json"
     monkeypatch.setattr(sys, "argv", ["windows.py", "--size", "tiny", "--seconds", "0", "--json", str(out)])

@@ -58,6 +58,7 @@ def test_it_says_what_serves_each_operator_and_why(on_cpu, capsys):
     }
 
 
+@pytest.mark.slow
 def test_right_numbers_pass(on_cpu, capsys):
     status, out = report(capsys, "--numerics")
     assert status == 0

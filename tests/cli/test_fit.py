@@ -23,6 +23,7 @@ def table(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_table_for_people_and_json_for_machines(table, tmp_path, capsys):
     out = tmp_path / "deep" / "fit.json"
     words = ["fit", table, "--columns", "n=size", "--bootstrap", "50", "--drop", "highest:2", "--where", "loss < 9"]
@@ -171,6 +172,7 @@ def test_every_parameter_of_every_law_is_shown(tmp_path, capsys):
         assert formula in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_a_page_of_the_fit(table, tmp_path, capsys):
     out = tmp_path / "new" / "fit.html"
     assert main(["fit", table, "--columns", "n=size", "--bootstrap", "20", "--html", str(out)]) == 0

@@ -31,6 +31,7 @@ def tokenizer_of(content, opens):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opens", [True, False])
 def test_a_text_is_that_of_transformers(opens, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -68,6 +68,7 @@ def call(made, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_converted_alone_is_a_run(call):
     status, out, err = call("linearize hf out --recipe supra --softmax-layers 1 --convert-only")
     assert status == 0
@@ -112,6 +113,7 @@ def test_a_recipe_is_followed_to_its_end_and_then_left_alone(call):
     assert "out/start: holds another conversion" in err
 
 
+@pytest.mark.slow
 def test_killed_while_it_converts_it_goes_on(call, monkeypatch):
     def kill(*arguments):
         raise Killed

@@ -26,7 +26,7 @@ def fit(tmp_path_factory):
                 lines.append(f"{arch},{arch}-{n:.0f}-{ratio},{n:.0f},{ratio * n:.0f},{loss}")
     (folder / "runs.csv").write_text("\n".join(lines) + "\n")
     path = folder / "fit.json"
-    words = ["fit", str(folder / "runs.csv"), "--group", "arch", "--bootstrap", "60", "--json", str(path)]
+    words = ["fit", str(folder / "runs.csv"), "--group", "arch", "--bootstrap", "20", "--json", str(path)]
     assert main(words) == 0
     return str(path)
 
@@ -81,6 +81,7 @@ def test_exact_and_law_flops_are_those_of_the_counts(capsys):
     assert each["total_params"] > each["params"] + 100_280 * each["d_model"] - 1
 
 
+@pytest.mark.slow
 def test_a_fit_gives_intervals_and_its_points_narrow_what_is_known(fit, capsys):
     result = plan(capsys, "--flops", "3e21", "--arch", "hgrn2,tnl", "--fit", fit, "--mfu", "0.4")
     assert result["flops_definition"] == "C = 6 N D"
@@ -97,6 +98,7 @@ def test_a_fit_gives_intervals_and_its_points_narrow_what_is_known(fit, capsys):
         assert 0.3 * said < certainty["now"]["log_loss"] < 3 * said  # the linear one beside the bootstrap's
 
 
+@pytest.mark.slow
 def test_tables_for_people_name_what_numbers_rest_on(fit, tmp_path, capsys):
     out = tmp_path / "ladder.toml"
     assert main(["plan", "--flops", "1e20", "--arch", "tnl", "--fit", fit, "--out", str(out)]) == 0
@@ -116,6 +118,7 @@ def test_tables_for_people_name_what_numbers_rest_on(fit, tmp_path, capsys):
     assert load_toml(out, StudyConfig).data.path == "data/mine"
 
 
+@pytest.mark.slow
 def test_a_ladder_on_text_that_is_to_be_prepared(tmp_path, capsys):
     out = tmp_path / "tiny.toml"
     words = ["--flops", "1e16", "--arch", "tnl", "--gpus", "1", "--length", "128", "--out", str(out)]

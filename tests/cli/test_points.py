@@ -58,6 +58,7 @@ def test_states_and_scores_of_one_model_are_joined(tmp_path, capsys):
     assert {"trainer", "6", "0.5"} <= set(last)
 
 
+@pytest.mark.slow
 def test_the_formula_is_printed_and_kept(table, tmp_path, capsys):
     out = tmp_path / "fit.json"
     assert main(["fit", str(table), "--columns", "c=exact+head", "--bootstrap", "0", "--json", str(out)]) == 0
@@ -105,6 +106,7 @@ def test_counting_flops_moves_the_optimum_and_not_the_law(table, capsys):
     assert best["c = 6nd+head"] > best["nothing"] + 0.02
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_without_a_condition_is_refused_not_fatal(table, capsys):
     text = table.read_text().replace("arch,", "a,").replace("n_heads", "b").replace("vocab_size,length", "c,e")
     table.write_text(text + "1e8,1e9,6e17,nan" + "," * 7 + "\n")  # what is left of shapes makes few counts of FLOPs

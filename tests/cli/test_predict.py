@@ -34,6 +34,7 @@ def predicted(capsys, *words):
     return json.loads(capsys.readouterr().out)["predictions"]
 
 
+@pytest.mark.slow
 def test_a_prediction_holds_the_truth_and_says_which_interval_is_which(fit, capsys):
     (answer,) = predicted(capsys, fit, "--group", "tnl", "--params", "5B", "--tokens", "300B")
     loss, truth = answer["loss"], chinchilla(5e9, 3e11, *TRUTH)
@@ -119,6 +120,7 @@ def test_numbers_as_people_write_them():
             amount(text, "n")
 
 
+@pytest.mark.slow
 def test_flops_of_the_table_are_those_of_the_best_size(tmp_path, capsys):
     """C = 20 N D instead of 6 N D: 1e21 FLOPs are spent as 3e20 of the others would be."""
     n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))

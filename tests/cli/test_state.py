@@ -67,6 +67,7 @@ def continuation(call, *words):
     return json.loads(out)["continuation"]
 
 
+@pytest.mark.slow
 def test_what_is_generated_from_a_state_is_what_an_uninterrupted_run_makes(call, place):
     model, tokenizer = load(place / "run")
     whole = sample(model, tokenizer, TEXT, max_tokens=30, temperature=0.8, seed=7)
@@ -143,6 +144,7 @@ def test_bad_input_is_one_line_that_names_it(call, words, problem):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_long_file_is_read_in_chunks_with_progress_and_its_state_is_no_larger(call, place, monkeypatch):
     draw = random.Random(0)
     words = [draw.choice(["to", "be", "or", "not", "that", "is\n", "the", "question"]) for _ in range(6000)]

@@ -93,6 +93,7 @@ def test_data_sets_of_the_hub_become_our_files_byte_for_byte(hub, tmp_path, monk
     assert {each.state for each in build_sets(out, "hub", names)} == {"there already"}
 
 
+@pytest.mark.slow
 def test_files_of_any_compression_and_what_is_missing(tmp_path, capsys):
     source, out = tmp_path / "files", tmp_path / "out"
     source.mkdir()

@@ -165,6 +165,7 @@ def test_a_dataset_that_changed_is_another_input(plain, tmp_path):
         prepare([f"hf:{plain}"], out=tmp_path / "out", options=options)
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(tmp_path):
     """Of a file of 64 MB, one read of the library and its tables."""
     import pyarrow

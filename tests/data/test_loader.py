@@ -10,7 +10,6 @@ import torch
 from linscale.config import UserError
 from linscale.data import PrepareOptions, TokenDataset, prepare
 from linscale.data.loader import Loader, permute, validation_batches
-from tests.quick import quick
 
 LENGTH = 48
 FROZEN = [9, 6, 4, 7, 11, 3, 8, 1, 10, 0, 2, 5]
@@ -48,7 +47,8 @@ def test_permutation_depends_on_seed_and_epoch_and_is_fixed_for_ever():
     assert far.tolist() == [permute(np.array([place]), 10**12, 0, 0)[0] for place in range(4)]
 
 
-@pytest.mark.parametrize("size", quick([2, 7, 30], 7))
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 7, 30])
 def test_permutation_is_uniform(size):
     """Over many epochs every window is equally often first, and equally often last: chi-square within 5 sigma."""
     epochs = 3000

@@ -100,6 +100,7 @@ def whole(tmp_path_factory, inputs):
     return made
 
 
+@pytest.mark.slow
 def test_documents_go_to_the_split_of_their_hash(inputs, tmp_path):
     manifest = prepare([str(inputs)], tokenizer="bpe:400", out=tmp_path / "out", options=PrepareOptions(**OPTIONS))
     dataset = TokenDataset.open(tmp_path / "out", verify=True)
@@ -180,6 +181,7 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(child, whole, tmp_
         assert dataset.tokens(split) == undisturbed[split]["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_keeps_what_is_there(child, whole, tmp_path):
     """A file size limit stands in for the full disk: the write fails the same way."""
@@ -266,6 +268,7 @@ def test_folders_that_are_not_ours_are_left_alone(inputs, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_importing_data_loads_no_torch():
     code = "import sys, linscale.data; print([name for name in ('torch', 'duckdb') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -86,6 +86,7 @@ def test_killed_while_reading_a_dataset(lines, tmp_path, monkeypatch):
     killed_and_run_again(tmp_path, [f"hf:{tmp_path}/folder"], 2)
 
 
+@pytest.mark.slow
 def test_a_url_whose_file_changed_is_refused(host, lines, tmp_path):
     pytest.importorskip("aiohttp")
     host.files["/a.jsonl"] = lines

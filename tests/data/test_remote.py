@@ -204,6 +204,7 @@ def test_identity_follows_the_file(memory):
     assert first.identity != find_sources(["memory://x.txt"])[0][0].identity
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(memory, monkeypatch):
     import tracemalloc
 

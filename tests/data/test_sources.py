@@ -210,6 +210,7 @@ def test_bad_paths(tmp_path):
         find_sources([str(tmp_path), str(tmp_path / "a.txt")])
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(tmp_path):
     """A .txt of 64 MB in pieces never holds more than a few reads of it."""
     import tracemalloc

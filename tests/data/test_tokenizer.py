@@ -65,6 +65,7 @@ def test_byte_ids_are_bytes():
     assert tokenizer.decode([0x61, 0xC3, 256, 0x62]) == "a\N{REPLACEMENT CHARACTER}b"
 
 
+@pytest.mark.slow
 def test_bpe_has_the_size_asked_for_and_is_reproducible():
     again = train_bpe([SHAKESPEARE[:200_000]], 1000)
     assert (bpe().vocab_size, bpe().eos_id, bpe().name, bpe().dtype) == (1000, 0, "bpe:1000", np.dtype("<u2"))
@@ -72,6 +73,7 @@ def test_bpe_has_the_size_asked_for_and_is_reproducible():
     assert len(bpe().encode(SHAKESPEARE)) < 0.45 * len(SHAKESPEARE)
 
 
+@pytest.mark.slow
 def test_a_long_text_gives_the_ids_of_the_whole():
     """Encoding goes in pieces; the ids are those the library gives for the text at once."""
     text = SHAKESPEARE[:300_000].replace("the", "\n\n   the").replace("and", "and \n\n") + HOSTILE

@@ -17,7 +17,6 @@ from linscale.generate import states
 from linscale.generate.batch import continue_greedily
 from linscale.generate.sample import stream
 from linscale.models import CONFIGS, build_model
-from tests.quick import quick
 
 BYTES = load_tokenizer("byte")
 SOURCE = random.Random(3)
@@ -91,7 +90,8 @@ def test_sentences_end_before_white_space_alone(tokenizer):
         Haystack("one.two and no more")
 
 
-@pytest.mark.parametrize("case", quick(CASES, "hgrn2 in half"))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_every_cell_is_its_prompt_read_alone(case, monkeypatch):
     model, filler = tiny(case), HAYSTACK.filler(BPE)

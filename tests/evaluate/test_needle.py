@@ -52,6 +52,7 @@ def test_a_model_that_looks_up_has_all_and_one_that_does_not_none(mode, finder):
     assert all(result.value == 0.0 for name, result in found.items() if name not in task.metrics[-2:])
 
 
+@pytest.mark.slow
 def test_a_model_that_remembers_its_last_text_finds_deep_needles_alone(finder):
     """And a part of a key counts as a part: the map's axes and grades are not mixed up."""
 

@@ -22,6 +22,7 @@ def test_the_example_of_scrolls_metric() -> None:
     assert mean(f1) == pytest.approx(72.2222, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_rouge_gives_the_example_of_scrolls_metric() -> None:
     pytest.importorskip("rouge_score")
     published = {"rouge1": 72.2222, "rouge2": 33.3333, "rougeL": 72.2222}
@@ -29,6 +30,7 @@ def test_rouge_gives_the_example_of_scrolls_metric() -> None:
         assert mean(lambda text, others, name=name: rouge(text, others)[name]) == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_rouge_gives_the_examples_of_the_package_s_own_tests() -> None:
     """rouge_scorer_test.py: testRouge1, testRougeAllMulti; and no stemming."""
     pytest.importorskip("rouge_score")

@@ -163,6 +163,7 @@ def alone(model, sample: Sample, prompt: list[int], tokenizer, most: int) -> str
     return sample.choices[nats.index(max(nats))]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_answers_are_those_of_every_prompt_alone_in_any_batch_and_order(model, folder: Path, monkeypatch) -> None:
     asked = [sample for name in FORMS if (folder / f"{FORMS[name].file}.jsonl").exists()

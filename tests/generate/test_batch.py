@@ -102,6 +102,7 @@ def test_a_stop_string_is_seen_across_tokens_and_far_into_a_text():
     assert not module._stopped(tokenizer, made, [])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_documents_go_on_from_forked_states(model, prompts, alone):
     """Every prompt is cut in two, the second halves are read behind copies of states of the first."""

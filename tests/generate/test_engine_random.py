@@ -10,7 +10,6 @@ from linscale.generate.request import Finished, Request
 from linscale.generate.sampling import Sampling
 from linscale.generate.session import Session
 from tests.generate.test_engine import BYTES, Heard, engine_of, tiny
-from tests.quick import quick
 
 SLOTS, STEPS = 3, 250
 
@@ -18,7 +17,8 @@ SLOTS, STEPS = 3, 250
 CASES = [("hgrn2", 0), ("hgrn2", 1), ("cosformer2 in half", 0), ("cosformer2 in half", 1)]
 
 
-@pytest.mark.parametrize("case", quick(CASES, ("cosformer2 in half", 1)))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_whatever_comes(case):
     case, lag = case
     draw, model = random.Random(lag), tiny(case)

@@ -247,6 +247,7 @@ def test_the_hash_is_of_the_weights_and_follows_them():
     assert model_hash(model) not in (first, changed)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_one_line_or_the_same_state(store, saved):
     path, whole = store.path("a"), store.load("a", saved, BYTES)
     content, draw = path.read_bytes(), random.Random(1)

@@ -56,6 +56,7 @@ def test_autocast_makes_products_in_bf16_and_sums_in_fp32():
         assert 0 < (a - b).norm() < 1e-2 * b.norm()
 
 
+@pytest.mark.slow
 def test_the_operator_is_sound_for_the_compiler():
     x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
     torch.library.opcheck(torch.ops.linscale.linear_cross_entropy, (x, weight, torch.randint(11, (9,)), True))

@@ -86,6 +86,7 @@ def test_a_models_own_template_and_the_tokens_that_end_its_answers(model, tmp_pa
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (expected, "stop")
 
 
+@pytest.mark.slow
 def test_texts_and_plain_answers_end_at_every_token_that_ends_them(server, model, tmp_path):
     def texts(asked, **more):
         ask = {"max_tokens": 80, "temperature": 0, **more}

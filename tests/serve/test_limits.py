@@ -191,6 +191,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(server, stream, monke
     assert server.http.get("/v1/states/x").status_code == 404
 
 
+@pytest.mark.slow
 def test_one_client_that_leaves_does_not_disturb_others(server):
     expected = server.complete("y", max_tokens=300)
     with ThreadPoolExecutor(3) as pool:
@@ -262,6 +263,7 @@ def test_a_mistake_of_ours_is_a_500_that_says_nothing(server, monkeypatch, caplo
     assert "ZeroDivision" not in answer.text
 
 
+@pytest.mark.slow
 def test_a_long_prompt_does_not_hold_up_the_loop(server):
     """While a text is read, other paths answer."""
     with ThreadPoolExecutor(1) as pool:

@@ -22,7 +22,9 @@ def usages(server, path, body, **options):
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": "To be"}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "To be?"}]}),
+        pytest.param(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": "To be?"}]}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_chunk_has_the_counts_so_far_where_they_are_asked_for(server, path, body):

@@ -11,12 +11,13 @@ from linscale.generate.sample import sample
 from linscale.generate.session import Session
 from linscale.generate.state_store import StateStore
 from linscale.serve import saved_states
+from tests.quick import quick
 from tests.serve.conftest import BYTES, serving, tiny
 
 TEXT = "It was the best of times, it was the worst of times. "
 
 
-@pytest.mark.parametrize("arch", ["recurrent_transformer", "llama"])
+@pytest.mark.parametrize("arch", quick(["recurrent_transformer", "llama"], "llama"))
 def test_texts_and_states_of_the_other_kinds_of_memory(arch, tmp_path):
     """A window that slides, across the end of its block of 64 tokens; keys and values of all tokens."""
     model = tiny(arch)

@@ -116,6 +116,7 @@ def test_the_search_finds_the_best_of_all_ladders_of_a_small_field(seed):
     assert criterion([question], choose([question], small)) <= best * 1.02
 
 
+@pytest.mark.slow
 def test_a_ladder_keeps_to_its_limits(designed):
     n, d, limits, counts = designed
     assert counts @ limits.costs <= limits.budget * (1 + 1e-9)

@@ -294,6 +294,7 @@ def test_settings_are_checked() -> None:
         parse(FitConfig, {"discard": 1.5})
 
 
+@pytest.mark.slow
 def test_fitting_and_reporting_load_neither_torch_nor_plotly() -> None:
     code = (
         "import sys, linscale.study.fit, linscale.study.report; "

@@ -69,6 +69,7 @@ def marks(result: dict[str, Any], figure: str, kind: str, space: str = "log") ->
     return [mark for mark in found[figure].marks if mark.kind == kind]
 
 
+@pytest.mark.slow
 def test_the_frontier_is_where_6nd_flops_are_spent_best(exact: dict[str, Any]) -> None:
     result = exact
     (line,) = marks(result, "loss-compute", "line")

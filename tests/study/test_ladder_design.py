@@ -43,6 +43,7 @@ def test_possible_rungs_are_apart_in_size_and_trained_long_enough(known):
     assert nearest_shape("hgrn2", top).d_model >= max(shape.d_model for shape in sizes) - 64
 
 
+@pytest.mark.slow
 def test_the_ladder_is_within_its_budget_and_costs_what_it_says(known, ladder):
     costs = sum(exact_flops(ladder.rungs, arch, LENGTH, VOCAB) for arch in known)
     assert costs @ [rung.seeds for rung in ladder.rungs] == pytest.approx(ladder.flops)

@@ -63,7 +63,7 @@ def study_fit(path: Path) -> Path:
     return path
 
 
-QUICK = ("chinchilla", "overtrain", "chinchilla, FLOPs of a column", "isoflop", "envelope", "study")
+QUICK = ("chinchilla", "isoflop", "study")
 
 
 @pytest.fixture(scope="module", params=quick([*LAWS, "study"], *QUICK))

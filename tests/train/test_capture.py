@@ -111,6 +111,7 @@ def test_where_there_is_no_graph_is_said() -> None:
         captures(TrainConfig(**recipe, capture="on", documents=True), ALONE, "cuda", 1)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_curriculum_is_the_same_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every length of it is recorded once; losses, and so weights, are those of a run that is not captured."""
     recorders: list[Recorder] = []

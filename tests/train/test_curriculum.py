@@ -107,6 +107,7 @@ def test_it_doubles_below_the_threshold_and_the_rate_follows(tmp_path: Path) -> 
     assert course.steps(15, 31) == [range(15, 21), range(21, 31), range(31, 32)]
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_its_stages_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     config = run_config()
     assert train(tmp_path / "whole", config)["state"] == "done"

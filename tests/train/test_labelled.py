@@ -51,6 +51,7 @@ def test_batches_are_epochs_of_the_set_and_ranks_share_them(tmp_path: Any) -> No
     assert data.fingerprint != replace(data, symbols=9).fingerprint
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_classes_and_is_measured_on_them_alone(tmp_path: Any) -> None:
     config = run_config(write(tmp_path / "set.npz", 400))
     train(tmp_path / "run", config)

@@ -46,6 +46,7 @@ def model_bytes(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint.newest(run) / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_recipe_is_one_run_after_the_other_and_goes_on_where_it_was_stopped(
     data: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -20,7 +20,6 @@ from linscale.train.objective import Attention, Logits, Texts
 from linscale.train.optim import build_optimizer
 from linscale.train.teacher_config import TeacherConfig
 from linscale.train.trainer import train
-from tests.quick import quick
 
 from .teachers import save_run, student_of, teacher_of
 
@@ -109,6 +108,7 @@ def test_softmax_kept_everywhere_is_the_teacher(texts: Texts) -> None:
         assert logits.loss(student_of(teacher), texts).mean() > 1e-3
 
 
+@pytest.mark.slow
 def test_attention_transfer_teaches_every_layer_and_leaves_the_rest(
     make: Make, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -134,7 +134,8 @@ def test_a_student_comes_nearer_to_its_teachers_predictions(
     assert {name for name in after if torch.equal(before[name], after[name])} == {n for n in after if "mixer." not in n}
 
 
-@pytest.mark.parametrize("loss", quick(["attention", "logits"], "attention"))
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["attention", "logits"])
 def test_a_taught_run_goes_on_bit_for_bit(loss: str, make: Make, folders: dict[str, Path], tmp_path: Path) -> None:
     config = taught(make, folders, loss, micro_batch=4)
     train(tmp_path / "whole", config)
@@ -149,6 +150,7 @@ def test_a_taught_run_goes_on_bit_for_bit(loss: str, make: Make, folders: dict[s
         assert scores(tmp_path / "run", metric) == scores(tmp_path / "whole", metric)
 
 
+@pytest.mark.slow
 def test_passes_and_what_is_made_again_do_not_change_what_is_learnt(
     make: Make, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_run_learns_and_records_every_step_and_checkpoint(make: Make, data: Pa
     ]
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_the_gradient(make: Make, whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", make(micro_batch=4))
     expected = losses(whole)
@@ -130,6 +131,7 @@ def test_bf16_trains_in_mixed_precision_and_is_part_of_the_config(make: Make, wh
         train(tmp_path / "run", make())
 
 
+@pytest.mark.slow
 def test_packed_documents_train_and_differ_from_plain_windows(make: Make, whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "one", make(documents=True))
     train(tmp_path / "two", make(documents=True, micro_batch=4))
@@ -268,6 +270,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_optimizer_states_are_kept_as_asked(make: Make, whole: Path, tmp_path: Path) -> None:
     def kept(run: Path) -> list[int]:
         return [

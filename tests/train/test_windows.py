@@ -111,7 +111,8 @@ def test_two_blocks_a_text_are_no_edge(make: Make, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("model", [pytest.param(WINDOWS, marks=pytest.mark.slow), {"arch": "llama"}])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [WINDOWS, {"arch": "llama"}])
 def test_a_run_with_dropout_resumes_to_the_same_bits(make: Make, tmp_path: Path, model: dict[str, Any]) -> None:
     config = make(model=model, dropout=0.2)
     train(tmp_path / "whole", config)

@@ -14,6 +14,7 @@ DAY = 8.64e19
 SPEC_CROSSINGS = {"cosformer2": 2.7e3, "hgrn2": 1.5e6, "tnl": 6e6}  # PFLOP/s-days, where LLaMA overtakes
 
 
+@pytest.mark.slow
 def test_laws_with_constants_cross_twice_once_or_never(power):
     """L_x - L_y = 0.1 + 2 C^-0.3 - 2.09 C^-0.2: positive, negative, positive."""
     x, y = power("x", 2.0, -0.3, 1.6), power("llama", 2.09, -0.2, 1.5)

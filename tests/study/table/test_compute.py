@@ -80,7 +80,9 @@ def table(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("columns", [{"c": "6nd+head", "n_body": "params"}, {"c": "total_flops"}])
+@pytest.mark.parametrize(
+    "columns", [{"c": "6nd+head", "n_body": "params"}, pytest.param({"c": "total_flops"}, marks=pytest.mark.slow)]
+)
 def test_derived_exponents_follow_the_definition(table, columns):
     points = read_points(table, columns=columns, needed=("n", "d", "loss"))
     (fitted,) = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=0))["groups"]
@@ -98,6 +100,7 @@ def test_derived_exponents_follow_the_definition(table, columns):
     json.dumps(fitted, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_without_a_named_column_it_is_six_n_d(table):
     points = read_points(table, columns={}, needed=("n", "d", "loss"))
     (fitted,) = fit_points(points, PointFit("chinchilla", Loss(), bootstrap=0))["groups"]

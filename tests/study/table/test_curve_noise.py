@@ -53,6 +53,7 @@ def test_with_fewer_than_three_degrees_of_freedom_noise_is_assumed():
     assert noise.draw(np.arange(3), 20_000, np.random.default_rng(0)).std() == pytest.approx(0.007, rel=0.02)
 
 
+@pytest.mark.slow
 def test_draws_about_a_line_give_students_interval():
     random = np.random.default_rng(0)
     x = np.linspace(0, 3, 5)

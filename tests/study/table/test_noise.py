@@ -99,6 +99,7 @@ def test_the_correlation_within_units():
     assert correlation_within(own, np.arange(2000)) == 0
 
 
+@pytest.mark.slow
 def test_runs_along_one_ray_make_a_flat_valley():
     n = np.geomspace(1e7, 1e10, 20)
     jitter = np.exp(0.05 * np.random.default_rng(0).normal(size=20))

@@ -61,6 +61,7 @@ def test_losses_and_errors_of_one_table(tmp_path):
     assert group["derived"]["n_opt_exponent"]["value"] == 0.5
 
 
+@pytest.mark.slow
 def test_tables_without_errors_and_with_too_few(tmp_path):
     assert list(fit(write(tmp_path / "p.csv", None))["parameters"]) == ["E", "a", "a_prime", "b"]
     texts = write(tmp_path / "t.csv", 30)

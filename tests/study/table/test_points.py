@@ -89,6 +89,7 @@ def test_rows_that_are_no_numbers_are_named(tmp_path):
         read_points(path, columns={}, needed=NEEDED)
 
 
+@pytest.mark.slow
 def test_groups_are_fitted_apart_and_the_file_is_plain_json(table):
     points = read_points(table, columns={"loss": "my loss"}, needed=NEEDED, group=("arch",))
     result = fit_points(points, PointFit("chinchilla", Loss("l2"), bootstrap=0))
@@ -103,6 +104,7 @@ def test_groups_are_fitted_apart_and_the_file_is_plain_json(table):
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_dropped_rows_warnings_and_refusals(table):
     text = table.read_text().splitlines()
     table.write_text("\n".join([*text, text[1], "c,r9,1e8,1e9,3.0,0", "a,r9,1e8,1e9,20.0,0"]) + "\n")
@@ -125,6 +127,7 @@ def test_dropped_rows_warnings_and_refusals(table):
         parse_drop("highest")
 
 
+@pytest.mark.slow
 def test_flops_in_other_units_are_noticed_and_budgets_are_told_apart(tmp_path):
     lines = ["params,tokens,flops,loss"]
     for row in range(18):

@@ -88,6 +88,7 @@ def test_without_excess_in_the_table_its_decay_is_not_determined(tmp_path):
     assert not group["parameters"]["r_n"]["identified"]
 
 
+@pytest.mark.slow
 def test_bad_tables(tmp_path):
     path = write(tmp_path / "p.csv", (1, 2, 4))
     with pytest.raises(UserError, match=r"no row has more tokens than unique tokens.*use --law chinchilla"):

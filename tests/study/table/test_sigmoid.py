@@ -73,6 +73,7 @@ def test_the_low_end_at_chance(tmp_path):
     assert high["objective"]["value"] > 2 * free["objective"]["value"]
 
 
+@pytest.mark.slow
 def test_what_does_not_saturate_is_said(tmp_path):
     bpb = np.linspace(0.4, 0.9, 40)
     accuracy = sigmoid(bpb, *TRUTH) + 0.01 * np.random.default_rng(1).normal(size=40)

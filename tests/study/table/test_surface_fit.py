@@ -101,6 +101,7 @@ def test_newton_and_scipy_find_the_same_minimum(both):
     np.testing.assert_allclose(ours.vector, theirs.vector, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_what_points_do_not_determine_is_said():
     n = np.repeat(np.geomspace(2e7, 2e10, 8), 3)
     d = np.tile([1e10, 1.01e10, 1.02e10], 8)  # as good as one length: what D costs cannot be told from E
