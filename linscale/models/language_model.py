@@ -122,6 +122,12 @@ class Output(NamedTuple):
     state: State
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """On the meta device without a draw of weights, for which nn.Embedding imports the compiler: two seconds."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding.from_pretrained(weight, freeze=False) if weight.is_meta else nn.Embedding(rows, width)
+
+
 def softmax_mixer(config: LanguageModelConfig, layer: int) -> SoftmaxAttention:
     """A softmax layer: LLaMA's, and those of a hybrid."""
     return SoftmaxAttention(
@@ -144,7 +150,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = embedding(config.vocab_size, config.d_model)
         self.position_encoder: ToeplitzEncoding | None = None
         self.blocks = nn.ModuleList()
         for layer in range(config.n_layers):

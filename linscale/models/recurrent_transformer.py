@@ -25,7 +25,7 @@ from linscale.config import UserError, config
 from linscale.layers import GLU, MLP, AlphaForm, Context, LayerNorm, LeftState, RMSNorm, SRMSNorm, WindowAttention
 from linscale.layers.left_state import MOST
 from linscale.models.block import Block
-from linscale.models.language_model import LanguageModel, LanguageModelConfig
+from linscale.models.language_model import LanguageModel, LanguageModelConfig, embedding
 from linscale.models.recurrent_block import RecurrentBlock
 from linscale.models.recurrent_state import CLOSES, FORGETS, TAKES_OVER
 
@@ -115,7 +115,7 @@ class RecurrentTransformer(LanguageModel):
         norm = LayerNorm if config.recurrence.norm == "layer" else RMSNorm
         super().__init__(config, mixer=window_mixer, norm=norm, activation="silu")
         rows = config.recurrence.table
-        self.places = None if rows is None else nn.Embedding(rows, config.d_model)
+        self.places = None if rows is None else embedding(rows, config.d_model)
 
     def make_block(self, mixer: nn.Module, norm: type[SRMSNorm], activation: Literal["silu"] | None) -> Block:
         config, r = self.config, self.config.recurrence

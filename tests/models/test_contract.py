@@ -208,6 +208,15 @@ def test_loss_is_the_cross_entropy_of_the_logits_and_reaches_every_parameter(arc
 
 
 @pytest.mark.parametrize(("arch", "every"), MODELS)
+def test_on_the_meta_device_nothing_is_drawn(arch, every, monkeypatch):
+    """A normal draw there imports the compiler, in every process that loads a checkpoint."""
+    config = make(arch, every).config
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda *given: pytest.fail("drawn"))
+    with torch.device("meta"):
+        assert build_model(config).embedding.weight.is_meta
+
+
+@pytest.mark.parametrize(("arch", "every"), MODELS)
 def test_init_touches_every_tensor_and_depends_on_the_seed_alone(arch, every):
     again = make(arch, every)
     model = build_model(again.config, seed=1).double()
