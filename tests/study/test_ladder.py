@@ -117,7 +117,7 @@ def test_a_study_runs_once_and_survives_kills(study_file, here, tmp_path):
 
     killed = tmp_path / "killed"
     dice = random.Random(0)
-    for number in range(4):
+    for number in range(3):
         process = subprocess.Popen(
             command("run", study_file, "--out", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -36,6 +36,11 @@ CASES += [("tnl", 2, 2, "cheap", "fp32")]
 SEQUENCES, LENGTH, VOCABULARY = 4, 32, 50
 
 
+def cases_for(ranks: int) -> list[tuple]:
+    """All for four ranks, which may be rows of two; for two ranks every architecture, in hybrids."""
+    return CASES if ranks == 4 else CASES[: 2 * len(SHARING)]
+
+
 def step(case: tuple, ranks: Ranks) -> dict[str, torch.Tensor]:
     """Loss, gradients and weights after one step of the optimizer on a fixed batch, whole."""
     arch, every, _, again, precision = case
@@ -119,7 +124,7 @@ def work(job: str, out: str, last: int = 0) -> None:
     if job == "steps":
         with join_ranks(1, cuda=False) as all_ranks:
             results = {}
-            for case in CASES:
+            for case in cases_for(all_ranks.size):
                 pieces = case[2] or all_ranks.size
                 results[case] = step(case, rows_of(all_ranks, pieces))
             if all_ranks.first:
