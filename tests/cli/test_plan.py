@@ -171,6 +171,7 @@ def test_bad_input_is_one_line(capsys, words, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_fit_without_the_architecture_is_one_line(fit, capsys):
     assert main(["plan", "--flops", "1e20", "--arch", "llama", "--fit", fit]) == 2
     assert "no group 'llama'; it has hgrn2, tnl" in capsys.readouterr().err

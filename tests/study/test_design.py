@@ -139,6 +139,7 @@ def test_seeds_are_repeated_only_where_that_pays():
     assert choose([always], limits).max() > 1
 
 
+@pytest.mark.slow
 def test_a_designed_ladder_leaves_less_variance_than_even_and_random_ones(designed):
     n, d, limits, counts = designed
     question = KNOWN.question(n, d)

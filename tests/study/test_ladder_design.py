@@ -56,6 +56,7 @@ def test_the_ladder_is_within_its_budget_and_costs_what_it_says(known, ladder):
         assert each.after[1] < each.now[1]
 
 
+@pytest.mark.slow
 def test_a_study_could_fit_it_and_could_not_fit_two_sizes(known, ladder):
     assert not ladder.warnings
     assert all(has_envelope(known[arch], LAWS[arch], ladder.rungs, LENGTH) for arch in known)
@@ -67,6 +68,7 @@ def test_a_budget_for_fewer_than_four_sizes_says_what_they_take(known):
         design_ladder(known, LAWS, budget=1e13, length=LENGTH, vocab_size=VOCAB, runs=10)
 
 
+@pytest.mark.slow
 def test_the_file_plans_the_same_runs_each_with_its_own_recipe_and_seeds(ladder):
     small = Rung(Shape(32, 1, 16, 96), recipe(1.3e4, 2e7, LENGTH), seeds=2)
     both = type(ladder)((small, *ladder.rungs), 1.0, 1.0, ladder.certainty, ())

@@ -123,6 +123,7 @@ def test_attention_transfer_teaches_every_layer_and_leaves_the_rest(
     assert {name for name in after if not torch.equal(before[name], after[name])} == new
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teachers_predictions(
     make: Make, folders: dict[str, Path], tmp_path: Path
 ) -> None:
