@@ -236,14 +236,17 @@ def filled(page: str, results: Path) -> str:
 
     def replace(place: re.Match[str]) -> str:
         asked, names, kind, pattern = place[1], place[2], place[3], place[4] or ""
-        part, rows, missing = "groups" if kind in GROUPS else "rows", [], []
+        part = "groups" if kind in GROUPS else "rows"
+        rows, missing = [], []
         for name in names.split("+"):
             path = results / f"{name}.json"
             found = json.loads(path.read_text())[part] if path.exists() else []
             rows += [row for row in found if re.search(pattern, row.get("arm", ""))]
-            missing += [] if found else [f"No results of {name} yet."]
+            if not found:
+                missing.append(f"No results of {name} yet.")
         table = KINDS[kind](rows) if rows else []
-        text = "\n\n".join(([markdown(table)] if len(table) > 1 else []) + missing) or "No such results yet."
+        shown = [markdown(table)] if len(table) > 1 else []
+        text = "\n\n".join(shown + missing) or "No such results yet."
         return f"<!-- {asked} -->\n\n{text}\n\n<!-- end -->"
 
     place = rf"<!-- (table ([\w.+-]+) ({'|'.join(KINDS)})(?: of (\S+))?) -->.*?<!-- end -->"

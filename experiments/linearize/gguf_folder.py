@@ -23,8 +23,7 @@ import transformers
 from gguf import GGUFReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MARKS = {"bos_token_id", "eos_token_id"}
-NAMED = {f"tokenizer.ggml.{name}" for name in ("pre", *MARKS)}
+MARKS = ("bos_token_id", "eos_token_id")
 
 
 def main() -> None:
@@ -54,8 +53,8 @@ def convert(file: Path, out: Path, dtype: torch.dtype) -> None:
     model = type(loaded)(config).to(dtype)
     model.load_state_dict(loaded.state_dict())
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    said = {key.removeprefix("tokenizer.ggml."): field.contents() for key, field in GGUFReader(file).fields.items()
-            if key in NAMED}  # fmt: skip
+    fields = GGUFReader(file).fields
+    said = {name: fields[key].contents() for name in ("pre", *MARKS) if (key := f"tokenizer.ggml.{name}") in fields}
     if said.get("pre") == "smollm":
         kinds = tokenizers.pre_tokenizers
         steps = [kinds.Digits(individual_digits=True), kinds.ByteLevel(add_prefix_space=False)]
